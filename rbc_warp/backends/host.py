@@ -1,0 +1,119 @@
+"""The host backend: WarpDrive's managers on the CPU. "Device memory" is torch tensors; kernels are C++ functions."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+import torch
+from warp_drive.managers.data_manager import CUDADataManager
+from warp_drive.managers.function_manager import CUDAFunctionManager
+
+from rbc_warp.backends.build import build_host
+from rbc_warp.backends.kernels import DEFAULT_KERNELS, LOSS_KERNEL, Heads
+
+# Below so many agents in all environments, waking a second thread costs more than it saves.
+SMALL_WORK = 4096
+
+
+class HostDataManager(CUDADataManager):
+    """Keeps every array as a torch tensor in main memory, torch-accessible or not."""
+
+    def __init__(self, **sizes):
+        self._tensors: dict[str, torch.Tensor] = {}
+        super().__init__(**sizes)
+
+    def _to_device(self, name: str, name_on_device: str | None = None, torch_accessible: bool = False):
+        target = name if name_on_device is None else name_on_device
+        assert target not in self._device_data_pointer
+        tensor = torch.from_numpy(self._host_data[name]).clone()  # a start value and its copy are two arrays
+        self._tensors[target] = tensor
+        self._device_data_pointer[target] = ctypes.c_void_p(tensor.data_ptr())
+        if torch_accessible:
+            self._device_data_via_torch[target] = tensor
+
+    def pull_data_from_device(self, name: str):
+        if name in self._scalar_data_list:
+            return self._host_data[name]
+        return self._tensors[name].numpy().copy()
+
+    def reset_device(self, name: str | None = None):
+        for key in self._host_data if name is None else [name]:
+            if key in self._tensors:
+                self._tensors[key].copy_(torch.from_numpy(self._host_data[key]))
+
+
+class HostFunction:
+    """A C++ function behind the call that WarpDrive makes to a CUDA kernel."""
+
+    _CONVERSIONS = {np.int32: ctypes.c_int32, np.float32: ctypes.c_float}
+
+    def __init__(self, function, num_agents: int):
+        self._function = function
+        self._function.restype = None
+        self._num_agents = num_agents
+
+    def __call__(self, *arguments, block=None, grid=(1, 1)):
+        num_envs = int(grid[0])
+        converted = [
+            self._CONVERSIONS[type(a)](a) if type(a) in self._CONVERSIONS else a for a in arguments
+        ]
+        self._function(num_envs, threads_for(num_envs * self._num_agents), *converted)
+
+
+def threads_for(work: int) -> int:
+    """torch's number of threads, or one where the work is too small to share."""
+    return torch.get_num_threads() if work >= SMALL_WORK else 1
+
+
+class HostFunctionManager(CUDAFunctionManager):
+    """Loads the C++ library; one call serves all environments of a "grid"."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, **sizes):
+        super().__init__(**sizes)
+        self._functions: dict[str, HostFunction] = {}
+        self.library = load_library()
+
+    def initialize_default_functions(self):
+        self.initialize_functions(DEFAULT_KERNELS)
+        self._default_functions_initialized = True
+
+    def initialize_functions(self, func_names: list[str] | None = None):
+        for name in func_names or []:
+            self._functions[name] = HostFunction(getattr(self.library, name), self._num_agents)
+
+    def initialize_shared_constants(self, data_manager, constant_names=None):
+        """Constants are ordinary arrays here."""
+
+    def _get_function(self, fname: str) -> HostFunction:
+        return self._functions[fname]
+
+    @staticmethod
+    def pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
+        assert tensor.is_contiguous()
+        return ctypes.c_void_p(tensor.data_ptr())
+
+    def loss(self, heads: Heads, logits, sample, weights, statistics) -> None:
+        """Replaces ``logits`` (rows, actions+1) by the loss gradient; adds the loss statistics to ``statistics``."""
+        rows = logits.shape[0]
+        getattr(self.library, LOSS_KERNEL)(
+            rows,
+            threads_for(rows * 16),
+            len(heads.sizes),
+            self.pointer(heads.offsets),
+            self.pointer(heads.allowed),
+            self.pointer(logits),
+            int(logits.dtype == torch.bfloat16),
+            *(self.pointer(sample[name]) for name in ("actions", "log_probability", "advantage", "target", "value")),
+            self.pointer(weights),
+            self.pointer(statistics),
+        )
+
+
+def load_library() -> ctypes.CDLL:
+    """The built library. torch is loaded before it, so both use one pool of threads."""
+    library = ctypes.CDLL(str(build_host()))
+    library.RbcTables.restype = ctypes.c_char_p
+    return library

@@ -1,0 +1,104 @@
+"""What both backends share: WarpDrive's reset and sampler, run by our own kernels, and the fused loss.
+
+A kernel is called as WarpDrive calls its own, ``kernel(*arguments, block=…, grid=(environments, 1))``; pointers come
+from the data manager or from :meth:`Kernels.pointer`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from warp_drive.managers.data_manager import CUDADataManager
+from warp_drive.managers.function_manager import CUDAEnvironmentReset, CUDAFunctionManager, CUDASampler
+
+from rbc_warp.economy import AGENT_TYPES
+
+THREADS_PER_BLOCK = 128
+RESET_KERNEL, SAMPLE_KERNEL, LOSS_KERNEL = "CudaRbcReset", "CudaRbcSample", "CudaRbcLoss"
+DEFAULT_KERNELS = [RESET_KERNEL, SAMPLE_KERNEL, LOSS_KERNEL]
+
+# The order of the words and figures that the kernels index by name (a test compares it with the built library).
+DRAW_WORDS = ("SEED", "ITERATION", "FIRST_ENVIRONMENT", "STREAM", "FLAGS")
+LOSS_PARAMETERS = ("CLIP", "ENTROPY_WEIGHT", "VALUE_WEIGHT", "ROW_WEIGHT", "USE_PPO")
+LOSS_STATISTICS = ("policy_loss", "value_loss", "entropy", "kl", "clipped")
+DRAW_GREEDY, DRAW_FROM_PROBABILITIES, DRAW_BFLOAT16 = 1, 2, 4
+
+
+class Kernels(Protocol):
+    """What a backend's function manager adds to WarpDrive's."""
+
+    def pointer(self, tensor: torch.Tensor): ...
+    def loss(self, heads: Heads, logits: torch.Tensor, sample: dict[str, torch.Tensor], weights: torch.Tensor,
+             statistics: torch.Tensor) -> None: ...
+
+
+class Heads:
+    """The action heads of one agent type on a device: ``offsets`` (heads+1,) int32, ``allowed`` (actions,) uint8."""
+
+    def __init__(self, sizes: list[int], device: torch.device | str):
+        self.sizes = list(sizes)
+        self.num_actions = sum(sizes)
+        self.offsets = torch.tensor([0, *np.cumsum(sizes)], dtype=torch.int32, device=device)
+        self.allowed = torch.ones(self.num_actions, dtype=torch.uint8, device=device)
+
+
+class RbcReset(CUDAEnvironmentReset):
+    """Resets environments in one kernel, which also applies the curriculum's factor to θ."""
+
+    def register_custom_reset_function(self, data_manager: CUDADataManager, reset_function_name: str | None = None):
+        self._cuda_custom_reset = self._function_manager.get_function(RESET_KERNEL)
+
+    def init_reset_pool(self, data_manager: CUDADataManager, seed: int | None = None):
+        """There is no pool: every episode starts alike."""
+
+    def reset_when_done(self, data_manager: CUDADataManager, mode: str = "if_done", undo_done_after_reset: bool = True):
+        if mode not in ("if_done", "force_reset"):
+            raise ValueError(f"unknown reset mode {mode!r}; use 'if_done' or 'force_reset'")
+        names = [f"observations_{agent}" for agent in ("government", "consumer", "firm")]
+        pointers = [data_manager.device_data(name) for name in ("sizes", "stage", "_done_", "_timestep_")]
+        states = [data_manager.device_data(name) for name in names]
+        starts = [data_manager.device_data(f"{name}_at_reset") for name in names]
+        self._cuda_custom_reset(
+            *pointers, np.int32(mode == "force_reset"), *states, *starts, block=self._block, grid=self._grid
+        )
+
+
+class RbcSampler(CUDASampler):
+    """Draws the actions of all agents and heads in one kernel. Nothing is stored: a draw depends on its coordinates
+    (seed, iteration, period, environment, agent, head) only."""
+
+    def __init__(self, function_manager: CUDAFunctionManager):
+        super().__init__(function_manager)
+        self._kernel = function_manager.get_function(SAMPLE_KERNEL)
+        self.seed = 0
+
+    def init_random(self, seed: int | None = None):
+        self.seed = int(seed or 0)
+        self._random_initialized = True
+
+    def register_actions(self, data_manager, action_name, num_actions, is_deterministic=False):
+        """The kernel keeps no cumulative distributions, so there is nothing to register."""
+
+    def sample(self, data_manager: CUDADataManager, distribution: dict[str, torch.Tensor], action_name: str = "",
+               *, heads: dict[str, Heads], **sample_params):
+        """Draws into ``sampled_actions_<type>`` and, at the period's slot, into the ``*_batch_<type>`` arrays.
+
+        distribution: per type (E, n, actions+1) logits of all heads, then the value; worked on in place.
+        heads: per type the head table and mask. The other coordinates stand in the array ``draw_words``.
+        """
+        manager = self._function_manager
+        arguments = [data_manager.device_data(name) for name in ("sizes", "draw_words", "_timestep_")]
+        for agent in AGENT_TYPES:
+            arguments += [
+                np.int32(len(heads[agent].sizes)),
+                manager.pointer(heads[agent].offsets),
+                manager.pointer(heads[agent].allowed),
+                manager.pointer(distribution[agent]),
+                data_manager.device_data(f"sampled_actions_{agent}"),
+                data_manager.device_data(f"sampled_actions_batch_{agent}"),
+                data_manager.device_data(f"log_probabilities_batch_{agent}"),
+                data_manager.device_data(f"values_batch_{agent}"),
+            ]
+        self._kernel(*arguments, block=self._block, grid=self._grid)

@@ -1,0 +1,316 @@
+// The economy, one function per numbered step of the model, in the order and under the names of reference.py.
+//
+// A Team says how agents are spread: `each(n, f)` calls f(0..n-1), in a plain loop on the host and over a block's
+// threads on the device; `each_group(n, f)` does so for work that contains sums; `sum(n, term)` adds term(0..n-1) in
+// 32 interleaved partial sums folded as a binary tree, so that host and device round alike; `barrier()` ends a phase.
+// No thread index, shared memory or global stands here.
+#pragma once
+
+#include "numerics.h"
+
+namespace rbc {
+
+#define RBC_SIZES(X) X(NUM_CONSUMERS) X(NUM_FIRMS) X(NUM_PERIODS) X(NUM_CONSUMPTION_CHOICES) X(NUM_WORK_CHOICES) \
+  X(NUM_FIRM_ACTIONS) X(NUM_GOVERNMENT_ACTIONS)
+#define RBC_PARAMETERS(X) X(TECHNOLOGY) X(BUDGET_DRIP) X(INTEREST_RATE) X(CRRA) X(LABOR_FLOOR) X(USE_IMPORTER) \
+  X(IMPORTER_PRICE) X(IMPORTER_QUANTITY) X(BOOST_FIRM_REWARD_FACTOR) X(FIRM_REWARD_FOR_GOVERNMENT_FACTOR) \
+  X(CONSUMER_PENALTY_SCALE) X(FIRM_PENALTY_SCALE)
+#define RBC_STAGE(X) X(THETA_FACTOR) X(CONSUMER_NOPONZI) X(FIRM_NOPONZI)
+#define RBC_CONSUMER(X) X(CONSUMER_BUDGET) X(CONSUMER_THETA)
+#define RBC_FIRM(X) X(FIRM_BUDGET) X(FIRM_CAPITAL) X(FIRM_ALPHA) X(FIRM_ONE_HOT)
+
+#define RBC_ENUMERATOR(name) name,
+enum Size { RBC_SIZES(RBC_ENUMERATOR) NUM_SIZES };
+enum Parameter { RBC_PARAMETERS(RBC_ENUMERATOR) NUM_PARAMETERS };
+enum StageValue { RBC_STAGE(RBC_ENUMERATOR) NUM_STAGE_VALUES };
+enum ConsumerState { RBC_CONSUMER(RBC_ENUMERATOR) CONSUMER_PRIVATE_SIZE };
+enum FirmState { RBC_FIRM(RBC_ENUMERATOR) FIRM_PRIVATE_HEAD };  // ONE_HOT begins a row of NUM_FIRMS
+#undef RBC_ENUMERATOR
+static_assert(NUM_SIZES == 7 && NUM_PARAMETERS == 12 && NUM_STAGE_VALUES == 3, "tables of env.py");
+static_assert(CONSUMER_PRIVATE_SIZE == 2 && FIRM_ONE_HOT == 3, "layout of economy.py");
+
+// Everything a step reads and writes, as WarpDrive's data manager holds it. E environments, I consumers, J firms.
+#define RBC_STEP_ARGUMENTS                                                                                        \
+  const int *sizes, const float *parameters, const float *stage, const float *consumption_choices,               \
+      const float *work_choices, const float *firm_choices, const float *government_choices,                     \
+      float *public_state, float *consumer_state, float *firm_state, const int *consumer_actions,                \
+      const int *firm_actions, const int *government_actions, float *consumer_rewards, float *firm_rewards,      \
+      float *government_rewards, float *consumption, float *exports, float *hours, int *employer, float *spending, \
+      int *done, int *timestep
+#define RBC_STEP_VALUES                                                                                           \
+  sizes, parameters, stage, consumption_choices, work_choices, firm_choices, government_choices, public_state,   \
+      consumer_state, firm_state, consumer_actions, firm_actions, government_actions, consumer_rewards,          \
+      firm_rewards, government_rewards, consumption, exports, hours, employer, spending, done, timestep
+
+// One environment's slices of those arrays.
+struct Environment {
+  int num_consumers, num_firms, num_periods;
+  const float *parameters, *stage, *consumption_choices, *work_choices;
+  float *prices, *wages, *inventories, *overdemanded, *income_tax, *corporate_tax, *time;
+  float *consumer, *firm;           // (I, 2), (J, 3+J)
+  const int* actions;               // (I, J+2)
+  const int* firm_actions;          // (J,)
+  const float* firm_choices;        // (k, 3)
+  const float* government_choice;   // (2,)
+  float *consumer_rewards, *firm_rewards, *government_reward;
+  float* consumption;               // (J, I): affordable demand, then units consumed
+  float* exports;                   // (J,)
+  float *hours, *spending;          // (I,)
+  int* employer;                    // (I,)
+  int *done, *timestep;
+
+  RBC_FN float parameter(Parameter p) const { return parameters[p]; }
+  RBC_FN float& budget(int i) const { return consumer[i * CONSUMER_PRIVATE_SIZE + CONSUMER_BUDGET]; }
+  RBC_FN float theta(int i) const { return consumer[i * CONSUMER_PRIVATE_SIZE + CONSUMER_THETA]; }
+  RBC_FN float& firm_budget(int j) const { return firm[j * (FIRM_ONE_HOT + num_firms) + FIRM_BUDGET]; }
+  RBC_FN float& capital(int j) const { return firm[j * (FIRM_ONE_HOT + num_firms) + FIRM_CAPITAL]; }
+  RBC_FN float alpha(int j) const { return firm[j * (FIRM_ONE_HOT + num_firms) + FIRM_ALPHA]; }
+  RBC_FN bool last_period() const { return *timestep + 1 >= num_periods; }
+};
+
+RBC_FN int public_size(int num_firms) { return 4 * num_firms + 3; }
+
+RBC_FN Environment environment(int e, RBC_STEP_ARGUMENTS) {
+  const int I = sizes[NUM_CONSUMERS], J = sizes[NUM_FIRMS];
+  const size_t at = static_cast<size_t>(e);
+  float* open = public_state + at * public_size(J);
+  Environment env;
+  env.num_consumers = I;
+  env.num_firms = J;
+  env.num_periods = sizes[NUM_PERIODS];
+  env.parameters = parameters;
+  env.stage = stage;
+  env.consumption_choices = consumption_choices;
+  env.work_choices = work_choices;
+  env.prices = open;
+  env.wages = open + J;
+  env.inventories = open + 2 * J;
+  env.overdemanded = open + 3 * J;
+  env.income_tax = open + 4 * J;
+  env.corporate_tax = open + 4 * J + 1;
+  env.time = open + 4 * J + 2;
+  env.consumer = consumer_state + at * I * CONSUMER_PRIVATE_SIZE;
+  env.firm = firm_state + at * J * (FIRM_ONE_HOT + J);
+  env.actions = consumer_actions + at * I * (J + 2);
+  env.firm_actions = firm_actions + at * J;
+  env.firm_choices = firm_choices;
+  env.government_choice = government_choices + 2 * government_actions[e];
+  env.consumer_rewards = consumer_rewards + at * I;
+  env.firm_rewards = firm_rewards + at * J;
+  env.government_reward = government_rewards + e;
+  env.consumption = consumption + at * J * I;
+  env.exports = exports + at * J;
+  env.hours = hours + at * I;
+  env.spending = spending + at * I;
+  env.employer = employer + at * I;
+  env.done = done + e;
+  env.timestep = timestep + e;
+  return env;
+}
+
+// What firms and government know within a period; J floats each, in a team's scratch memory.
+struct Scratch {
+  float *labor, *ration, *sold, *corporate_tax;
+  RBC_FN Scratch(float* memory, int num_firms)
+      : labor(memory), ration(memory + num_firms), sold(memory + 2 * num_firms), corporate_tax(memory + 3 * num_firms) {}
+};
+constexpr int kScratchPerFirm = 4;
+
+// Step 1: asked demand, scaled to what the budget buys. Also notes hours and employer.
+template <class Team> RBC_FN void affordable_demand(Team& team, const Environment& env) {
+  const int I = env.num_consumers, J = env.num_firms;
+  team.each(I, [&](int i) {
+    env.hours[i] = env.work_choices[env.actions[i * (J + 2) + J]];
+    env.employer[i] = env.actions[i * (J + 2) + J + 1];
+    env.spending[i] = 0.0f;
+  });
+  for (int j = 0; j < J; ++j) {
+    const float price = env.prices[j];
+    float* const demand = env.consumption + static_cast<size_t>(j) * I;
+    team.each(I, [&](int i) {
+      const float asked = env.consumption_choices[env.actions[i * (J + 2) + j]];
+      demand[i] = asked;
+      env.spending[i] = fma(price, asked, env.spending[i]);
+    });
+  }
+  team.each(I, [&](int i) {
+    const float cost = env.spending[i], budget = env.budget(i);
+    const bool unaffordable = cost > 0.0f && cost > budget;
+    env.spending[i] = unaffordable ? maximum(budget, 0.0f) / cost : 1.0f;
+  });
+  for (int j = 0; j < J; ++j) {
+    float* const demand = env.consumption + static_cast<size_t>(j) * I;
+    team.each(I, [&](int i) { demand[i] *= env.spending[i]; });
+  }
+}
+
+// Steps 2 and 3: total demand and labour of each firm, and the share of demand that its inventory serves.
+template <class Team> RBC_FN void ration(Team& team, const Environment& env, const Scratch& scratch) {
+  const int I = env.num_consumers;
+  team.each_group(env.num_firms, [&](int j) {
+    const float* const demand = env.consumption + static_cast<size_t>(j) * I;
+    const float total = team.sum(I, [&](int i) { return demand[i]; });
+    const float labor = team.sum(I, [&](int i) { return env.employer[i] == j ? env.hours[i] : 0.0f; });
+    if (team.leads()) {
+      const float inventory = env.inventories[j];
+      const bool rationed = total > 0.0f && total > inventory;
+      scratch.labor[j] = labor;
+      scratch.ration[j] = rationed ? inventory / total : 1.0f;
+      env.overdemanded[j] = rationed ? 1.0f : 0.0f;
+    }
+  });
+}
+
+RBC_FN float utility(float consumption, float crra) {
+  const float log_units = log1p(consumption);
+  return crra == 1.0f ? log_units : expm1((1.0f - crra) * log_units) / (1.0f - crra);
+}
+
+// Steps 3 and 4: units served, their utility less the disutility of work, and the bill.
+template <class Team> RBC_FN void consume(Team& team, const Environment& env, const Scratch& scratch) {
+  const int I = env.num_consumers;
+  const float crra = env.parameter(CRRA);
+  team.each(I, [&](int i) {
+    env.consumer_rewards[i] = -0.5f * env.theta(i) * env.hours[i];
+    env.spending[i] = 0.0f;
+  });
+  for (int j = 0; j < env.num_firms; ++j) {
+    const float price = env.prices[j], share = scratch.ration[j];
+    float* const units = env.consumption + static_cast<size_t>(j) * I;
+    team.each(I, [&](int i) {
+      const float served = units[i] * share;
+      units[i] = served;
+      env.spending[i] = fma(price, served, env.spending[i]);
+      env.consumer_rewards[i] += utility(served, crra);
+    });
+  }
+}
+
+// Y = A k^(1-alpha) L^alpha; a workforce below the floor produces nothing.
+RBC_FN float produce(const Environment& env, int j, float labor) {
+  const float alpha = env.alpha(j);
+  const float effective = labor < env.parameter(LABOR_FLOOR) ? 0.0f : labor;
+  return env.parameter(TECHNOLOGY) * power(env.capital(j), 1.0f - alpha) * power(effective, alpha);
+}
+
+RBC_FN float with_interest(const Environment& env, float budget) {
+  return budget > 0.0f ? budget * (1.0f + env.parameter(INTEREST_RATE)) : budget;
+}
+
+// Steps 5, 6, 7 and 10 for firms: exports, accounts, production, budgets. Posted prices and wages stay as they are.
+template <class Team> RBC_FN void run_firms(Team& team, const Environment& env, const Scratch& scratch) {
+  const int I = env.num_consumers;
+  team.each_group(env.num_firms, [&](int j) {
+    const float* const units = env.consumption + static_cast<size_t>(j) * I;
+    const float total = team.sum(I, [&](int i) { return units[i]; });
+    if (!team.leads()) return;
+    const float price = env.prices[j], inventory = env.inventories[j], labor = scratch.labor[j];
+    const float sold = minimum(total, inventory);  // rounding must not sell what is not there
+    const bool exporting = env.parameter(USE_IMPORTER) != 0.0f && price >= env.parameter(IMPORTER_PRICE);
+    const float left = inventory - sold;
+    const float exported = exporting ? minimum(left, env.parameter(IMPORTER_QUANTITY)) : 0.0f;
+    const float revenue = price * (sold + exported);
+    const float gross = revenue - env.wages[j] * labor;
+    const float share = env.firm_choices[env.firm_actions[j] * 3 + 2];
+    const float investment = maximum(share * gross, 0.0f);
+    const float profit = gross - investment;
+    const float tax = *env.corporate_tax * maximum(profit, 0.0f);
+    const float gain = profit - tax;
+    const float budget = env.firm_budget(j) + gain;
+    const float boost = env.parameter(BOOST_FIRM_REWARD_FACTOR);
+    const float settled = with_interest(env, budget);
+    float reward = gain + (boost != 0.0f && budget > 0.0f ? boost * revenue : 0.0f);
+    if (env.last_period()) {
+      reward -= env.stage[FIRM_NOPONZI] * maximum(-settled, 0.0f) / env.parameter(FIRM_PENALTY_SCALE);
+    }
+    env.firm_rewards[j] = reward;
+    env.exports[j] = exported;
+    scratch.corporate_tax[j] = tax;
+    env.inventories[j] = left - exported + produce(env, j, labor);
+    env.firm_budget(j) = settled;
+    env.capital(j) += investment;
+  });
+}
+
+// Steps 8 and 10 for consumers: wages, taxes, the equal share of all taxes, budgets.
+template <class Team> RBC_FN void redistribute(Team& team, const Environment& env, const Scratch& scratch) {
+  const int I = env.num_consumers;
+  const float rate = *env.income_tax;
+  const auto wage_income = [&](int i) { return env.wages[env.employer[i]] * env.hours[i]; };
+  const float income_taxes = team.sum(I, [&](int i) { return rate * wage_income(i); });
+  const float corporate_taxes = team.sum(env.num_firms, [&](int j) { return scratch.corporate_tax[j]; });
+  const float transfer = (income_taxes + corporate_taxes) / static_cast<float>(I) + env.parameter(BUDGET_DRIP);
+  const bool last = env.last_period();
+  team.each(I, [&](int i) {
+    const float change = fma(1.0f - rate, wage_income(i), transfer) - env.spending[i];
+    const float settled = with_interest(env, env.budget(i) + change);
+    env.budget(i) = settled;
+    const float penalty = env.stage[CONSUMER_NOPONZI] * maximum(-settled, 0.0f) / env.parameter(CONSUMER_PENALTY_SCALE);
+    env.consumer_rewards[i] -= last ? penalty : 0.0f;
+  });
+}
+
+// Steps 9 and 11: post the new prices, wages and taxes; reward the government; advance time.
+template <class Team> RBC_FN void govern(Team& team, const Environment& env) {
+  const float weight = env.parameter(FIRM_REWARD_FOR_GOVERNMENT_FACTOR);
+  team.each(env.num_firms, [&](int j) {
+    env.prices[j] = env.firm_choices[env.firm_actions[j] * 3];
+    env.wages[j] = env.firm_choices[env.firm_actions[j] * 3 + 1];
+  });
+  const float consumers = team.sum(env.num_consumers, [&](int i) { return env.consumer_rewards[i]; });
+  const float firms = team.sum(env.num_firms, [&](int j) { return env.firm_rewards[j]; });
+  if (team.first()) {
+    *env.government_reward = weight != 0.0f ? fma(weight, firms, consumers) : consumers;
+    *env.income_tax = env.government_choice[0];
+    *env.corporate_tax = env.government_choice[1];
+    *env.time += 1.0f;
+    *env.timestep += 1;
+    *env.done = *env.timestep >= env.num_periods ? 1 : 0;
+  }
+}
+
+// One period.
+template <class Team> RBC_FN void step(Team& team, const Environment& env, const Scratch& scratch) {
+  affordable_demand(team, env);
+  team.barrier();
+  ration(team, env, scratch);
+  team.barrier();
+  consume(team, env, scratch);
+  team.barrier();
+  run_firms(team, env, scratch);
+  team.barrier();
+  redistribute(team, env, scratch);
+  team.barrier();
+  govern(team, env);
+}
+
+#define RBC_RESET_ARGUMENTS                                                                                     \
+  const int *sizes, const float *stage, int *done, int *timestep, int force, float *public_state,              \
+      float *consumer_state, float *firm_state, const float *public_start, const float *consumer_start,        \
+      const float *firm_start
+#define RBC_RESET_VALUES                                                                                        \
+  sizes, stage, done, timestep, force, public_state, consumer_state, firm_state, public_start, consumer_start, \
+      firm_start
+
+// Starting values, θ times the curriculum's factor, for environment e if it is done or the reset is forced.
+template <class Team> RBC_FN void reset(Team& team, int e, RBC_RESET_ARGUMENTS) {
+  if (!force && !done[e]) return;
+  const int I = sizes[NUM_CONSUMERS], J = sizes[NUM_FIRMS];
+  const size_t open = static_cast<size_t>(e) * public_size(J);
+  const size_t consumers = static_cast<size_t>(e) * I * CONSUMER_PRIVATE_SIZE;
+  const size_t firms = static_cast<size_t>(e) * J * (FIRM_ONE_HOT + J);
+  team.each(public_size(J), [&](int n) { public_state[open + n] = public_start[open + n]; });
+  team.each(J * (FIRM_ONE_HOT + J), [&](int n) { firm_state[firms + n] = firm_start[firms + n]; });
+  team.each(I, [&](int i) {
+    const size_t at = consumers + static_cast<size_t>(i) * CONSUMER_PRIVATE_SIZE;
+    consumer_state[at + CONSUMER_BUDGET] = consumer_start[at + CONSUMER_BUDGET];
+    consumer_state[at + CONSUMER_THETA] = consumer_start[at + CONSUMER_THETA] * stage[THETA_FACTOR];
+  });
+  team.barrier();
+  if (team.first()) {
+    done[e] = 0;
+    timestep[e] = 0;
+  }
+}
+
+}  // namespace rbc

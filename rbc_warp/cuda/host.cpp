@@ -1,0 +1,216 @@
+// The kernels on a CPU: the functions of economy.h and heads.h over environments and rows, shared among threads.
+// Entry points take the same arguments as those of kernels.cu, after the number of environments and of threads.
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+#include <math.h>
+#include <omp.h>
+
+#include <vector>
+
+#include "economy.h"
+#include "heads.h"
+
+using namespace rbc;
+
+namespace {
+
+struct HostTeam {
+  template <class F> RBC_FN void each(int n, F f) {
+#pragma GCC ivdep
+    for (int i = 0; i < n; ++i) f(i);
+  }
+  template <class F> RBC_FN void each_group(int n, F f) {
+    for (int j = 0; j < n; ++j) f(j);
+  }
+  template <class F> RBC_FN float sum(int n, F term) {
+    float partial[32] = {};
+    int i = 0;
+    for (; i + 32 <= n; i += 32) {
+      for (int lane = 0; lane < 32; ++lane) partial[lane] += term(i + lane);
+    }
+    for (int lane = 0; i + lane < n; ++lane) partial[lane] += term(i + lane);
+    for (int width = 16; width > 0; width /= 2) {
+      for (int lane = 0; lane < width; ++lane) partial[lane] += partial[lane + width];
+    }
+    return partial[0];
+  }
+  RBC_FN bool leads() const { return true; }
+  RBC_FN bool first() const { return true; }
+  RBC_FN void barrier() {}
+};
+
+RBC_FN float from_bfloat16(uint16_t x) { return bits<float>(static_cast<uint32_t>(x) << 16); }
+RBC_FN uint16_t to_bfloat16(float x) {  // round to nearest even; the values here are finite
+  const uint32_t b = bits<uint32_t>(x);
+  return static_cast<uint16_t>((b + 0x7fffu + ((b >> 16) & 1u)) >> 16);
+}
+
+// Up to sixteen rows of `width` numbers, held side by side.
+struct Rows {
+  std::vector<Floats> x;
+  explicit Rows(int width) : x(width) {}
+
+  void load(const void* from, bool bfloat16, size_t row, int rows, int width) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const size_t at = (row + (lane < rows ? lane : 0)) * width;  // unused lanes repeat the first row
+      float* to = reinterpret_cast<float*>(x.data()) + lane;
+      if (bfloat16) {
+        const uint16_t* source = static_cast<const uint16_t*>(from) + at;
+        for (int k = 0; k < width; ++k) to[k * kLanes] = from_bfloat16(source[k]);
+      } else {
+        const float* source = static_cast<const float*>(from) + at;
+        for (int k = 0; k < width; ++k) to[k * kLanes] = source[k];
+      }
+    }
+  }
+  void store(void* into, bool bfloat16, size_t row, int rows, int width) const {
+    for (int lane = 0; lane < rows; ++lane) {
+      const size_t at = (row + lane) * width;
+      const float* from = reinterpret_cast<const float*>(x.data()) + lane;
+      if (bfloat16) {
+        uint16_t* target = static_cast<uint16_t*>(into) + at;
+        for (int k = 0; k < width; ++k) target[k] = to_bfloat16(from[k * kLanes]);
+      } else {
+        float* target = static_cast<float*>(into) + at;
+        for (int k = 0; k < width; ++k) target[k] = from[k * kLanes];
+      }
+    }
+  }
+};
+
+Floats gather(const float* from, int rows) {
+  Floats out = {};
+  for (int lane = 0; lane < rows; ++lane) out[lane] = from[lane];
+  return out;
+}
+
+// Draws for the agents of one type in environment e.
+void sample_type(Rows& rows, int e, int num_envs, int num_agents, int first_agent, const int* draw_words, int period,
+                 RBC_SAMPLE_TYPE(type)) {
+  const Heads heads = {type_heads, type_offsets, type_allowed};
+  const int width = heads.num_actions() + 1, flags = draw_words[DRAW_FLAGS];
+  const DrawKey key = {static_cast<uint32_t>(draw_words[DRAW_SEED]), static_cast<uint32_t>(draw_words[DRAW_ITERATION]),
+                       static_cast<uint32_t>(period), static_cast<uint32_t>(draw_words[DRAW_STREAM])};
+  const Unsigneds environment = Unsigneds{} + static_cast<uint32_t>(draw_words[DRAW_FIRST_ENVIRONMENT] + e);
+  const size_t row = static_cast<size_t>(e) * num_agents;
+  const size_t slot = (static_cast<size_t>(period) * num_envs + e) * num_agents;
+  for (int i = 0; i < num_agents; i += kLanes) {
+    const int count = num_agents - i < kLanes ? num_agents - i : kLanes;
+    rows.load(type_logits, flags & DRAW_BFLOAT16, row + i, count, width);
+    const Floats value = rows.x[heads.num_actions()];
+    Unsigneds agent;
+    for (int lane = 0; lane < kLanes; ++lane) agent[lane] = static_cast<uint32_t>(first_agent + i + lane);
+    const Floats log_probability =
+        draw_actions<Floats>(rows.x.data(), 1, heads, key, agent, environment, flags, [&](int h, Ints chosen) {
+          for (int lane = 0; lane < count; ++lane) {
+            type_actions[(row + i + lane) * heads.num_heads + h] = chosen[lane];
+            type_actions_batch[(slot + i + lane) * heads.num_heads + h] = chosen[lane];
+          }
+        });
+    for (int lane = 0; lane < count; ++lane) {
+      type_log_probabilities_batch[slot + i + lane] = log_probability[lane];
+      type_values_batch[slot + i + lane] = value[lane];
+    }
+  }
+}
+
+}  // namespace
+
+#define RBC_NAME(name) #name " "
+#define RBC_TABLE(list) list(RBC_NAME) "\n"
+
+extern "C" {
+
+// The order of every table that Python fills: one line each for sizes, parameters, stage, draw words, loss, statistics.
+const char* RbcTables() {
+  return RBC_TABLE(RBC_SIZES) RBC_TABLE(RBC_PARAMETERS) RBC_TABLE(RBC_STAGE) RBC_TABLE(RBC_DRAW) RBC_TABLE(RBC_LOSS)
+      RBC_TABLE(RBC_LOSS_STATISTICS);
+}
+
+void CudaRbcStep(int num_envs, int num_threads, RBC_STEP_ARGUMENTS) {
+#pragma omp parallel num_threads(num_threads)
+  {
+    const int num_firms = sizes[NUM_FIRMS];
+    std::vector<float> memory(kScratchPerFirm * num_firms);
+    const Scratch scratch(memory.data(), num_firms);
+    HostTeam team;
+#pragma omp for schedule(static)
+    for (int e = 0; e < num_envs; ++e) {
+      const Environment env = environment(e, RBC_STEP_VALUES);
+      step(team, env, scratch);
+    }
+  }
+}
+
+void CudaRbcReset(int num_envs, int num_threads, RBC_RESET_ARGUMENTS) {
+#pragma omp parallel for schedule(static) num_threads(num_threads)
+  for (int e = 0; e < num_envs; ++e) {
+    HostTeam team;
+    reset(team, e, RBC_RESET_VALUES);
+  }
+}
+
+void CudaRbcSample(int num_envs, int num_threads, RBC_SAMPLE_ARGUMENTS) {
+  const int widest_consumer = consumer_offsets[consumer_heads], widest_firm = firm_offsets[firm_heads];
+  int width = widest_consumer > widest_firm ? widest_consumer : widest_firm;
+  if (government_offsets[government_heads] > width) width = government_offsets[government_heads];
+#pragma omp parallel num_threads(num_threads)
+  {
+    const int I = sizes[NUM_CONSUMERS], J = sizes[NUM_FIRMS];
+    Rows rows(width + 1);
+#pragma omp for schedule(static)
+    for (int e = 0; e < num_envs; ++e) {
+      const int period = timestep[e];
+#define RBC_SAMPLE(type, n, first)                                                                              \
+  sample_type(rows, e, num_envs, n, first, draw_words, period, type##_heads, type##_offsets, type##_allowed,    \
+              type##_logits, type##_actions, type##_actions_batch, type##_log_probabilities_batch, type##_values_batch)
+      RBC_SAMPLE(consumer, I, 0);
+      RBC_SAMPLE(firm, J, I);
+      RBC_SAMPLE(government, 1, I + J);
+#undef RBC_SAMPLE
+    }
+  }
+}
+
+// Loss gradient of `num_rows` rows, in place of their logits; statistics are summed in a fixed order of rows.
+void CudaRbcLoss(int num_rows, int num_threads, int num_heads, const int* offsets, const unsigned char* allowed,
+                 void* logits, int bfloat16, const int* actions, const float* old_log_probability,
+                 const float* advantage, const float* target, const float* old_value, const float* loss,
+                 float* statistics) {
+  const Heads heads = {num_heads, offsets, allowed};
+  const int width = heads.num_actions() + 1, num_blocks = (num_rows + kLanes - 1) / kLanes;
+  std::vector<float> block_sums(static_cast<size_t>(num_blocks) * NUM_LOSS_STATISTICS);
+#pragma omp parallel num_threads(num_threads)
+  {
+    Rows rows(width), scratch(width);
+    std::vector<Ints> chosen(num_heads);
+#pragma omp for schedule(static)
+    for (int block = 0; block < num_blocks; ++block) {
+      const int row = block * kLanes, count = num_rows - row < kLanes ? num_rows - row : kLanes;
+      rows.load(logits, bfloat16, row, count, width);
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const int* source = actions + static_cast<size_t>(row + (lane < count ? lane : 0)) * num_heads;
+        for (int h = 0; h < num_heads; ++h) chosen[h][lane] = source[h];
+      }
+      const Sample<Floats> sample = {gather(old_log_probability + row, count), gather(advantage + row, count),
+                                     gather(target + row, count), gather(old_value + row, count)};
+      Floats sums[NUM_LOSS_STATISTICS] = {};
+      loss_gradient<Floats>(rows.x.data(), scratch.x.data(), 1, heads, sample, loss, [&](int h) { return chosen[h]; },
+                            sums);
+      rows.store(logits, bfloat16, row, count, width);
+      for (int s = 0; s < NUM_LOSS_STATISTICS; ++s) {
+        float sum = 0.0f;
+        for (int lane = 0; lane < count; ++lane) sum += sums[s][lane];
+        block_sums[static_cast<size_t>(block) * NUM_LOSS_STATISTICS + s] = sum;
+      }
+    }
+  }
+  for (int s = 0; s < NUM_LOSS_STATISTICS; ++s) {
+    double sum = 0.0;
+    for (int block = 0; block < num_blocks; ++block) sum += block_sums[static_cast<size_t>(block) * NUM_LOSS_STATISTICS + s];
+    statistics[s] += static_cast<float>(sum);
+  }
+}
+
+}  // extern "C"

@@ -1,0 +1,134 @@
+// WarpDrive's CUDA entry points: threads, shared memory and barriers for the functions of economy.h and heads.h.
+// One block per environment; agents are looped with the block's stride, so any number of agents fits any block size,
+// which must be a multiple of 32. The number of environments is the grid's size.
+#include "economy.h"
+#include "heads.h"
+
+using namespace rbc;
+
+namespace {
+
+struct BlockTeam {
+  int thread, num_threads, lane, warp, num_warps;
+
+  __device__ BlockTeam()
+      : thread(threadIdx.x), num_threads(blockDim.x), lane(threadIdx.x & 31), warp(threadIdx.x >> 5),
+        num_warps(blockDim.x >> 5) {}
+  template <class F> __device__ void each(int n, F f) {
+    for (int i = thread; i < n; i += num_threads) f(i);
+  }
+  template <class F> __device__ void each_group(int n, F f) {
+    for (int j = warp; j < n; j += num_warps) {
+      f(j);
+      __syncwarp();
+    }
+  }
+  template <class F> __device__ float sum(int n, F term) {
+    float partial = 0.0f;
+    for (int i = lane; i < n; i += 32) partial += term(i);
+    for (int width = 16; width > 0; width /= 2) partial += __shfl_xor_sync(0xffffffffu, partial, width);
+    return partial;
+  }
+  __device__ bool leads() const { return lane == 0; }
+  __device__ bool first() const { return thread == 0; }
+  __device__ void barrier() { __syncthreads(); }
+};
+
+// Draws for one agent of a type; its row of logits is worked on where it lies.
+__device__ void sample_row(int e, int num_envs, int num_agents, int i, int first_agent, const int* draw_words,
+                           int period, RBC_SAMPLE_TYPE(type)) {
+  const Heads heads = {type_heads, type_offsets, type_allowed};
+  const DrawKey key = {static_cast<uint32_t>(draw_words[DRAW_SEED]), static_cast<uint32_t>(draw_words[DRAW_ITERATION]),
+                       static_cast<uint32_t>(period), static_cast<uint32_t>(draw_words[DRAW_STREAM])};
+  const size_t row = static_cast<size_t>(e) * num_agents + i;
+  const size_t slot = static_cast<size_t>(period) * num_envs * num_agents + row;
+  float* const x = static_cast<float*>(type_logits) + row * (heads.num_actions() + 1);
+  type_values_batch[slot] = x[heads.num_actions()];
+  type_log_probabilities_batch[slot] = draw_actions<float>(
+      x, 1, heads, key, static_cast<uint32_t>(first_agent + i),
+      static_cast<uint32_t>(draw_words[DRAW_FIRST_ENVIRONMENT] + e), draw_words[DRAW_FLAGS], [&](int h, int chosen) {
+        type_actions[row * heads.num_heads + h] = chosen;
+        type_actions_batch[slot * heads.num_heads + h] = chosen;
+      });
+}
+
+}  // namespace
+
+extern "C" {
+
+__global__ void CudaRbcStep(RBC_STEP_ARGUMENTS) {
+  extern __shared__ float memory[];
+  BlockTeam team;
+  const Environment env = environment(blockIdx.x, RBC_STEP_VALUES);
+  const Scratch scratch(memory, env.num_firms);
+  step(team, env, scratch);
+}
+
+__global__ void CudaRbcReset(RBC_RESET_ARGUMENTS) {
+  BlockTeam team;
+  reset(team, blockIdx.x, RBC_RESET_VALUES);
+}
+
+__global__ void CudaRbcSample(RBC_SAMPLE_ARGUMENTS) {
+  const int I = sizes[NUM_CONSUMERS], J = sizes[NUM_FIRMS], e = blockIdx.x, period = timestep[e];
+  for (int n = threadIdx.x; n < I + J + 1; n += blockDim.x) {
+#define RBC_SAMPLE(type, count, first)                                                                            \
+  sample_row(e, gridDim.x, count, n - (first), first, draw_words, period, type##_heads, type##_offsets,           \
+             type##_allowed, type##_logits, type##_actions, type##_actions_batch, type##_log_probabilities_batch, \
+             type##_values_batch)
+    if (n < I) {
+      RBC_SAMPLE(consumer, I, 0);
+    } else if (n < I + J) {
+      RBC_SAMPLE(firm, J, I);
+    } else {
+      RBC_SAMPLE(government, 1, I + J);
+    }
+#undef RBC_SAMPLE
+  }
+}
+
+// Loss gradient in place of the logits (float32), blockDim.x rows at a time side by side in shared memory, which holds
+// 2 (actions + 1) blockDim.x floats and num_heads blockDim.x chosen actions. Each block writes its statistics to its
+// own row of block_statistics, in a fixed order; adding the rows up is the caller's.
+__global__ void CudaRbcLoss(int num_rows, int num_heads, const int* offsets, const unsigned char* allowed,
+                            float* logits, const int* actions, const float* old_log_probability,
+                            const float* advantage, const float* target, const float* old_value, const float* loss,
+                            float* block_statistics) {
+  extern __shared__ float memory[];
+  const Heads heads = {num_heads, offsets, allowed};
+  const int width = heads.num_actions() + 1, stride = blockDim.x, lane = threadIdx.x;
+  float* const x = memory;
+  float* const scratch = memory + width * stride;
+  int* const chosen = reinterpret_cast<int*>(scratch + width * stride);
+  float sums[NUM_LOSS_STATISTICS] = {};
+  const int first = blockIdx.x * stride, count = num_rows - first < stride ? num_rows - first : stride;
+  for (int n = threadIdx.x; n < count * width; n += stride) {
+    x[(n % width) * stride + n / width] = logits[static_cast<size_t>(first) * width + n];
+  }
+  for (int n = threadIdx.x; n < count * num_heads; n += stride) {
+    chosen[(n % num_heads) * stride + n / num_heads] = actions[static_cast<size_t>(first) * num_heads + n];
+  }
+  __syncthreads();
+  if (lane < count) {
+    const int row = first + lane;
+    const Sample<float> sample = {old_log_probability[row], advantage[row], target[row], old_value[row]};
+    loss_gradient<float>(x + lane, scratch + lane, stride, heads, sample, loss,
+                         [&](int h) { return chosen[h * stride + lane]; }, sums);
+  }
+  __syncthreads();
+  for (int n = threadIdx.x; n < count * width; n += stride) {
+    logits[static_cast<size_t>(first) * width + n] = x[(n % width) * stride + n / width];
+  }
+  for (int s = 0; s < NUM_LOSS_STATISTICS; ++s) {
+    __syncthreads();
+    x[lane] = sums[s];
+    __syncthreads();
+    if (lane == 0) {
+      float total = 0.0f;
+      for (int n = 0; n < stride; ++n) total += x[n];
+      block_statistics[blockIdx.x * NUM_LOSS_STATISTICS + s] = total;
+    }
+  }
+}
+
+}  // extern "C"

@@ -1,0 +1,172 @@
+// Arithmetic that is bit for bit the same under g++ and nvcc: every function is a fixed sequence of IEEE operations
+// with explicit fused multiply-adds, so build with -ffp-contract=off (g++) and --fmad=false (nvcc).
+// The value type V is `float`, or on the host a vector of floats whose lanes are computed independently.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __CUDACC__
+#define RBC_FN __host__ __device__ __forceinline__
+#else
+#define RBC_FN inline __attribute__((always_inline))
+#endif
+
+namespace rbc {
+
+template <class V> struct Types;
+template <> struct Types<float> {
+  using Int = int32_t;
+  using Unsigned = uint32_t;
+};
+
+template <class To, class From> RBC_FN To bits(From from) {
+  static_assert(sizeof(To) == sizeof(From), "bits() reinterprets, it does not convert");
+  To to;
+  memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+RBC_FN float fma(float a, float b, float c) { return fmaf(a, b, c); }
+RBC_FN float select(bool take, float a, float b) { return take ? a : b; }
+RBC_FN float to_float(int32_t i) { return static_cast<float>(i); }
+RBC_FN int32_t to_int(float x) { return static_cast<int32_t>(x); }
+RBC_FN float sqrt(float x) { return sqrtf(x); }
+
+#ifndef __CUDACC__
+// Sixteen rows side by side; the compiler splits them to the machine's width.
+constexpr int kLanes = 16;
+typedef float Floats __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t Unsigneds __attribute__((vector_size(4 * kLanes)));
+template <> struct Types<Floats> {
+  using Int = Ints;
+  using Unsigned = Unsigneds;
+};
+RBC_FN Floats fma(Floats a, Floats b, Floats c) {
+#ifdef __AVX512F__
+  return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#else
+  Floats out;
+  for (int lane = 0; lane < kLanes; ++lane) out[lane] = fmaf(a[lane], b[lane], c[lane]);
+  return out;
+#endif
+}
+RBC_FN Floats select(Ints take, Floats a, Floats b) { return take ? a : b; }
+RBC_FN Floats to_float(Ints i) { return __builtin_convertvector(i, Floats); }
+RBC_FN Ints to_int(Floats x) { return __builtin_convertvector(x, Ints); }
+#endif
+
+template <class V> RBC_FN V splat(float x) { return V{} + x; }
+template <class V> RBC_FN V maximum(V a, V b) { return select(a > b, a, b); }
+template <class V> RBC_FN V minimum(V a, V b) { return select(a < b, a, b); }
+
+constexpr float kLn2 = 0.693147182f;
+
+// e^x - 1 = 2^n e^r - 1 with |r| <= ln2/2. Relative error below 3 ulp; x clamped to [-87, 88].
+template <class V> RBC_FN void exp_parts(V x, V& power, V& expm1_rest) {
+  using Int = typename Types<V>::Int;
+  x = minimum(maximum(x, splat<V>(-87.0f)), splat<V>(88.0f));
+  const V magic = splat<V>(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest integer
+  V n = fma(x, splat<V>(1.44269502f), magic) - magic;
+  V r = fma(n, splat<V>(-0.693145752f), x);
+  r = fma(n, splat<V>(-1.42860677e-6f), r);
+  V q = splat<V>(0.0013947595143690705f);
+  q = fma(q, r, splat<V>(0.008367246948182583f));
+  q = fma(q, r, splat<V>(0.041666265577077866f));
+  q = fma(q, r, splat<V>(0.16666537523269653f));
+  q = fma(q, r, splat<V>(0.5f));
+  expm1_rest = fma(r * r, q, r);
+  Int exponent = (to_int(n) + 127) << 23;
+  power = bits<V>(exponent);
+}
+
+template <class V> RBC_FN V exp(V x) {
+  V power, rest;
+  exp_parts(x, power, rest);
+  return fma(power, rest, power);
+}
+
+template <class V> RBC_FN V expm1(V x) {
+  V power, rest;
+  exp_parts(x, power, rest);
+  return fma(power, rest, power - 1.0f);
+}
+
+// log(m 2^k) = k ln2 + log1p(f), f = m - 1 in [-1/4, 1/2). Absolute error of the series below 1e-8.
+template <class V> RBC_FN V log_from_parts(V k, V f) {
+  V p = splat<V>(-0.04620278254151344f);
+  p = fma(p, f, splat<V>(0.10589853674173355f));
+  p = fma(p, f, splat<V>(-0.13190847635269165f));
+  p = fma(p, f, splat<V>(0.14467944204807281f));
+  p = fma(p, f, splat<V>(-0.1664341688156128f));
+  p = fma(p, f, splat<V>(0.19991038739681244f));
+  p = fma(p, f, splat<V>(-0.2500019967556f));
+  p = fma(p, f, splat<V>(0.3333345055580139f));
+  V f2 = f * f;
+  V series = fma(f2 * f, p, fma(f2, splat<V>(-0.5f), f));
+  return fma(k, splat<V>(kLn2), series);
+}
+
+template <class V> RBC_FN void log_split(V u, V& k, V& scale) {
+  using Int = typename Types<V>::Int;
+  Int e = (bits<Int>(u) - 0x3f400000) >> 23;  // 0x3f400000 is 0.75
+  k = to_float(e);
+  scale = bits<V>((127 - e) << 23);
+}
+
+// log(x) for normal x > 0.
+template <class V> RBC_FN V log(V x) {
+  V k, scale;
+  log_split(x, k, scale);
+  return log_from_parts(k, fma(x, scale, splat<V>(-1.0f)));
+}
+
+// log(1 + x) for x >= 0, accurate near 0: (1 + x) 2^-k - 1 is formed with one rounding.
+template <class V> RBC_FN V log1p(V x) {
+  V k, scale;
+  log_split(x + 1.0f, k, scale);
+  return log_from_parts(k, fma(x, scale, scale - 1.0f));
+}
+
+// x^a for x > 0; 0 for x <= 0.
+RBC_FN float power(float x, float a) { return x > 0.0f ? exp(a * log(x)) : 0.0f; }
+
+// Philox4x32-10 (Salmon et al., SC'11): four random words from a counter and a key, no state.
+template <class U> struct Philox {
+  U word[4];
+};
+
+RBC_FN void multiply(uint32_t a, uint32_t b, uint32_t& high, uint32_t& low) {
+  uint64_t product = static_cast<uint64_t>(a) * b;
+  high = static_cast<uint32_t>(product >> 32);
+  low = static_cast<uint32_t>(product);
+}
+#ifndef __CUDACC__
+RBC_FN void multiply(uint32_t a, Unsigneds b, Unsigneds& high, Unsigneds& low) {
+  typedef uint64_t Wide __attribute__((vector_size(8 * kLanes)));
+  Wide product = __builtin_convertvector(b, Wide) * static_cast<uint64_t>(a);
+  high = __builtin_convertvector(product >> 32, Unsigneds);
+  low = __builtin_convertvector(product, Unsigneds);
+}
+#endif
+
+template <class U> RBC_FN Philox<U> philox(Philox<U> counter, uint32_t key0, uint32_t key1) {
+  for (int round = 0; round < 10; ++round) {
+    U high0, low0, high1, low1;
+    multiply(0xD2511F53u, counter.word[0], high0, low0);
+    multiply(0xCD9E8D57u, counter.word[2], high1, low1);
+    counter = {{high1 ^ counter.word[1] ^ key0, low1, high0 ^ counter.word[3] ^ key1, low0}};
+    key0 += 0x9E3779B9u;
+    key1 += 0xBB67AE85u;
+  }
+  return counter;
+}
+
+// Uniform in [0, 1) on a grid of 2^-24.
+RBC_FN float uniform(uint32_t word) { return to_float(static_cast<int32_t>(word >> 8)) * 5.9604644775390625e-8f; }
+#ifndef __CUDACC__
+RBC_FN Floats uniform(Unsigneds word) { return to_float((Ints)(word >> 8)) * 5.9604644775390625e-8f; }
+#endif
+
+}  // namespace rbc

@@ -1,0 +1,205 @@
+"""The update rules: returns, advantages, and the passes of PPO or plain policy gradient over one batch.
+
+:class:`Learner` computes logits and gradients in blocks that stay in the processor's cache: matrix products by torch,
+everything between the logits and their gradient by the fused kernel of ``cuda/heads.h``. ``tests/test_ppo.py`` replays
+it against :meth:`Policy.outputs` and autograd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from rbc_warp.backends.kernels import LOSS_PARAMETERS, LOSS_STATISTICS, Heads, Kernels
+from rbc_warp.policies import HIDDEN, Layers, Policy
+
+# Rows of activations that fit a processor core's cache, and a GPU's memory.
+BLOCK_ROWS = {"cpu": 1600, "cuda": 1 << 18}
+STD_FLOOR = 1e-6
+
+
+def discounted_returns(rewards: torch.Tensor, gamma: float) -> torch.Tensor:
+    """Reward-to-go G_t = r_t + γ G_{t+1} over the first axis, (T, …) → (T, …); nothing is added at the end."""
+    returns = rewards.clone()
+    for t in range(len(rewards) - 2, -1, -1):
+        returns[t] += gamma * returns[t + 1]
+    return returns
+
+
+@dataclass
+class Batch:
+    """What an update reads. N = T·E observations of a type with n agents each, rows = N·n in that order."""
+
+    public: torch.Tensor
+    """(N, num_public) encoded public states, float32."""
+    private: torch.Tensor
+    """(rows, num_private) encoded private states, in the learner's precision."""
+    actions: torch.Tensor
+    """(rows, heads) int32."""
+    log_probability: torch.Tensor
+    """(rows,) of the joint action when it was drawn."""
+    value: torch.Tensor
+    """(rows,) predicted when it was drawn."""
+    target: torch.Tensor
+    """(rows,) discounted return of reward / scale."""
+    advantage: torch.Tensor
+    """(rows,) target − value, standardised."""
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """The update rule and its weights. With ``use_ppo`` off, ``clip`` is unused."""
+
+    use_ppo: bool
+    clip: float
+    entropy: float
+    value: float
+
+
+class Learner:
+    """A policy with its optimizer, buffers and blockwise forward and backward passes.
+
+    Args:
+        policy: on its device. heads: the head table and mask, shared with the sampler. kernels: the backend's.
+        dtype: of the matrix products, float32 or bfloat16; parameters, optimizer and losses stay float32.
+        reduce: adds a tensor up over processes, in place; the identity in a single process.
+        world_size: how many processes share a batch.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        heads: Heads,
+        kernels: Kernels,
+        learning_rate: float,
+        dtype: torch.dtype = torch.float32,
+        reduce: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
+        world_size: int = 1,
+    ):
+        self.policy, self.heads, self.kernels, self.dtype = policy, heads, kernels, dtype
+        self.optimizer = torch.optim.Adam([policy.flat], lr=learning_rate)
+        self.reduce, self.world_size = reduce, world_size
+        self.device = policy.flat.device
+        self.statistics = torch.zeros(len(LOSS_STATISTICS), device=self.device)
+        policy.flat.grad = torch.zeros_like(policy.flat)
+        self._buffers: dict[tuple[str, int], torch.Tensor] = {}
+
+    def _buffer(self, name: str, rows: int, columns: int = HIDDEN) -> torch.Tensor:
+        """A block's working memory, kept between calls."""
+        key = (name, columns)
+        held = self._buffers.get(key)
+        if held is None or len(held) < rows:
+            held = self._buffers[key] = torch.empty(rows, columns, dtype=self.dtype, device=self.device)
+        return held[:rows]
+
+    def encode(self, public: torch.Tensor, private: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Network inputs of states: public (N, 4J+3) → (N, num_public); private (rows, d) → (rows, num_private)."""
+        encoder = self.policy.encoder
+        encoded = encoder.encode_public(public)
+        if private is None or not encoder.num_private:
+            return encoded, encoded.new_empty(len(encoded), 0, dtype=self.dtype)
+        return encoded, encoder.encode_private(private).to(self.dtype)
+
+    def _weights(self) -> tuple[Layers, Layers]:
+        """The parameters in float32 and in the products' precision."""
+        flat = self.policy.flat.detach()
+        exact = self.policy.layers(flat)
+        return exact, exact if self.dtype == torch.float32 else self.policy.layers(flat.to(self.dtype))
+
+    def _blocks(self, num_observations: int, agents: int):
+        step = max(1, BLOCK_ROWS[self.device.type] // agents)
+        for start in range(0, num_observations, step):
+            stop = min(start + step, num_observations)
+            yield slice(start, stop), slice(start * agents, stop * agents)
+
+    def _hidden(self, shared: torch.Tensor, private: torch.Tensor, layers: Layers) -> tuple[torch.Tensor, torch.Tensor]:
+        """Activations of both hidden layers for one block. shared: (observations, 128) the first layer's public part."""
+        rows = max(len(private), len(shared))
+        first, second = self._buffer("first", rows), self._buffer("second", rows)
+        if private.shape[1]:
+            torch.mm(private, layers.private.T, out=first)
+            first.view(len(shared), -1, HIDDEN).add_(shared.unsqueeze(1))
+        else:
+            first.copy_(shared)
+        first.relu_()
+        torch.addmm(layers.bias2, first, layers.weight2.T, out=second).relu_()
+        return first, second
+
+    @torch.no_grad()
+    def logits(self, public: torch.Tensor, private: torch.Tensor, out: torch.Tensor) -> None:
+        """Logits and value of encoded states into ``out`` (rows, actions+1)."""
+        exact, layers = self._weights()
+        agents = len(out) // len(public)
+        shared = torch.addmm(exact.bias1, public, exact.public.T).to(self.dtype)
+        for observations, rows in self._blocks(len(public), agents):
+            _, second = self._hidden(shared[observations], private[rows], layers)
+            torch.addmm(layers.bias3, second, layers.weight3.T, out=out[rows])
+
+    @torch.no_grad()
+    def gradient(self, batch: Batch, weights: LossWeights) -> None:
+        """Adds the loss gradient to ``policy.flat.grad`` and the loss statistics to ``statistics``."""
+        exact, layers = self._weights()
+        grad = self.policy.layers(self.policy.flat.grad)
+        num_observations, num_rows = len(batch.public), len(batch.actions)
+        agents = num_rows // num_observations
+        figures = {
+            "CLIP": weights.clip,
+            "ENTROPY_WEIGHT": weights.entropy,
+            "VALUE_WEIGHT": weights.value,
+            "ROW_WEIGHT": 1.0 / (num_rows * self.world_size),
+            "USE_PPO": float(weights.use_ppo),
+        }
+        loss = torch.tensor([figures[name] for name in LOSS_PARAMETERS], device=self.device)
+        shared = torch.addmm(exact.bias1, batch.public, exact.public.T).to(self.dtype)
+        shared_grad = torch.empty(num_observations, HIDDEN, device=self.device)
+        for observations, rows in self._blocks(num_observations, agents):
+            private = batch.private[rows]
+            first, second = self._hidden(shared[observations], private, layers)
+            logits = self._buffer("logits", len(second), self.policy.num_actions + 1)
+            torch.addmm(layers.bias3, second, layers.weight3.T, out=logits)
+            sample = {
+                name: getattr(batch, name)[rows] for name in ("actions", "log_probability", "advantage", "target", "value")
+            }
+            self.kernels.loss(self.heads, logits, sample, loss, self.statistics)  # logits now hold their gradient
+            grad.weight3.add_(logits.T @ second)
+            grad.bias3.add_(logits.sum(0))
+            second_grad, first_grad = self._buffer("second_grad", len(second)), self._buffer("first_grad", len(first))
+            torch.mm(logits, layers.weight3, out=second_grad)
+            torch.ops.aten.threshold_backward.grad_input(second_grad, second, 0.0, grad_input=second_grad)
+            grad.weight2.add_(second_grad.T @ first)
+            grad.bias2.add_(second_grad.sum(0))
+            torch.mm(second_grad, layers.weight2, out=first_grad)
+            torch.ops.aten.threshold_backward.grad_input(first_grad, first, 0.0, grad_input=first_grad)
+            if private.shape[1]:
+                grad.private.add_(first_grad.T @ private)
+            torch.sum(first_grad.view(-1, agents, HIDDEN), dim=1, dtype=torch.float32, out=shared_grad[observations])
+        grad.public.add_(shared_grad.T @ batch.public)
+        grad.bias1.add_(shared_grad.sum(0))
+
+    def standardise(self, advantage: torch.Tensor) -> torch.Tensor:
+        """(x − mean) / std over the batch of all processes."""
+        moments = torch.stack([advantage.sum(dtype=torch.float64), advantage.square().sum(dtype=torch.float64)])
+        total, squares = self.reduce(moments)
+        count = advantage.numel() * self.world_size
+        mean = total / count
+        variance = (squares - count * mean * mean).clamp_min(0.0) / max(count - 1, 1)
+        return ((advantage - mean) / (variance.sqrt() + STD_FLOOR)).to(advantage.dtype)
+
+    def update(self, batch: Batch, weights: LossWeights, passes: int, max_grad_norm: float | None) -> torch.Tensor:
+        """Optimizer steps on one batch, ``passes`` of them; returns the gradient's norm before clipping (a scalar)."""
+        self.statistics.zero_()
+        norm = torch.zeros((), device=self.device)
+        for _ in range(passes):
+            gradient = self.policy.flat.grad
+            assert gradient is not None
+            gradient.zero_()
+            self.gradient(batch, weights)
+            self.reduce(gradient)
+            norm = torch.linalg.vector_norm(gradient)
+            if max_grad_norm is not None:
+                gradient.mul_((max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+            self.optimizer.step()
+        self.statistics /= passes * len(batch.actions)
+        return norm

@@ -1,0 +1,150 @@
+"""What must be installed is written down once, exactly, and everywhere the same."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+REQUIREMENT_FILES = ("requirements.txt", "requirements-warpdrive.txt", "requirements-gpu.txt", "requirements-dev.txt")
+DISTRIBUTION_OF_MODULE = {"yaml": "pyyaml", "warp_drive": "rl-warp-drive"}
+CONDA_NAMES = {"pytorch": "torch"}
+
+
+def requirements(name: str) -> list[Requirement]:
+    lines = (line.split("#")[0].strip() for line in (ROOT / name).read_text().splitlines())
+    return [Requirement(line) for line in lines if line]
+
+
+def pins(*names: str) -> dict[str, str]:
+    """Distribution to version."""
+    found: dict[str, str] = {}
+    for name in names:
+        for requirement in requirements(name):
+            (specifier,) = requirement.specifier
+            key = canonicalize_name(requirement.name)
+            assert found.get(key, specifier.version) == specifier.version, f"{key} is pinned twice, differently"
+            found[key] = specifier.version
+    return found
+
+
+def conda_dependencies() -> tuple[list[str], list[Requirement]]:
+    """conda's own specifications and those of the pip section."""
+    entries = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    (pip,) = (entry["pip"] for entry in entries if isinstance(entry, dict))
+    return [entry for entry in entries if isinstance(entry, str)], [Requirement(line) for line in pip]
+
+
+@pytest.mark.parametrize("name", REQUIREMENT_FILES)
+def test_every_requirement_is_pinned_exactly(name):
+    for requirement in requirements(name):
+        operators = [(specifier.operator, "*" in specifier.version) for specifier in requirement.specifier]
+        assert operators == [("==", False)], f"{name}: {requirement}"
+
+
+def test_conda_environment_agrees_with_the_requirements():
+    conda, pip = conda_dependencies()
+    pinned = pins(*REQUIREMENT_FILES)
+    for requirement in pip:
+        name = canonicalize_name(requirement.name)
+        assert str(requirement.specifier) == f"=={pinned[name]}", f"environment.yml: {requirement}"
+    for entry in conda:
+        name, _, version = entry.partition("=")
+        name = canonicalize_name(CONDA_NAMES.get(name, name))
+        if version and name in pinned:
+            assert pinned[name].startswith(version.removesuffix("*")), f"environment.yml: {entry}"
+    given = {canonicalize_name(requirement.name) for requirement in pip}
+    given |= {canonicalize_name(CONDA_NAMES.get(name, name)) for name in (entry.partition("=")[0] for entry in conda)}
+    missing = imported_distributions() - given
+    assert not missing, f"environment.yml lacks {missing}"
+    assert {"pycuda", "numba", "matplotlib", "torch"} <= given, "rl-warp-drive would make pip build what it declares"
+
+
+def test_python_version_is_the_same_everywhere():
+    conda, _ = conda_dependencies()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["requires-python"] == ">=3.11"
+    assert "python=3.11" in conda
+    assert "sys.version_info < (3, 11)" in (ROOT / "Makefile").read_text()
+
+
+def imported_modules(path: Path) -> dict[str, bool]:
+    """Top-level modules that a file imports, and whether it does so as soon as it is imported itself."""
+    found: dict[str, bool] = {}
+
+    def visit(node: ast.AST, at_import: bool) -> None:
+        for child in ast.iter_child_nodes(node):
+            names: list[str] = []
+            if isinstance(child, ast.Import):
+                names = [alias.name for alias in child.names]
+            elif isinstance(child, ast.ImportFrom) and not child.level:
+                names = [child.module or ""]
+            for name in names:
+                top = name.partition(".")[0]
+                found[top] = found.get(top, False) or at_import
+            lazy = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or (
+                isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+            )
+            visit(child, at_import and not lazy)
+
+    visit(ast.parse(path.read_text(), filename=str(path)), True)
+    return found
+
+
+def sources() -> list[Path]:
+    return sorted([*(ROOT / "rbc_warp").rglob("*.py"), *ROOT.glob("*.py")])
+
+
+def imported_distributions() -> set[str]:
+    ours = {"rbc_warp", *(path.stem for path in ROOT.glob("*.py"))}
+    modules = {module for path in sources() for module in imported_modules(path)} - ours - sys.stdlib_module_names
+    return {canonicalize_name(DISTRIBUTION_OF_MODULE.get(module, module)) for module in modules}
+
+
+def test_every_import_is_declared():
+    declared = set(pins("requirements.txt", "requirements-warpdrive.txt", "requirements-gpu.txt"))
+    assert imported_distributions() <= declared
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_pycuda_is_imported_only_where_a_gpu_is(path):
+    at_import = imported_modules(path).get("pycuda", False)
+    assert not at_import or re.fullmatch(r"pycuda\w*\.py", path.name) and path.parent.name == "backends"
+
+
+def test_package_data_covers_the_kernels():
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packages = {str(path.parent.relative_to(ROOT)).replace("/", ".") for path in ROOT.glob("rbc_warp/**/__init__.py")}
+    assert packages <= set(data["packages"])
+    patterns = data["package-data"]["rbc_warp"]
+    for path in (ROOT / "rbc_warp" / "cuda").iterdir():
+        if path.is_file():
+            assert any(path.relative_to(ROOT / "rbc_warp").match(pattern) for pattern in patterns), path
+
+
+def test_makefile_has_the_targets_that_others_call():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    assert {"train", "test", "check", "setup", "setup-gpu", "test-gpu", "bench", "slow", "clean"} <= targets
+    assert "run_training.py --config $(CONFIG)" in makefile
+    assert "CONFIG ?= configs/rbc.yaml" in makefile
+    for name in REQUIREMENT_FILES:
+        assert f"-r {name}" in makefile, f"the set-up does not install {name}"
+    assert "--no-deps -r requirements-warpdrive.txt" in makefile
+
+
+def test_ci_runs_make_test():
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    lines = script.read_text().splitlines()
+    assert "set -euo pipefail" in lines
+    assert lines[-1] == "make test"
