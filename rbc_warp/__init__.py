@@ -1,1 +1,44 @@
-"""rbc_warp: real-business-cycle economies with many strategic agents, on WarpDrive."""
+"""rbc_warp: real-business-cycle economies with many strategic agents, on WarpDrive.
+
+>>> config = load_config("configs/rbc.yaml")
+>>> outcome = simulate(config, actions, backend="host")
+>>> policies = load_policies("experiment/rbc/rollout-…", episode="latest")
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rbc_warp.config import Config, ConfigError, load_config
+
+if TYPE_CHECKING:
+    from rbc_warp.policies import Policy
+
+__all__ = ["Config", "ConfigError", "load_config", "load_policies", "simulate"]
+
+
+def load_policies(run_dir: str | os.PathLike, episode: int | str = "latest") -> dict[str, Policy]:
+    """The three policies of a checkpoint, by type.
+
+    ``module.probabilities(states)`` takes raw states (…, d) and returns the probabilities of all heads, one after the
+    other (…, actions).
+
+    Raises:
+        RunFileError: the folder or a policy file is missing, damaged, or of another economy. ConfigError: so is its
+        hparams.yaml.
+    """
+    from rbc_warp.run import load_policies as load
+    from rbc_warp.rundir import RunDir
+
+    run = RunDir(Path(run_dir))
+    return load(run, load_config(run.hparams_path), episode)
+
+
+def __getattr__(name: str):
+    if name == "simulate":  # torch and WarpDrive load on first use
+        from rbc_warp.simulation import simulate
+
+        return simulate
+    raise AttributeError(f"module 'rbc_warp' has no attribute {name!r}")

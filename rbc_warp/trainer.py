@@ -195,6 +195,7 @@ class RbcTrainer(TrainerA2C):
         self._frozen = [agent for agent in AGENT_TYPES if curriculum.frozen_action(self.settings, agent) is not None]
         consumers, firms = self.economy.num_consumers, self.economy.num_firms
         self._exports = torch.zeros(periods, envs, firms, device=self.device)
+        self._sales = torch.zeros(periods, envs, firms, device=self.device)
         self._consumption = torch.zeros(0, device=self.device)
         self._consumption_shape = (periods, envs, firms, consumers)
 
@@ -228,6 +229,7 @@ class RbcTrainer(TrainerA2C):
             for agent in AGENT_TYPES:
                 self._data(f"rewards_batch_{agent}")[t].copy_(self._data(f"rewards_{agent}"))
             self._exports[t].copy_(self._data("exports"))
+            torch.sum(self._data("consumption"), dim=-1, out=self._sales[t])
             if keep_consumption:
                 self._consumption[t].copy_(self._data("consumption"))
 
@@ -260,8 +262,12 @@ class RbcTrainer(TrainerA2C):
         public = self._data("processed_observations_batch_government")
         if agent == "government":
             return public
-        private = self._data(f"processed_observations_batch_{agent}")
+        private = self.private_states(agent)
         return torch.cat([public.expand(-1, -1, private.shape[2], -1), private], dim=-1)
+
+    def private_states(self, agent: str) -> torch.Tensor:
+        """The private part of what consumers or firms saw in the last rollout, (T, E, n, d)."""
+        return self._data(f"processed_observations_batch_{agent}")
 
     def actions(self, agent: str) -> torch.Tensor:
         """Indices drawn in the last rollout: (T, E, I, J+2), (T, E, J) or (T, E, 1)."""
@@ -273,6 +279,10 @@ class RbcTrainer(TrainerA2C):
         if agent == "consumer":
             return self._consumption.transpose(2, 3)
         return self._exports if agent == "firm" else torch.zeros(0)
+
+    def sales(self) -> torch.Tensor:
+        """Units that consumers bought of each firm in the last rollout, (T, E, J)."""
+        return self._sales
 
     # Updates.
 
