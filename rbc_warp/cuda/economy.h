@@ -1,8 +1,9 @@
 // The economy, one function per numbered step of the model, in the order and under the names of reference.py.
 //
 // A Team says how agents are spread: `each(n, f)` calls f(0..n-1), in a plain loop on the host and over a block's
-// threads on the device; `each_group(n, f)` does so for work that contains sums; `sum(n, term)` adds term(0..n-1) in
-// 32 interleaved partial sums folded as a binary tree, so that host and device round alike; `barrier()` ends a phase.
+// threads on the device; `each_group(n, f)` does so for work that contains sums; `each_lanes(n, f)` hands f some agents
+// side by side, sixteen on the host and one on the device; `sum(n, term)` adds term(lanes) over n agents in 32
+// interleaved partial sums folded as a binary tree, so that host and device round alike; `barrier()` ends a phase.
 // No thread index, shared memory or global stands here.
 #pragma once
 
@@ -61,7 +62,7 @@ struct Environment {
 
   RBC_FN float parameter(Parameter p) const { return parameters[p]; }
   RBC_FN float& budget(int i) const { return consumer[i * CONSUMER_PRIVATE_SIZE + CONSUMER_BUDGET]; }
-  RBC_FN float theta(int i) const { return consumer[i * CONSUMER_PRIVATE_SIZE + CONSUMER_THETA]; }
+  RBC_FN float* demand(int j) const { return consumption + static_cast<size_t>(j) * num_consumers; }
   RBC_FN float& firm_budget(int j) const { return firm[j * (FIRM_ONE_HOT + num_firms) + FIRM_BUDGET]; }
   RBC_FN float& capital(int j) const { return firm[j * (FIRM_ONE_HOT + num_firms) + FIRM_CAPITAL]; }
   RBC_FN float alpha(int j) const { return firm[j * (FIRM_ONE_HOT + num_firms) + FIRM_ALPHA]; }
@@ -119,38 +120,33 @@ constexpr int kScratchPerFirm = 4;
 // Step 1: asked demand, scaled to what the budget buys. Also notes hours and employer.
 template <class Team> RBC_FN void affordable_demand(Team& team, const Environment& env) {
   const int I = env.num_consumers, J = env.num_firms;
+  const float* const units = env.consumption_choices;
   team.each(I, [&](int i) {
-    env.hours[i] = env.work_choices[env.actions[i * (J + 2) + J]];
-    env.employer[i] = env.actions[i * (J + 2) + J + 1];
-    env.spending[i] = 0.0f;
+    const int* const chosen = env.actions + static_cast<size_t>(i) * (J + 2);
+    float* demand = env.consumption + i;
+    for (int j = 0; j < J; ++j, demand += I) *demand = units[chosen[j]];
+    env.hours[i] = env.work_choices[chosen[J]];
+    env.employer[i] = chosen[J + 1];
   });
-  for (int j = 0; j < J; ++j) {
-    const float price = env.prices[j];
-    float* const demand = env.consumption + static_cast<size_t>(j) * I;
-    team.each(I, [&](int i) {
-      const float asked = env.consumption_choices[env.actions[i * (J + 2) + j]];
-      demand[i] = asked;
-      env.spending[i] = fma(price, asked, env.spending[i]);
-    });
-  }
-  team.each(I, [&](int i) {
-    const float cost = env.spending[i], budget = env.budget(i);
-    const bool unaffordable = cost > 0.0f && cost > budget;
-    env.spending[i] = unaffordable ? maximum(budget, 0.0f) / cost : 1.0f;
+  team.barrier();
+  team.each_lanes(I, [&](auto lanes) {
+    auto cost = lanes.zero();
+    for (int j = 0; j < J; ++j) cost = fma(lanes.splat(env.prices[j]), lanes.load(env.demand(j)), cost);
+    const auto budget = lanes.load(&env.budget(0), CONSUMER_PRIVATE_SIZE);
+    const auto ratio = maximum(budget, lanes.zero()) / cost;  // unused where nothing is asked
+    const auto scale = select((cost > 0.0f) & (cost > budget), ratio, lanes.splat(1.0f));
+    for (int j = 0; j < J; ++j) lanes.store(env.demand(j), lanes.load(env.demand(j)) * scale);
   });
-  for (int j = 0; j < J; ++j) {
-    float* const demand = env.consumption + static_cast<size_t>(j) * I;
-    team.each(I, [&](int i) { demand[i] *= env.spending[i]; });
-  }
 }
 
 // Steps 2 and 3: total demand and labour of each firm, and the share of demand that its inventory serves.
 template <class Team> RBC_FN void ration(Team& team, const Environment& env, const Scratch& scratch) {
   const int I = env.num_consumers;
   team.each_group(env.num_firms, [&](int j) {
-    const float* const demand = env.consumption + static_cast<size_t>(j) * I;
-    const float total = team.sum(I, [&](int i) { return demand[i]; });
-    const float labor = team.sum(I, [&](int i) { return env.employer[i] == j ? env.hours[i] : 0.0f; });
+    const float total = team.sum(I, [&](auto lanes) { return lanes.load(env.demand(j)); });
+    const float labor = team.sum(I, [&](auto lanes) {
+      return select(lanes.load(env.employer) == j, lanes.load(env.hours), lanes.zero());
+    });
     if (team.leads()) {
       const float inventory = env.inventories[j];
       const bool rationed = total > 0.0f && total > inventory;
@@ -161,29 +157,27 @@ template <class Team> RBC_FN void ration(Team& team, const Environment& env, con
   });
 }
 
-RBC_FN float utility(float consumption, float crra) {
-  const float log_units = log1p(consumption);
-  return crra == 1.0f ? log_units : expm1((1.0f - crra) * log_units) / (1.0f - crra);
+// CRRA utility ((1+c)^(1-eta) - 1) / (1 - eta), log(1+c) at eta = 1; inverse = 1 / (1 - eta).
+template <class V> RBC_FN V utility(V consumption, float crra, float inverse) {
+  const V log_units = log1p(consumption);
+  return crra == 1.0f ? log_units : expm1((1.0f - crra) * log_units) * inverse;
 }
 
 // Steps 3 and 4: units served, their utility less the disutility of work, and the bill.
 template <class Team> RBC_FN void consume(Team& team, const Environment& env, const Scratch& scratch) {
-  const int I = env.num_consumers;
-  const float crra = env.parameter(CRRA);
-  team.each(I, [&](int i) {
-    env.consumer_rewards[i] = -0.5f * env.theta(i) * env.hours[i];
-    env.spending[i] = 0.0f;
+  const float crra = env.parameter(CRRA), inverse = 1.0f / (1.0f - crra);
+  team.each_lanes(env.num_consumers, [&](auto lanes) {
+    const auto theta = lanes.load(&env.budget(0) + CONSUMER_THETA, CONSUMER_PRIVATE_SIZE);
+    auto reward = -0.5f * theta * lanes.load(env.hours), bill = lanes.zero();
+    for (int j = 0; j < env.num_firms; ++j) {
+      const auto served = lanes.load(env.demand(j)) * scratch.ration[j];
+      lanes.store(env.demand(j), served);
+      bill = fma(lanes.splat(env.prices[j]), served, bill);
+      reward = reward + utility(served, crra, inverse);
+    }
+    lanes.store(env.spending, bill);
+    lanes.store(env.consumer_rewards, reward);
   });
-  for (int j = 0; j < env.num_firms; ++j) {
-    const float price = env.prices[j], share = scratch.ration[j];
-    float* const units = env.consumption + static_cast<size_t>(j) * I;
-    team.each(I, [&](int i) {
-      const float served = units[i] * share;
-      units[i] = served;
-      env.spending[i] = fma(price, served, env.spending[i]);
-      env.consumer_rewards[i] += utility(served, crra);
-    });
-  }
 }
 
 // Y = A k^(1-alpha) L^alpha; a workforce below the floor produces nothing.
@@ -201,8 +195,7 @@ RBC_FN float with_interest(const Environment& env, float budget) {
 template <class Team> RBC_FN void run_firms(Team& team, const Environment& env, const Scratch& scratch) {
   const int I = env.num_consumers;
   team.each_group(env.num_firms, [&](int j) {
-    const float* const units = env.consumption + static_cast<size_t>(j) * I;
-    const float total = team.sum(I, [&](int i) { return units[i]; });
+    const float total = team.sum(I, [&](auto lanes) { return lanes.load(env.demand(j)); });
     if (!team.leads()) return;
     const float price = env.prices[j], inventory = env.inventories[j], labor = scratch.labor[j];
     const float sold = minimum(total, inventory);  // rounding must not sell what is not there
@@ -236,17 +229,21 @@ template <class Team> RBC_FN void run_firms(Team& team, const Environment& env, 
 template <class Team> RBC_FN void redistribute(Team& team, const Environment& env, const Scratch& scratch) {
   const int I = env.num_consumers;
   const float rate = *env.income_tax;
-  const auto wage_income = [&](int i) { return env.wages[env.employer[i]] * env.hours[i]; };
-  const float income_taxes = team.sum(I, [&](int i) { return rate * wage_income(i); });
-  const float corporate_taxes = team.sum(env.num_firms, [&](int j) { return scratch.corporate_tax[j]; });
+  const auto wage_income = [&](auto lanes) {
+    return lanes.gather(env.wages, lanes.load(env.employer)) * lanes.load(env.hours);
+  };
+  const float income_taxes = team.sum(I, [&](auto lanes) { return rate * wage_income(lanes); });
+  const float corporate_taxes = team.sum(env.num_firms, [&](auto lanes) { return lanes.load(scratch.corporate_tax); });
   const float transfer = (income_taxes + corporate_taxes) / static_cast<float>(I) + env.parameter(BUDGET_DRIP);
-  const bool last = env.last_period();
-  team.each(I, [&](int i) {
-    const float change = fma(1.0f - rate, wage_income(i), transfer) - env.spending[i];
-    const float settled = with_interest(env, env.budget(i) + change);
-    env.budget(i) = settled;
-    const float penalty = env.stage[CONSUMER_NOPONZI] * maximum(-settled, 0.0f) / env.parameter(CONSUMER_PENALTY_SCALE);
-    env.consumer_rewards[i] -= last ? penalty : 0.0f;
+  const float price_of_debt = env.last_period() ? env.stage[CONSUMER_NOPONZI] / env.parameter(CONSUMER_PENALTY_SCALE) : 0.0f;
+  const float growth = 1.0f + env.parameter(INTEREST_RATE);
+  team.each_lanes(I, [&](auto lanes) {
+    const auto net_wage = fma(lanes.splat(1.0f - rate), wage_income(lanes), lanes.splat(transfer));
+    const auto budget = lanes.load(&env.budget(0), CONSUMER_PRIVATE_SIZE) + (net_wage - lanes.load(env.spending));
+    const auto settled = select(budget > 0.0f, budget * growth, budget);
+    lanes.store(&env.budget(0), settled, CONSUMER_PRIVATE_SIZE);
+    const auto penalty = price_of_debt * maximum(-settled, lanes.zero());
+    lanes.store(env.consumer_rewards, lanes.load(env.consumer_rewards) - penalty);
   });
 }
 
@@ -257,8 +254,8 @@ template <class Team> RBC_FN void govern(Team& team, const Environment& env) {
     env.prices[j] = env.firm_choices[env.firm_actions[j] * 3];
     env.wages[j] = env.firm_choices[env.firm_actions[j] * 3 + 1];
   });
-  const float consumers = team.sum(env.num_consumers, [&](int i) { return env.consumer_rewards[i]; });
-  const float firms = team.sum(env.num_firms, [&](int j) { return env.firm_rewards[j]; });
+  const float consumers = team.sum(env.num_consumers, [&](auto lanes) { return lanes.load(env.consumer_rewards); });
+  const float firms = team.sum(env.num_firms, [&](auto lanes) { return lanes.load(env.firm_rewards); });
   if (team.first()) {
     *env.government_reward = weight != 0.0f ? fma(weight, firms, consumers) : consumers;
     *env.income_tax = env.government_choice[0];

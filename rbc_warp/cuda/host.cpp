@@ -15,25 +15,89 @@ using namespace rbc;
 
 namespace {
 
+// Agents first … first+count-1, count <= 16; lanes beyond count read 0 and write nothing.
+struct Lanes {
+  int first, count;
+
+  RBC_FN Floats zero() const { return Floats{}; }
+  RBC_FN Floats splat(float x) const { return rbc::splat<Floats>(x); }
+  template <class V, class T> RBC_FN V read(const T* from) const {
+    V out = {};
+    if (count == kLanes) {
+      memcpy(&out, from + first, sizeof(out));
+    } else {
+#ifdef __AVX512F__
+      out = (V)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1 << count) - 1), from + first);
+#else
+      for (int lane = 0; lane < count; ++lane) out[lane] = from[first + lane];
+#endif
+    }
+    return out;
+  }
+  RBC_FN Floats load(const float* from) const { return read<Floats>(from); }
+  RBC_FN Ints load(const int* from) const { return read<Ints>(from); }
+  RBC_FN Floats load(const float* from, int stride) const {
+    Floats out = {};
+    for (int lane = 0; lane < count; ++lane) out[lane] = from[(first + lane) * stride];
+    return out;
+  }
+  RBC_FN Floats gather(const float* from, Ints index) const {
+    Floats out;
+    for (int lane = 0; lane < kLanes; ++lane) out[lane] = from[index[lane]];
+    return out;
+  }
+  RBC_FN void store(float* to, Floats x) const {
+    if (count == kLanes) {
+      memcpy(to + first, &x, sizeof(x));
+    } else {
+#ifdef __AVX512F__
+      _mm512_mask_storeu_ps(to + first, static_cast<__mmask16>((1 << count) - 1), (__m512)x);
+#else
+      for (int lane = 0; lane < count; ++lane) to[first + lane] = x[lane];
+#endif
+    }
+  }
+  RBC_FN void store(float* to, Floats x, int stride) const {
+    for (int lane = 0; lane < count; ++lane) to[(first + lane) * stride] = x[lane];
+  }
+};
+
+// Adds sixteen lanes as a binary tree: l and l+8, then l+4, l+2, l+1.
+RBC_FN float fold(Floats x) {
+  typedef float Eight __attribute__((vector_size(32)));
+  typedef float Four __attribute__((vector_size(16)));
+  const Eight eight = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) +
+                      __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
+  const Four four = __builtin_shufflevector(eight, eight, 0, 1, 2, 3) + __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
+  return (four[0] + four[2]) + (four[1] + four[3]);
+}
+
 struct HostTeam {
   template <class F> RBC_FN void each(int n, F f) {
-#pragma GCC ivdep
     for (int i = 0; i < n; ++i) f(i);
   }
   template <class F> RBC_FN void each_group(int n, F f) {
     for (int j = 0; j < n; ++j) f(j);
   }
-  template <class F> RBC_FN float sum(int n, F term) {
-    float partial[32] = {};
+  template <class F> RBC_FN void each_lanes(int n, F f) {
     int i = 0;
-    for (; i + 32 <= n; i += 32) {
-      for (int lane = 0; lane < 32; ++lane) partial[lane] += term(i + lane);
+    for (; i + kLanes <= n; i += kLanes) f(Lanes{i, kLanes});
+    if (i < n) f(Lanes{i, n - i});
+  }
+  template <class F> RBC_FN float sum(int n, F term) {
+    Floats even = {}, odd = {};
+    int i = 0;
+    for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+      even += term(Lanes{i, kLanes});
+      odd += term(Lanes{i + kLanes, kLanes});
     }
-    for (int lane = 0; i + lane < n; ++lane) partial[lane] += term(i + lane);
-    for (int width = 16; width > 0; width /= 2) {
-      for (int lane = 0; lane < width; ++lane) partial[lane] += partial[lane + width];
+    if (i + kLanes <= n) {
+      even += term(Lanes{i, kLanes});
+      if (i + kLanes < n) odd += term(Lanes{i + kLanes, n - i - kLanes});
+    } else if (i < n) {
+      even += term(Lanes{i, n - i});
     }
-    return partial[0];
+    return fold(even + odd);
   }
   RBC_FN bool leads() const { return true; }
   RBC_FN bool first() const { return true; }

@@ -8,6 +8,19 @@ using namespace rbc;
 
 namespace {
 
+// One agent on one thread.
+struct Lane {
+  int i;
+  __device__ float zero() const { return 0.0f; }
+  __device__ float splat(float x) const { return x; }
+  __device__ float load(const float* from) const { return from[i]; }
+  __device__ int load(const int* from) const { return from[i]; }
+  __device__ float load(const float* from, int stride) const { return from[i * stride]; }
+  __device__ float gather(const float* from, int index) const { return from[index]; }
+  __device__ void store(float* to, float x) const { to[i] = x; }
+  __device__ void store(float* to, float x, int stride) const { to[i * stride] = x; }
+};
+
 struct BlockTeam {
   int thread, num_threads, lane, warp, num_warps;
 
@@ -17,6 +30,9 @@ struct BlockTeam {
   template <class F> __device__ void each(int n, F f) {
     for (int i = thread; i < n; i += num_threads) f(i);
   }
+  template <class F> __device__ void each_lanes(int n, F f) {
+    for (int i = thread; i < n; i += num_threads) f(Lane{i});
+  }
   template <class F> __device__ void each_group(int n, F f) {
     for (int j = warp; j < n; j += num_warps) {
       f(j);
@@ -25,7 +41,7 @@ struct BlockTeam {
   }
   template <class F> __device__ float sum(int n, F term) {
     float partial = 0.0f;
-    for (int i = lane; i < n; i += 32) partial += term(i);
+    for (int i = lane; i < n; i += 32) partial += term(Lane{i});
     for (int width = 16; width > 0; width /= 2) partial += __shfl_xor_sync(0xffffffffu, partial, width);
     return partial;
   }
