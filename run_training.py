@@ -1,32 +1,33 @@
 #!/usr/bin/env python
-"""Trains the agents of an economy: ``python run_training.py --config configs/rbc.yaml``."""
+"""Trains the agents of an economy, or of a sweep of economies: ``python run_training.py --config configs/rbc.yaml``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from rbc_warp.launch import add_common_arguments, clean_errors
+from rbc_warp.launch import add_training_arguments, check_training_arguments, clean_errors
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", type=Path, help="YAML file that describes the run")
-    parser.add_argument("--experiment-dir", type=Path, help="folder for the run (default: experiment/<config's name>)")
-    parser.add_argument("--resume", type=Path, metavar="RUN", help="continue this rollout-… folder instead")
-    add_common_arguments(parser)
+    add_training_arguments(parser)
     options = parser.parse_args(arguments)
-    if (options.config is None) == (options.resume is None):
-        parser.error("give either --config FILE or --resume RUN")
+    check_training_arguments(parser, options)
     return options
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     from rbc_warp.launch import resume, start  # torch loads only after the arguments are known to be sound
+    from rbc_warp.sweep import is_sweep, run_sweep
 
-    result = resume(options) if options.resume else start(options)
+    if options.resume:
+        result = resume(options)
+    elif is_sweep(options):
+        return run_sweep(options)
+    else:
+        result = start(options)
     return 0 if result.status == "finished" else 130
 
 

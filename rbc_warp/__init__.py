@@ -36,7 +36,7 @@ def load_policies(run_dir: str | os.PathLike, episode: int | str = "latest") -> 
     return load(run, load_config(run.hparams_path), episode)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     if name == "simulate":  # torch and WarpDrive load on first use
         from rbc_warp.simulation import simulate
 

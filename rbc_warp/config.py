@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, create_model, model_validator
 
 from rbc_warp.config_errors import MAPPING_LABEL, ConfigError, Fault, Faults, explain, explain_faults, show
-from rbc_warp.config_io import apply_overrides, copied, derived_faults, fill_grids, read_mapping, split_public_keys
+from rbc_warp.config_io import apply_overrides, copied, derived_faults, fill_grids, read_layered, split_public_keys
 from rbc_warp.config_types import (
     ALPHA,
     GRID,
@@ -384,7 +384,8 @@ def load_config(
     """The configuration in a YAML file, a mapping or another Config, with "section.key=value" overrides applied.
 
     The hparams.yaml of a public run loads too: the keys it derives are checked and dropped, and grids it does not
-    give come from the action_arrays.pickle beside it. Raises :class:`ConfigError`, one line per fault.
+    give come from the action_arrays.pickle beside it. A file with ``base: OTHER.yaml`` says only what differs from that
+    one, whose path is relative to it. Raises :class:`ConfigError`, one line per fault.
     """
     label, data, tables = MAPPING_LABEL, {}, None
     if isinstance(source, Config):
@@ -394,7 +395,7 @@ def load_config(
     elif isinstance(source, Mapping):
         data = copied(source)
     else:
-        label, data = os.fspath(source), read_mapping(source)
+        label, data = os.fspath(source), read_layered(source, load_config)
         tables = Path(source).with_name("action_arrays.pickle")
     data, derived = split_public_keys(data, frozenset(_DEFAULTS.derived()))
     agents = data["agents"]

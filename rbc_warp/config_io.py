@@ -141,6 +141,35 @@ def read_mapping(path: str | os.PathLike[str]) -> dict[str, Any]:
     return loaded
 
 
+def read_layered(path: str | os.PathLike[str], check: Callable[[str], object]) -> dict[str, Any]:
+    """The mapping in a YAML file, on top of the file that its key ``base`` names, relative to it.
+
+    A section changes only the keys it gives; null switches an optional key off. ``check`` loads the base alone first,
+    so that a fault in it names it. A base has no base itself.
+    """
+    data = read_mapping(path)
+    base = data.pop("base", None)
+    if base is None:
+        return data
+    if not isinstance(base, str):
+        raise ConfigError(f"{os.fspath(path)}: base is {kind_of(base)}; name a YAML file, relative to this one")
+    below = Path(path).parent / base
+    lower = read_mapping(below)
+    if "base" in lower:
+        raise ConfigError(f"{below}: is the base of {os.fspath(path)} and has a base itself; name that one instead")
+    check(os.fspath(below))
+    return _merged(lower, data)
+
+
+def _merged(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """``lower`` with the values of ``upper``; mappings in both are merged in turn."""
+    merged = dict(lower)
+    for key, value in upper.items():
+        below = lower.get(key)
+        merged[key] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
 def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], set[KeyPath]]:
     """``data`` with "section.key=value" strings applied in order, and the paths they set. ``data`` is left alone."""
     result, paths = copied(data), set()

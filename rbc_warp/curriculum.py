@@ -7,12 +7,7 @@ import math
 import numpy as np
 
 from rbc_warp.config import Config
-from rbc_warp.economy import (
-    AGENT_TYPES,
-    FIRM_PRICE,
-    FIRM_WAGE,
-    Economy,
-)
+from rbc_warp.economy import AGENT_TYPES, FIRM_PRICE, FIRM_WAGE, Economy
 
 # A bound reached exactly counts as open, whatever the rounding of start + increase·n.
 TOLERANCE = 1e-6
@@ -27,7 +22,10 @@ def theta_factor(config: Config, iteration: int) -> float:
 
 
 def entropy_coefficient(config: Config, agent: str, iteration: int) -> float:
-    """Weight of the entropy in a type's loss: ``train.entropy`` · max(exp(−n/length), floor), n since it began."""
+    """Weight of the entropy in a type's loss: ``train.entropy`` · max(exp(−n/length), floor), n since it began.
+
+    Where a type learns before its start (by a list, or in a best response), n is 0: the factor never exceeds 1.
+    """
     agents = config.agents
     anneal = {
         "consumer": agents.consumer_anneal_entropy,
@@ -36,7 +34,7 @@ def entropy_coefficient(config: Config, agent: str, iteration: int) -> float:
     }[agent]
     if anneal is None or not anneal.anneal_on:
         return config.train.entropy
-    n = iteration - getattr(agents, f"{agent}_training_start")
+    n = max(iteration - getattr(agents, f"{agent}_training_start"), 0)
     return config.train.entropy * max(math.exp(-n / anneal.exp_decay_length_in_steps), anneal.coef_floor)
 
 
@@ -50,8 +48,9 @@ def trains(config: Config, agent: str, iteration: int) -> bool:
     agents = config.agents
     if frozen_action(config, agent) is not None:
         return False
-    if agents.training_schedule_mod is not None and agent != "government":
-        consumers_turn = iteration % agents.training_schedule_mod <= agents.consumer_mod_threshold
+    mod, threshold = agents.training_schedule_mod, agents.consumer_mod_threshold
+    if mod is not None and threshold is not None and agent != "government":
+        consumers_turn = iteration % mod <= threshold
         return consumers_turn == (agent == "consumer")
     intervals = getattr(agents, f"{agent}_training_list")
     if intervals is not None:
@@ -96,4 +95,5 @@ def _allowed_taxes(config: Config, economy: Economy, iteration: int) -> np.ndarr
     if anneal is None or not anneal.anneal_on:
         return np.ones(len(economy.government_choices), dtype=bool)
     n = max(iteration - config.agents.government_begin_anneal_action, 0)
-    return (economy.government_choices <= anneal.start + anneal.increase_const * n + TOLERANCE).all(axis=1)
+    cap = anneal.start + anneal.increase_const * n + TOLERANCE
+    return np.all(economy.government_choices <= cap, axis=1)

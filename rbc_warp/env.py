@@ -8,6 +8,10 @@ join the two (``policies.py``).
 from __future__ import annotations
 
 import numpy as np
+
+import rbc_warp.backends  # noqa: F401  first, since it imports gym without its notice
+
+# isort: split
 from gym.spaces import Discrete, MultiDiscrete
 from warp_drive.utils.data_feed import DataFeed
 from warp_drive.utils.gpu_environment_context import CUDAEnvironmentContext
@@ -93,12 +97,11 @@ class RbcEnv(CUDAEnvironmentContext):
         self._start = self._by_agent(
             {"consumer": private["consumer"], "firm": private["firm"], "government": economy.initial_public()[None]}
         )
-        self._state = None
+        self._state: reference.State | None = None
 
     def _by_agent(self, arrays: dict[str, np.ndarray]) -> dict[int, np.ndarray]:
-        return {
-            i: row for agent in AGENT_TYPES for i, row in zip(self.agent_ids[agent], arrays[agent].astype(np.float32), strict=True)
-        }
+        rows = {agent: zip(ids, arrays[agent].astype(np.float32), strict=True) for agent, ids in self.agent_ids.items()}
+        return {i: row for agent in AGENT_TYPES for i, row in rows[agent]}
 
     def reset(self) -> dict[int, np.ndarray]:
         """Starting observations by agent number."""
@@ -151,7 +154,9 @@ class RbcEnv(CUDAEnvironmentContext):
         }
         return np.array([values[name] for name in PARAMETERS], dtype=np.float32)
 
-    def step(self, actions: dict[int, np.ndarray] | None = None):
+    def step(
+        self, actions: dict[int, np.ndarray] | None = None
+    ) -> tuple[dict[int, np.ndarray], dict[int, float], dict[str, bool], dict] | None:
         """Advances every environment by one period on the device; with ``actions``, one in NumPy."""
         if actions is None:
             self.cuda_step(
@@ -160,13 +165,15 @@ class RbcEnv(CUDAEnvironmentContext):
                 grid=self.cuda_function_manager.grid,
             )
             return None
-        if self._state is None:
-            self._state = reference.initial_state(self.economy, 1)
-        chosen = [np.stack([actions[i] for i in self.agent_ids[agent]])[None] for agent in AGENT_TYPES]
-        self._state, outcome = reference.step(self.economy, self._state, *chosen)
+        state = reference.initial_state(self.economy, 1) if self._state is None else self._state
+        consumer, firm, government = (
+            np.stack([actions[i] for i in self.agent_ids[agent]])[None] for agent in AGENT_TYPES
+        )
+        state, outcome = reference.step(self.economy, state, consumer, firm, government)
+        self._state = state
         self.timestep += 1
         observations = self._by_agent(
-            {"consumer": self._state.consumer[0], "firm": self._state.firm[0], "government": self._state.public}
+            {"consumer": state.consumer[0], "firm": state.firm[0], "government": state.public}
         )
         rewards = np.concatenate([outcome.consumer_reward[0], outcome.firm_reward[0], outcome.government_reward])
         done = {"__all__": self.timestep >= self.episode_length}

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import json
+import logging
 import os
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rbc_warp.config import Config
     from rbc_warp.run import RunResult
+    from rbc_warp.rundir import RunDir
 
 USER_ERROR = 2
 
@@ -20,10 +25,59 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that every launcher has."""
     parser.add_argument("--backend", choices=["auto", "host", "pycuda"], default="auto", help="where kernels run")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides", help="override a config key"
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        dest="overrides",
+        help="override a config key",
     )
     parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that name a training run, or several, and how to run them."""
+    parser.add_argument("--config", type=Path, help="YAML file that describes the run, or the runs of a sweep")
+    parser.add_argument("--experiment-dir", type=Path, help="folder for the runs (default: experiment/<config's name>)")
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="continue this rollout-… folder instead")
+    parser.add_argument("--num-consumers", type=_positive, metavar="N", help="same as --set agents.num_consumers=N")
+    parser.add_argument("--num-firms", type=_positive, metavar="N", help="same as --set agents.num_firms=N")
+    parser.add_argument("--group-name", metavar="NAME", help="same as --set metadata.group_name=NAME")
+    parser.add_argument("--track", action="append", default=[], choices=["wandb", "mlflow"], help="report there too")
+    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # a sweep: stop when this process is gone
+    add_common_arguments(parser)
+    sweep = parser.add_argument_group("sweeps", "a config with a section sweep, or any with one of these options")
+    sweep.add_argument("--dry-run", action="store_true", help="make the runs' folders only")
+    sweep.add_argument("--run-only", action="store_true", help="train what is in the folder and unfinished")
+    sweep.add_argument("--seed-from-timestamp", action="store_true", help="seed each run by its folder's time")
+    sweep.add_argument(
+        "--jobs", type=_positive, metavar="N", help="runs at the same time (default: 1; ray: as many as fit)"
+    )
+    sweep.add_argument("--executor", choices=["local", "ray"], default="local", help="what runs them")
+    sweep.add_argument("--ray-address", metavar="ADDRESS", help="a Ray cluster, or auto (default: Ray on this machine)")
+    sweep.add_argument(
+        "--gpus-per-run", type=float, metavar="SHARE", help="GPUs asked of Ray (default: 1 if it has any)"
+    )
+
+
+def check_training_arguments(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Stops with usage where options do not fit together; turns the shorthands into overrides."""
+    shorthands = {"agents.num_consumers": options.num_consumers, "agents.num_firms": options.num_firms}
+    shorthands["metadata.group_name"] = None if options.group_name is None else json.dumps(options.group_name)
+    options.overrides += [f"{key}={value}" for key, value in shorthands.items() if value is not None]
+    many = (
+        options.dry_run or options.run_only or options.seed_from_timestamp or options.jobs or options.executor == "ray"
+    )
+    if options.resume and (options.config or options.experiment_dir or many):
+        parser.error("--resume RUN continues one run: leave --config, --experiment-dir and the options of sweeps away")
+    if options.run_only and (options.overrides or options.dry_run or options.seed_from_timestamp):
+        parser.error("--run-only trains runs as they are: leave the options that describe runs away")
+    if not (options.config or options.resume or (options.run_only and options.experiment_dir)):
+        parser.error("give --config FILE, --resume RUN, or --run-only --experiment-dir FOLDER")
+    if options.ray_address and options.executor != "ray":
+        parser.error("--ray-address needs --executor ray")
+    options.many = many
 
 
 def _positive(text: str) -> int:
@@ -38,9 +92,7 @@ def clean_errors() -> Iterator[None]:
     """Faults of the user end in one message on stderr and exit code 2; faults of ours keep their traceback."""
     from rbc_warp.config import ConfigError
 
-    # gym's notice about its successor is not for our users.
-    os.environ.setdefault("GYM_DISABLE_WARNINGS", "1")
-    warnings.filterwarnings("ignore", module="gym")
+    _silence_gym()
     try:
         yield
     except ConfigError as error:
@@ -59,20 +111,38 @@ def clean_errors() -> Iterator[None]:
         _stop(error)
 
 
+def _silence_gym() -> None:
+    """gym's notice about its successor is not for our users."""
+    import gym_notices.notices
+
+    gym_notices.notices.notices.clear()
+    warnings.filterwarnings("ignore", module="gym")
+
+
 def _stop(error: Exception) -> None:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(USER_ERROR)
 
 
 def prepare_process(options: argparse.Namespace) -> None:
-    """Threads and log level of this process."""
-    import logging
-
+    """Threads and log level of this process. Under torchrun the processes of a machine share its cores."""
     import torch
 
+    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if options.threads:
         torch.set_num_threads(options.threads)
+    elif neighbours > 1:
+        torch.set_num_threads(max(1, num_cores() // neighbours))
     logging.getLogger().setLevel(logging.ERROR)  # WarpDrive's notes on casts
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def experiment_folder(options: argparse.Namespace) -> Path:
+    return options.experiment_dir or Path("experiment") / options.config.stem
 
 
 def start(options: argparse.Namespace) -> RunResult:
@@ -80,33 +150,47 @@ def start(options: argparse.Namespace) -> RunResult:
     from rbc_warp.config import load_config
 
     config = load_config(options.config, options.overrides)
-    prepare_process(options)
-    from rbc_warp.backends import choose_backend
-    from rbc_warp.run import prepare_run, summary, train_run
-    from rbc_warp.rundir import RunDir
-
-    backend = choose_backend(options.backend)
-    folder = options.experiment_dir or f"experiment/{options.config.stem}"
-    run = RunDir.create(folder)
-    prepare_run(run, config)
-    print(f"{run.path}: training on {backend}", file=sys.stderr)
-    result = train_run(run, config, backend, quiet=options.quiet)
-    print(summary(result))
-    return result
+    return _train(options, config)
 
 
 def resume(options: argparse.Namespace) -> RunResult:
-    """Continues a run from its last state."""
+    """Continues the run ``options.resume`` from its last state."""
     from rbc_warp.config import load_config
-
-    prepare_process(options)
-    from rbc_warp.backends import choose_backend
-    from rbc_warp.run import summary, train_run
     from rbc_warp.rundir import RunDir
 
     run = RunDir(options.resume)
-    config = load_config(run.hparams_path, options.overrides)
+    return _train(options, load_config(run.hparams_path, options.overrides), run)
+
+
+def _train(options: argparse.Namespace, config: Config, run: RunDir | None = None) -> RunResult:
+    """Trains a run, a new one where none is given, alone or with the other processes of torchrun."""
+    from rbc_warp.backends import choose_backend
+    from rbc_warp.distributed import claim_gpu, joined
+    from rbc_warp.run import prepare_run, summary, train_run
+    from rbc_warp.rundir import RunDir
+    from rbc_warp.tracking import check_trackers
+
+    claim_gpu()
+    prepare_process(options)
     backend = choose_backend(options.backend)
-    result = train_run(run, config, backend, resume=True, quiet=options.quiet)
-    print(summary(result))
+    check_trackers(options.track)
+    is_new = run is None
+    with joined(config, backend) as processes:
+        if is_new and processes.is_first:
+            run = RunDir.create(experiment_folder(options))
+            prepare_run(run, config)
+            print(f"{run.path}: training on {backend}", file=sys.stderr)
+        run = processes.share(run)
+        result = train_run(
+            run,
+            config,
+            backend,
+            resume=not is_new,
+            quiet=options.quiet,
+            processes=processes,
+            track=options.track,
+            parent=options.parent,
+        )
+        if processes.is_first:
+            print(summary(result))
     return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 
 from rbc_warp.economy import (
@@ -53,7 +54,7 @@ def indicators(trainer: RbcTrainer) -> dict[str, float]:
     return {name: float(values.double().mean()) for name, values in figures.items()}
 
 
-def _table(trainer: RbcTrainer, values) -> torch.Tensor:
+def _table(trainer: RbcTrainer, values: np.ndarray) -> torch.Tensor:
     return torch.as_tensor(values, dtype=torch.float32, device=trainer.device)
 
 

@@ -7,8 +7,11 @@ part. All parameters of a type lie in one contiguous vector; ``state_dict`` spea
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -65,7 +68,7 @@ class Encoder:
     def encode_private(self, private: torch.Tensor) -> torch.Tensor:
         """(…, private_size) → (…, num_private)."""
         if self.agent == "consumer":
-            theta = private[..., CONSUMER_THETA :] / self.theta_scale
+            theta = private[..., CONSUMER_THETA:] / self.theta_scale
             return torch.cat([self.digits(private[..., CONSUMER_BUDGET]), theta], dim=-1)
         rest = private[..., FIRM_CAPITAL:].clone()
         rest[..., 0] /= CAPITAL_SCALE
@@ -133,7 +136,9 @@ class Policy(nn.Module):
         hidden = functional.linear(functional.relu(hidden), layers.weight2, layers.bias2)
         return functional.linear(functional.relu(hidden), layers.weight3, layers.bias3)
 
-    def forward(self, states: torch.Tensor, allowed: torch.Tensor | None = None):
+    def forward(
+        self, states: torch.Tensor, allowed: torch.Tensor | None = None
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Raw states (…, d) to a list of probabilities per head, (…, n_h) each, and values (…)."""
         logits, value = self.outputs(states).split([self.num_actions, 1], dim=-1)
         if allowed is not None:
@@ -141,7 +146,7 @@ class Policy(nn.Module):
         return [head.softmax(-1) for head in logits.split(self.head_sizes, dim=-1)], value.squeeze(-1)
 
     @torch.no_grad()
-    def probabilities(self, states, allowed: torch.Tensor | None = None) -> torch.Tensor:
+    def probabilities(self, states: np.ndarray | torch.Tensor, allowed: torch.Tensor | None = None) -> torch.Tensor:
         """Raw states (…, d), array or tensor, to the probabilities of all heads one after the other (…, actions)."""
         states = torch.as_tensor(states, dtype=torch.float32, device=self.flat.device)
         expected = 4 * self.encoder.num_firms + 3 + self.encoder.private_size
@@ -153,7 +158,7 @@ class Policy(nn.Module):
         """Names and shapes of the tensors in a policy file."""
         return {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
 
-    def state_dict(self, *args, **kwargs) -> dict[str, torch.Tensor]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:  # type: ignore[override]
         """The parameters under the file format's names: fc1, fc2, fc3 or action_heads.<n>, fc4 (the value)."""
         layers = self.layers(self.flat.detach())
         state = {
@@ -169,7 +174,9 @@ class Policy(nn.Module):
             state[f"{name}.weight"], state[f"{name}.bias"] = weight, bias
         return {name: tensor.clone() for name, tensor in state.items()}
 
-    def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False):
+    def load_state_dict(
+        self, state_dict: Mapping[str, torch.Tensor], strict: bool = True, assign: bool = False
+    ) -> None:
         """Takes parameters under the file format's names; shapes and names must fit exactly."""
         expected = self.file_shapes()
         found = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
@@ -190,8 +197,9 @@ class Policy(nn.Module):
             own.copy_(given)
 
     def _head_names(self) -> list[str]:
-        heads = [f"action_heads.{n}" for n in range(len(self.head_sizes))] if self.encoder.agent == "consumer" else ["fc3"]
-        return [*heads, "fc4"]
+        if self.encoder.agent != "consumer":
+            return ["fc3", "fc4"]
+        return [*(f"action_heads.{n}" for n in range(len(self.head_sizes))), "fc4"]
 
 
 def make_policies(config: Config, economy: Economy) -> dict[str, Policy]:

@@ -7,7 +7,7 @@ it against :meth:`Policy.outputs` and autograd.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +15,14 @@ import torch
 from rbc_warp.backends.kernels import LOSS_PARAMETERS, LOSS_STATISTICS, Heads, Kernels
 from rbc_warp.policies import HIDDEN, Layers, Policy
 
-# Rows of activations that fit a processor core's cache, and a GPU's memory.
-BLOCK_ROWS = {"cpu": 1600, "cuda": 1 << 18}
+# Bytes of one layer's activations in a block: a processor core's cache, or a part of a GPU's memory.
+BLOCK_BYTES = {"cpu": 800 * 1024, "cuda": 128 * 1024 * 1024}
 STD_FLOOR = 1e-6
+
+
+def block_rows(device: torch.device, dtype: torch.dtype) -> int:
+    """How many rows a block of the forward and backward passes has."""
+    return BLOCK_BYTES[device.type] // (HIDDEN * dtype.itemsize)
 
 
 def discounted_returns(rewards: torch.Tensor, gamma: float) -> torch.Tensor:
@@ -108,14 +113,15 @@ class Learner:
         exact = self.policy.layers(flat)
         return exact, exact if self.dtype == torch.float32 else self.policy.layers(flat.to(self.dtype))
 
-    def _blocks(self, num_observations: int, agents: int):
-        step = max(1, BLOCK_ROWS[self.device.type] // agents)
+    def _blocks(self, num_observations: int, agents: int) -> Iterator[tuple[slice, slice]]:
+        """Observations and rows of each block."""
+        step = max(1, block_rows(self.device, self.dtype) // agents)
         for start in range(0, num_observations, step):
             stop = min(start + step, num_observations)
             yield slice(start, stop), slice(start * agents, stop * agents)
 
     def _hidden(self, shared: torch.Tensor, private: torch.Tensor, layers: Layers) -> tuple[torch.Tensor, torch.Tensor]:
-        """Activations of both hidden layers for one block. shared: (observations, 128) the first layer's public part."""
+        """Both hidden layers of one block. shared: (observations, 128), the first layer's public part."""
         rows = max(len(private), len(shared))
         first, second = self._buffer("first", rows), self._buffer("second", rows)
         if private.shape[1]:
@@ -159,9 +165,8 @@ class Learner:
             first, second = self._hidden(shared[observations], private, layers)
             logits = self._buffer("logits", len(second), self.policy.num_actions + 1)
             torch.addmm(layers.bias3, second, layers.weight3.T, out=logits)
-            sample = {
-                name: getattr(batch, name)[rows] for name in ("actions", "log_probability", "advantage", "target", "value")
-            }
+            columns = ("actions", "log_probability", "advantage", "target", "value")
+            sample = {name: getattr(batch, name)[rows] for name in columns}
             self.kernels.loss(self.heads, logits, sample, loss, self.statistics)  # logits now hold their gradient
             grad.weight3.add_(logits.T @ second)
             grad.bias3.add_(logits.sum(0))
@@ -173,7 +178,7 @@ class Learner:
             torch.mm(second_grad, layers.weight2, out=first_grad)
             torch.ops.aten.threshold_backward.grad_input(first_grad, first, 0.0, grad_input=first_grad)
             if private.shape[1]:
-                grad.private.add_(first_grad.T @ private)
+                grad.private.add_((private.T @ first_grad).T)  # this way round the narrow product is four times faster
             torch.sum(first_grad.view(-1, agents, HIDDEN), dim=1, dtype=torch.float32, out=shared_grad[observations])
         grad.public.add_(shared_grad.T @ batch.public)
         grad.bias1.add_(shared_grad.sum(0))

@@ -109,6 +109,24 @@ class RunDir:
     def best_response_output_path(self, agent_type: str) -> Path:
         return self.path / f"br_{_agent_type(agent_type)}_output.txt"
 
+    @property
+    def best_response_path(self) -> Path:
+        return self.path / "best_response.json"
+
+    def read_best_response(self) -> dict[str, Any]:
+        """What was measured so far in best_response.json, an empty dict where there is no file."""
+        if not self.best_response_path.exists():
+            return {}
+        with _reading(self.best_response_path, "results of best responses", "move it away to measure anew"):
+            content = json.loads(_read_bytes(self.best_response_path, limit=None))
+            if not isinstance(content, dict) or not all(isinstance(part, list) for part in content.values()):
+                raise TypeError("expected an object of lists")
+            return content
+
+    def write_best_response(self, results: Mapping[str, Any]) -> None:
+        """Replace best_response.json; NaN and infinity become null."""
+        write_text(self.best_response_path, json.dumps(_jsonable(results), indent=1, allow_nan=False) + "\n")
+
     def policy_path(self, agent_type: str, label: int | str) -> Path:
         """A type's network; ``label`` is an iteration, 'best' or 'latest'."""
         path = self.saved_models_path / f"{_agent_type(agent_type)}_policy_{label}.pt"

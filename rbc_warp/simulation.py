@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import astuple
+from typing import Any
 
 import numpy as np
 import torch
+
+from rbc_warp.backends import RbcEnvWrapper, choose_backend  # first, since it imports gym without its notice
+
+# isort: split
 from warp_drive.training.utils.data_loader import create_and_push_data_placeholders
 
 from rbc_warp import reference
-from rbc_warp.backends import RbcEnvWrapper, choose_backend
 from rbc_warp.config import Config, load_config
 from rbc_warp.economy import AGENT_TYPES, Economy
 from rbc_warp.env import RbcEnv
@@ -20,7 +25,11 @@ class ActionError(ValueError):
     """Actions that do not fit the economy; the message names the array, what it holds and what fits."""
 
 
-def simulate(config, actions: Mapping[str, np.ndarray], backend: str = "auto") -> dict[str, dict[str, np.ndarray]]:
+def simulate(
+    config: Config | Mapping[str, Any] | str | os.PathLike[str],
+    actions: Mapping[str, np.ndarray],
+    backend: str = "auto",
+) -> dict[str, dict[str, np.ndarray]]:
     """Plays given actions for whole episodes.
 
     Args:
@@ -36,6 +45,7 @@ def simulate(config, actions: Mapping[str, np.ndarray], backend: str = "auto") -
 
     Raises:
         ConfigError: the configuration is invalid. ActionError: arrays of another shape, or indices out of range.
+        BackendError: the backend cannot run here.
     """
     config = config if isinstance(config, Config) else load_config(config)
     economy = Economy.from_config(config)
@@ -49,7 +59,7 @@ def check_actions(economy: Economy, actions: Mapping[str, np.ndarray]) -> dict[s
     """The actions as int32 arrays of the documented shapes."""
     if set(actions) != set(AGENT_TYPES):
         raise ActionError(f"actions has keys {sorted(actions)}; give exactly {', '.join(AGENT_TYPES)}")
-    num_envs = len(np.asarray(actions["consumer"]))
+    num_envs = len(np.atleast_1d(actions["consumer"]))
     periods = economy.num_periods
     shapes = {
         "consumer": (num_envs, periods, economy.num_consumers, economy.num_firms + 2),
@@ -65,7 +75,8 @@ def check_actions(economy: Economy, actions: Mapping[str, np.ndarray]) -> dict[s
             raise ActionError(f"actions[{agent!r}] is {given.dtype}; give integer indices into the grids")
         limits = np.asarray(economy.head_sizes[agent])
         if (given < 0).any() or (given >= (limits if agent == "consumer" else limits[0])).any():
-            raise ActionError(f"actions[{agent!r}] has indices outside its grids; allowed: 0 to {(limits - 1).tolist()}")
+            allowed = (limits - 1).tolist()
+            raise ActionError(f"actions[{agent!r}] has indices outside its grids; allowed: 0 to {allowed}")
         checked[agent] = np.ascontiguousarray(given, dtype=np.int32)
     return checked
 

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ TRAINING_STREAM, EVALUATION_STREAM = 0, 1
 class _StayOnHost(TorchFunctionMode):
     """Lets WarpDrive's constructor, which moves its counters with ``.cuda()``, run where there is no GPU."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         return args[0] if func is torch.Tensor.cuda else func(*args, **(kwargs or {}))
 
 
@@ -59,6 +60,16 @@ class Draw:
     first_environment: int = 0
 
 
+class Intervention:
+    """Changes what some agents do during :meth:`RbcTrainer.play`: their logits before the draw, or what was drawn."""
+
+    def change_logits(self, period: int, logits: Mapping[str, torch.Tensor]) -> None:
+        """Works on logits and values in place, per type (E·n, actions+1)."""
+
+    def change_actions(self, period: int, actions: Mapping[str, torch.Tensor]) -> None:
+        """Works on the drawn indices in place, per type (E, n, heads)."""
+
+
 class RbcTrainer(TrainerA2C):
     """Trains consumer, firm and government policies of one economy.
 
@@ -76,7 +87,7 @@ class RbcTrainer(TrainerA2C):
         backend: str = "auto",
         policies: Mapping[str, Policy] | None = None,
         folder: Path | None = None,
-        reduce=lambda tensor: tensor,
+        reduce: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
         world_size: int = 1,
         rank: int = 0,
     ):
@@ -108,6 +119,7 @@ class RbcTrainer(TrainerA2C):
             "consumer": config.agents.consumer_noponzi_start,
             "firm": config.agents.firm_noponzi_start,
         }
+        self.interventions: Sequence[Intervention] = ()
         self._make_rollout_arrays()
 
     def _warpdrive_config(self, folder: Path) -> dict:
@@ -140,14 +152,14 @@ class RbcTrainer(TrainerA2C):
 
     # What WarpDrive's constructor asks for.
 
-    def _initialize_policy_model(self, policy: str):
+    def _initialize_policy_model(self, policy: str) -> None:
         self.models[policy] = self._policies[policy]
 
-    def _send_policy_model_to_device(self, policy: str):
+    def _send_policy_model_to_device(self, policy: str) -> None:
         self.models[policy].to(self.device)
         self.ddp_mode[policy] = False
 
-    def _initialize_optimizer(self, policy: str):
+    def _initialize_optimizer(self, policy: str) -> None:
         self.learners[policy] = Learner(
             self.models[policy],
             self.heads[policy],
@@ -159,13 +171,13 @@ class RbcTrainer(TrainerA2C):
         )
         self.optimizers[policy] = self.learners[policy].optimizer
 
-    def _initialize_policy_algorithm(self, policy: str):
+    def _initialize_policy_algorithm(self, policy: str) -> None:
         """The update rules are in ``ppo.py``."""
 
-    def _load_model_checkpoint_helper(self, policy: str, ckpt_filepath: str):
+    def _load_model_checkpoint_helper(self, policy: str, ckpt_filepath: str) -> None:
         """Policies are given to the constructor; ``rundir.py`` opens their files."""
 
-    def save_model_checkpoint(self, iteration: int = 0):
+    def save_model_checkpoint(self, iteration: int = 0) -> None:
         """``run.py`` saves policies."""
 
     # Rollouts.
@@ -224,7 +236,12 @@ class RbcTrainer(TrainerA2C):
             self._consumption = torch.zeros(self._consumption_shape, device=self.device)
         self.cuda_envs.reset_all_envs()
         for t in range(self.economy.num_periods):
-            self._sample_actions(self._evaluate_policies(t), t)
+            logits = self._evaluate_policies(t)
+            for intervention in self.interventions:
+                intervention.change_logits(t, logits)
+            self._sample_actions(logits, t)
+            if self.interventions:
+                self._change_actions(t)
             self.cuda_envs.step_all_envs()
             for agent in AGENT_TYPES:
                 self._data(f"rewards_batch_{agent}")[t].copy_(self._data(f"rewards_{agent}"))
@@ -232,6 +249,14 @@ class RbcTrainer(TrainerA2C):
             torch.sum(self._data("consumption"), dim=-1, out=self._sales[t])
             if keep_consumption:
                 self._consumption[t].copy_(self._data("consumption"))
+
+    def _change_actions(self, period: int) -> None:
+        """Lets the interventions change what was drawn, and its record."""
+        drawn = {agent: self._data(f"sampled_actions_{agent}") for agent in AGENT_TYPES}
+        for intervention in self.interventions:
+            intervention.change_actions(period, drawn)
+        for agent, actions in drawn.items():
+            self._data(f"sampled_actions_batch_{agent}")[period].copy_(actions)
 
     def _evaluate_policies(self, batch_index: int = 0) -> dict[str, torch.Tensor]:
         """Logits and values of all types, (E·n, actions+1), from what they see now; notes both for the update."""
@@ -249,7 +274,18 @@ class RbcTrainer(TrainerA2C):
             learner.logits(public, private, self._logits[agent])
         return self._logits
 
-    def _sample_actions(self, probabilities: dict[str, torch.Tensor], batch_index: int = 0, **sample_params):
+    def agent_logits(self, learner: Learner, agent: str, index: int, period: int) -> torch.Tensor:
+        """What another policy answers to what one agent of a type sees in the period being played, (E, actions+1)."""
+        rows = self._private[agent][period].view(self.num_local_envs, self.economy.num_agents[agent], -1)
+        answer = torch.empty(
+            self.num_local_envs, learner.policy.num_actions + 1, dtype=self.precision, device=self.device
+        )
+        learner.logits(self._public[period], rows[:, index].contiguous(), answer)
+        return answer
+
+    def _sample_actions(
+        self, probabilities: dict[str, torch.Tensor], batch_index: int = 0, **sample_params: object
+    ) -> None:
         manager = self.cuda_envs.cuda_data_manager
         self.cuda_sample_controller.sample(manager, probabilities, heads=self.heads)
 
@@ -291,7 +327,7 @@ class RbcTrainer(TrainerA2C):
         self.set_iteration(iteration)
         self.play(Draw(iteration), keep_consumption)
 
-    def update(self, iteration: int) -> dict[str, dict[str, float]]:
+    def update(self, iteration: int) -> dict[str, dict[str, torch.Tensor]]:
         """Updates every type that is due. Returns its loss statistics as scalar tensors."""
         return self._update_model_params(iteration)
 
@@ -309,10 +345,15 @@ class RbcTrainer(TrainerA2C):
         return metrics
 
     @torch.no_grad()
-    def update_type(self, agent: str, entropy: float, iteration: int) -> torch.Tensor:
-        """The passes over the last rollout for one type; returns the gradient's norm."""
+    def update_type(
+        self, agent: str, entropy: float, iteration: int, learner: Learner | None = None, index: int | None = None
+    ) -> torch.Tensor:
+        """The passes over the last rollout for one type; returns the gradient's norm.
+
+        With ``learner`` and ``index``, one agent of the type updates a policy of its own from what it alone did.
+        """
         train = self.settings.train
-        learner = self.learners[agent]
+        learner = learner or self.learners[agent]
         reward_scale = getattr(self.settings.agents, f"{agent}_reward_scale")
         rewards, value = self.rewards(agent), self._data(f"values_batch_{agent}")
         target = discounted_returns(rewards / reward_scale, train.gamma)
@@ -322,9 +363,11 @@ class RbcTrainer(TrainerA2C):
             "log_probability": self._data(f"log_probabilities_batch_{agent}"),
             "value": value,
             "target": target,
-            "advantage": learner.standardise(target - value),
         }
-        if agent == "consumer" and train.consumer_update_fraction < 1.0:
+        if index is not None:
+            columns = {name: column.narrow(2, index, 1).contiguous() for name, column in columns.items()}
+        columns["advantage"] = learner.standardise(columns["target"] - columns["value"])
+        if index is None and agent == "consumer" and train.consumer_update_fraction < 1.0:
             chosen = self._some_consumers(iteration)
             columns = {name: column.index_select(2, chosen) for name, column in columns.items()}
         rows = {name: column.flatten(0, 2) for name, column in columns.items()}

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
+from typing import Any
 
 import torch
+
+with contextlib.redirect_stderr(io.StringIO()):  # WarpDrive needs gym, which tells users at import to move on
+    import gym  # noqa: F401
+
+# isort: split
 from warp_drive.env_wrapper import EnvWrapper
 from warp_drive.managers.function_manager import CUDAFunctionFeed
 
+from rbc_warp.backends.build import build_host, find_nvcc
 from rbc_warp.backends.kernels import RbcReset
 
 BACKENDS = ("auto", "host", "pycuda")
@@ -23,25 +32,34 @@ def missing_for_pycuda() -> str | None:
         return "torch sees no CUDA GPU; run on a machine with an NVIDIA GPU and a CUDA build of torch, or use host"
     if importlib.util.find_spec("pycuda") is None:
         return "pycuda is not installed; run `make setup-gpu`"
+    if find_nvcc() is None:
+        return "there is no nvcc to build the kernels; install the CUDA toolkit and put its bin folder on PATH"
     return None
 
 
 def choose_backend(name: str) -> str:
-    """'host' or 'pycuda' for a requested name; 'auto' takes pycuda where it can run."""
+    """'host' or 'pycuda' for a requested name; 'auto' takes pycuda where it can run.
+
+    The kernels of 'host' are built here, so that a missing compiler shows before anything is written.
+
+    Raises:
+        BackendError: the name is unknown, or pycuda cannot run here. BuildError: the host's kernels cannot be built.
+    """
     if name not in BACKENDS:
         raise BackendError(f"--backend {name!r} is not known; choose one of {', '.join(BACKENDS)}")
     missing = missing_for_pycuda()
-    if name == "auto":
-        return "host" if missing else "pycuda"
     if name == "pycuda" and missing:
         raise BackendError(f"--backend pycuda cannot run here: {missing}")
-    return name
+    if name == "host" or missing:
+        build_host()
+        return "host"
+    return "pycuda"
 
 
 class RbcEnvWrapper(EnvWrapper):
     """WarpDrive's wrapper with our managers. ``env_backend``: 'host', 'pycuda', or 'cpu' for one Python environment."""
 
-    def __init__(self, env_obj, num_envs: int = 1, env_backend: str = "host", **unused):
+    def __init__(self, env_obj: Any, num_envs: int = 1, env_backend: str = "host", **unused: Any):
         super().__init__(env_obj=env_obj, env_backend="cpu")  # builds spaces, touches no device
         self.backend = env_backend
         if env_backend == "cpu":
@@ -52,9 +70,9 @@ class RbcEnvWrapper(EnvWrapper):
         self.blocks_per_env = 1
         sizes = {"num_agents": self.n_agents, "num_envs": num_envs, "blocks_per_env": 1}
         if env_backend == "pycuda":
-            from rbc_warp.backends.pycuda import PyCUDADataManager, RbcFunctionManager
+            from rbc_warp.backends.pycuda import DeviceDataManager, RbcFunctionManager
 
-            self.cuda_data_manager = PyCUDADataManager(episode_length=self.episode_length, **sizes)
+            self.cuda_data_manager = DeviceDataManager(episode_length=self.episode_length, **sizes)
             self.cuda_function_manager = RbcFunctionManager(num_firms=env_obj.economy.num_firms, **sizes)
         else:
             from rbc_warp.backends.host import HostDataManager, HostFunctionManager

@@ -47,7 +47,7 @@ def find_nvcc() -> str | None:
 def build_host(debug: bool = False) -> Path:
     """The shared library of ``host.cpp`` for this machine's processor; built if the cache lacks it."""
     compiler = find_host_compiler()
-    flags = (*HOST_FLAGS, "-g", "-fsanitize=undefined", "-fno-sanitize-recover") if debug else HOST_FLAGS
+    flags = (*HOST_FLAGS, "-O1", "-g", "-fsanitize=undefined", "-fno-sanitize-recover") if debug else HOST_FLAGS
     return _build(compiler, flags, SOURCES / "host.cpp", ".so", _processor())
 
 
@@ -75,7 +75,8 @@ def _build(compiler: str, flags: Sequence[str], source: Path, suffix: str, machi
             if not target.exists():
                 _compile(compiler, flags, source, target)
     except OSError as error:
-        raise BuildError(f"cannot write built kernels to {folder} ({error}); set RBC_WARP_CACHE to a folder you own") from error
+        remedy = "set RBC_WARP_CACHE to a folder you own"
+        raise BuildError(f"cannot write built kernels to {folder} ({error}); {remedy}") from error
     return target
 
 

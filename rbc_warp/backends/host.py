@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,11 +20,14 @@ SMALL_WORK = 4096
 class HostDataManager(CUDADataManager):
     """Keeps every array as a torch tensor in main memory, torch-accessible or not."""
 
-    def __init__(self, **sizes):
+    def __init__(self, **sizes: int):
         self._tensors: dict[str, torch.Tensor] = {}
         super().__init__(**sizes)
 
-    def _to_device(self, name: str, name_on_device: str | None = None, torch_accessible: bool = False):
+    def _type_warning_helper(self, *unused: Any, **unused_too: Any) -> None:
+        """That 64-bit values become 32-bit ones is meant here."""
+
+    def _to_device(self, name: str, name_on_device: str | None = None, torch_accessible: bool = False) -> None:
         target = name if name_on_device is None else name_on_device
         assert target not in self._device_data_pointer
         tensor = torch.from_numpy(self._host_data[name]).clone()  # a start value and its copy are two arrays
@@ -32,12 +36,12 @@ class HostDataManager(CUDADataManager):
         if torch_accessible:
             self._device_data_via_torch[target] = tensor
 
-    def pull_data_from_device(self, name: str):
+    def pull_data_from_device(self, name: str) -> Any:
         if name in self._scalar_data_list:
             return self._host_data[name]
         return self._tensors[name].numpy().copy()
 
-    def reset_device(self, name: str | None = None):
+    def reset_device(self, name: str | None = None) -> None:
         for key in self._host_data if name is None else [name]:
             if key in self._tensors:
                 self._tensors[key].copy_(torch.from_numpy(self._host_data[key]))
@@ -46,18 +50,16 @@ class HostDataManager(CUDADataManager):
 class HostFunction:
     """A C++ function behind the call that WarpDrive makes to a CUDA kernel."""
 
-    _CONVERSIONS = {np.int32: ctypes.c_int32, np.float32: ctypes.c_float}
+    _CONVERSIONS: dict[type, Any] = {np.int32: ctypes.c_int32, np.float32: ctypes.c_float}
 
-    def __init__(self, function, num_agents: int):
+    def __init__(self, function: Any, num_agents: int):
         self._function = function
         self._function.restype = None
         self._num_agents = num_agents
 
-    def __call__(self, *arguments, block=None, grid=(1, 1)):
+    def __call__(self, *arguments: Any, block: Any = None, grid: tuple[int, int] = (1, 1)) -> None:
         num_envs = int(grid[0])
-        converted = [
-            self._CONVERSIONS[type(a)](a) if type(a) in self._CONVERSIONS else a for a in arguments
-        ]
+        converted = [self._CONVERSIONS[type(a)](a) if type(a) in self._CONVERSIONS else a for a in arguments]
         self._function(num_envs, threads_for(num_envs * self._num_agents), *converted)
 
 
@@ -70,21 +72,22 @@ class HostFunctionManager(CUDAFunctionManager):
     """Loads the C++ library; one call serves all environments of a "grid"."""
 
     device = torch.device("cpu")
+    samples_bfloat16 = True
 
-    def __init__(self, **sizes):
+    def __init__(self, **sizes: int):
         super().__init__(**sizes)
         self._functions: dict[str, HostFunction] = {}
         self.library = load_library()
 
-    def initialize_default_functions(self):
+    def initialize_default_functions(self) -> None:
         self.initialize_functions(DEFAULT_KERNELS)
         self._default_functions_initialized = True
 
-    def initialize_functions(self, func_names: list[str] | None = None):
+    def initialize_functions(self, func_names: list[str] | None = None) -> None:
         for name in func_names or []:
             self._functions[name] = HostFunction(getattr(self.library, name), self._num_agents)
 
-    def initialize_shared_constants(self, data_manager, constant_names=None):
+    def initialize_shared_constants(self, *unused: Any, **unused_too: Any) -> None:
         """Constants are ordinary arrays here."""
 
     def _get_function(self, fname: str) -> HostFunction:
@@ -95,7 +98,14 @@ class HostFunctionManager(CUDAFunctionManager):
         assert tensor.is_contiguous()
         return ctypes.c_void_p(tensor.data_ptr())
 
-    def loss(self, heads: Heads, logits, sample, weights, statistics) -> None:
+    def loss(
+        self,
+        heads: Heads,
+        logits: torch.Tensor,
+        sample: dict[str, torch.Tensor],
+        weights: torch.Tensor,
+        statistics: torch.Tensor,
+    ) -> None:
         """Replaces ``logits`` (rows, actions+1) by the loss gradient; adds the loss statistics to ``statistics``."""
         rows = logits.shape[0]
         getattr(self.library, LOSS_KERNEL)(

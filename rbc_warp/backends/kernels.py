@@ -6,7 +6,7 @@ from the data manager or from :meth:`Kernels.pointer`.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,9 +29,18 @@ DRAW_GREEDY, DRAW_FROM_PROBABILITIES, DRAW_BFLOAT16 = 1, 2, 4
 class Kernels(Protocol):
     """What a backend's function manager adds to WarpDrive's."""
 
-    def pointer(self, tensor: torch.Tensor): ...
-    def loss(self, heads: Heads, logits: torch.Tensor, sample: dict[str, torch.Tensor], weights: torch.Tensor,
-             statistics: torch.Tensor) -> None: ...
+    samples_bfloat16: bool
+    """Whether the sampling kernel reads bfloat16 logits; one that does not is given float32 copies."""
+
+    def pointer(self, tensor: torch.Tensor) -> Any: ...
+    def loss(
+        self,
+        heads: Heads,
+        logits: torch.Tensor,
+        sample: dict[str, torch.Tensor],
+        weights: torch.Tensor,
+        statistics: torch.Tensor,
+    ) -> None: ...
 
 
 class Heads:
@@ -47,13 +56,17 @@ class Heads:
 class RbcReset(CUDAEnvironmentReset):
     """Resets environments in one kernel, which also applies the curriculum's factor to θ."""
 
-    def register_custom_reset_function(self, data_manager: CUDADataManager, reset_function_name: str | None = None):
+    def register_custom_reset_function(
+        self, data_manager: CUDADataManager, reset_function_name: str | None = None
+    ) -> None:
         self._cuda_custom_reset = self._function_manager.get_function(RESET_KERNEL)
 
-    def init_reset_pool(self, data_manager: CUDADataManager, seed: int | None = None):
+    def init_reset_pool(self, data_manager: CUDADataManager, seed: int | None = None) -> None:
         """There is no pool: every episode starts alike."""
 
-    def reset_when_done(self, data_manager: CUDADataManager, mode: str = "if_done", undo_done_after_reset: bool = True):
+    def reset_when_done(
+        self, data_manager: CUDADataManager, mode: str = "if_done", undo_done_after_reset: bool = True
+    ) -> None:
         if mode not in ("if_done", "force_reset"):
             raise ValueError(f"unknown reset mode {mode!r}; use 'if_done' or 'force_reset'")
         names = [f"observations_{agent}" for agent in ("government", "consumer", "firm")]
@@ -74,15 +87,22 @@ class RbcSampler(CUDASampler):
         self._kernel = function_manager.get_function(SAMPLE_KERNEL)
         self.seed = 0
 
-    def init_random(self, seed: int | None = None):
+    def init_random(self, seed: int | None = None) -> None:
         self.seed = int(seed or 0)
         self._random_initialized = True
 
-    def register_actions(self, data_manager, action_name, num_actions, is_deterministic=False):
+    def register_actions(self, *unused: Any, **unused_too: Any) -> None:
         """The kernel keeps no cumulative distributions, so there is nothing to register."""
 
-    def sample(self, data_manager: CUDADataManager, distribution: dict[str, torch.Tensor], action_name: str = "",
-               *, heads: dict[str, Heads], **sample_params):
+    def sample(
+        self,
+        data_manager: CUDADataManager,
+        distribution: dict[str, torch.Tensor],
+        action_name: str = "",
+        *,
+        heads: dict[str, Heads],
+        **sample_params: Any,
+    ) -> None:
         """Draws into ``sampled_actions_<type>`` and, at the period's slot, into the ``*_batch_<type>`` arrays.
 
         distribution: per type (E, n, actions+1) logits of all heads, then the value; worked on in place.
@@ -90,6 +110,8 @@ class RbcSampler(CUDASampler):
         """
         manager = self._function_manager
         arguments = [data_manager.device_data(name) for name in ("sizes", "draw_words", "_timestep_")]
+        if not manager.samples_bfloat16:
+            distribution = {agent: logits.float() for agent, logits in distribution.items()}
         for agent in AGENT_TYPES:
             arguments += [
                 np.int32(len(heads[agent].sizes)),

@@ -5,6 +5,8 @@ Importing this module creates a CUDA context, so it is imported only when the ba
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from pycuda import driver
@@ -14,33 +16,48 @@ from warp_drive.managers.pycuda_managers.pycuda_function_manager import PyCUDAFu
 from rbc_warp.backends.build import build_device
 from rbc_warp.backends.kernels import DEFAULT_KERNELS, LOSS_KERNEL, LOSS_STATISTICS, THREADS_PER_BLOCK, Heads
 
-__all__ = ["RbcFunctionManager", "PyCUDADataManager"]
-
 FIRM_SCRATCH_BYTES = 4 * 4  # kScratchPerFirm floats
 LOSS_ROWS_PER_BLOCK = 32
+SHARED_BYTES = 48 * 1024  # what a block has without asking
+
+
+class DeviceDataManager(PyCUDADataManager):
+    """WarpDrive's, without its notes on casts."""
+
+    def _type_warning_helper(self, *unused: Any, **unused_too: Any) -> None:
+        """That 64-bit values become 32-bit ones is meant here."""
+
+
+def loss_block(width: int, num_heads: int) -> tuple[int, int]:
+    """Rows of a block of the loss kernel, and its shared memory in bytes; fewer rows where they are very long."""
+    rows, per_row = LOSS_ROWS_PER_BLOCK, 4 * (2 * width + num_heads)
+    while rows > 1 and rows * per_row > SHARED_BYTES:
+        rows //= 2
+    return rows, rows * per_row
 
 
 class RbcFunctionManager(PyCUDAFunctionManager):
     """Loads our fatbin; blocks have a fixed number of threads that loop over an environment's agents."""
 
     device = torch.device("cuda")
+    samples_bfloat16 = False
 
-    def __init__(self, *, num_firms: int, **sizes):
+    def __init__(self, *, num_firms: int, **sizes: int):
         super().__init__(**sizes)
         self._block = (THREADS_PER_BLOCK, 1, 1)
         self._scratch_bytes = FIRM_SCRATCH_BYTES * num_firms
         self.load_cuda_from_binary_file(str(build_device(self.arch)), default_functions_included=True)
 
-    def initialize_default_functions(self):
+    def initialize_default_functions(self) -> None:
         self.initialize_functions(DEFAULT_KERNELS)
         self._default_functions_initialized = True
 
-    def _get_function(self, fname: str):
+    def _get_function(self, fname: str) -> Any:
         kernel = super()._get_function(fname)
         if fname != "CudaRbcStep":
             return kernel
 
-        def step(*arguments, block, grid):
+        def step(*arguments: Any, block: tuple[int, int, int], grid: tuple[int, int]) -> None:
             kernel(*arguments, block=block, grid=grid, shared=self._scratch_bytes)
 
         return step
@@ -50,13 +67,20 @@ class RbcFunctionManager(PyCUDAFunctionManager):
         assert tensor.is_contiguous()
         return CudaTensorHolder(tensor)
 
-    def loss(self, heads: Heads, logits, sample, weights, statistics) -> None:
+    def loss(
+        self,
+        heads: Heads,
+        logits: torch.Tensor,
+        sample: dict[str, torch.Tensor],
+        weights: torch.Tensor,
+        statistics: torch.Tensor,
+    ) -> None:
         """Replaces ``logits`` (rows, actions+1) by the loss gradient; adds the loss statistics to ``statistics``."""
         rows, width = logits.shape
-        blocks = (rows + LOSS_ROWS_PER_BLOCK - 1) // LOSS_ROWS_PER_BLOCK
-        shared = 4 * LOSS_ROWS_PER_BLOCK * (2 * width + len(heads.sizes))
+        rows_per_block, shared = loss_block(width, len(heads.sizes))
+        blocks = (rows + rows_per_block - 1) // rows_per_block
         kernel = self._cuda_functions[LOSS_KERNEL]
-        if shared > 48 * 1024:
+        if shared > SHARED_BYTES:
             kernel.set_attribute(driver.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, shared)
         partial = torch.empty(blocks, len(LOSS_STATISTICS), device=logits.device)
         gradient = logits if logits.dtype == torch.float32 else logits.float()
@@ -69,7 +93,7 @@ class RbcFunctionManager(PyCUDAFunctionManager):
             *(self.pointer(sample[name]) for name in ("actions", "log_probability", "advantage", "target", "value")),
             self.pointer(weights),
             self.pointer(partial),
-            block=(LOSS_ROWS_PER_BLOCK, 1, 1),
+            block=(rows_per_block, 1, 1),
             grid=(blocks, 1),
             shared=shared,
         )

@@ -129,8 +129,8 @@ template <class V> RBC_FN V log1p(V x) {
   return log_from_parts(k, fma(x, scale, scale - 1.0f));
 }
 
-// x^a for x > 0; 0 for x <= 0.
-RBC_FN float power(float x, float a) { return x > 0.0f ? exp(a * log(x)) : 0.0f; }
+// x^a for x > 0 and a >= 0; for x <= 0 as 0^a: 1 at a = 0, else 0.
+RBC_FN float power(float x, float a) { return x > 0.0f ? exp(a * log(x)) : (a == 0.0f ? 1.0f : 0.0f); }
 
 // Philox4x32-10 (Salmon et al., SC'11): four random words from a counter and a key, no state.
 template <class U> struct Philox {

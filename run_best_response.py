@@ -1,0 +1,70 @@
+#!/usr/bin/env python
+"""Measures how far a run is from an equilibrium: ``python run_best_response.py RUN 200 --ep-strs 0 latest``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rbc_warp.launch import add_common_arguments, clean_errors
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("rollout_dir", nargs="?", metavar="ROLLOUT_DIR", help="a run (default: the newest finished one)")
+    add("num_episodes", nargs="?", type=int, help="iterations of fine-tuning (default: train.best_response_episodes)")
+    add("--experiment-dir", metavar="DIR", help="measure every run in this folder instead of ROLLOUT_DIR")
+    add("--ep-strs", nargs="+", metavar="N", help="checkpoints: iterations, or latest (default: first, middle, latest)")
+    add("--agent-type", choices=["all", "consumer", "firm", "government"], default="all", help="who departs")
+    add("--repeat-runs", type=int, default=1, metavar="N", help="seeds of each fine-tuning")
+    add("--checkpoint-model", type=int, metavar="N", help="iterations between policies that compete (default: a tenth)")
+    add(
+        "--deviator", choices=["type", "individual"], default="type", help="who is fine-tuned: a type, or single agents"
+    )
+    add("--agents", nargs="+", type=int, metavar="I", help="single agents that depart (default: ten spread evenly)")
+    add("--scan", action="store_true", help="try every fixed action as well")
+    add("--exact", type=int, metavar="PLANS", help="enumerate up to so many plans against deterministic play")
+    add("--greedy", action="store_true", help="everybody else always takes the most likely action")
+    add("--eval-episodes", type=int, default=64, metavar="N", help="episodes of each evaluation (default: 64)")
+    add_common_arguments(parser)
+    options = parser.parse_args(arguments)
+    if options.experiment_dir and options.rollout_dir and options.rollout_dir.lstrip("-").isdecimal():
+        # With --experiment-dir the first number is that of iterations.
+        options.rollout_dir, options.num_episodes = None, int(options.rollout_dir)
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    from rbc_warp.best_response import run_request  # torch loads only after the arguments are known to be sound
+    from rbc_warp.best_response_request import Request
+    from rbc_warp.launch import prepare_process
+
+    prepare_process(options)
+    request = Request(
+        run_dir=Path(options.rollout_dir) if options.rollout_dir else None,
+        experiment_dir=Path(options.experiment_dir) if options.experiment_dir else None,
+        iterations=options.num_episodes,
+        labels=tuple(options.ep_strs) if options.ep_strs else None,
+        agent_type=options.agent_type,
+        repeats=options.repeat_runs,
+        checkpoint_every=options.checkpoint_model,
+        individual=options.deviator == "individual",
+        agents=tuple(options.agents) if options.agents else None,
+        scan=options.scan,
+        max_plans=options.exact,
+        greedy=options.greedy,
+        episodes=options.eval_episodes,
+        backend=options.backend,
+        overrides=tuple(options.overrides),
+        quiet=options.quiet,
+    )
+    run_request(request)
+    return 0
+
+
+if __name__ == "__main__":
+    with clean_errors():
+        sys.exit(main())

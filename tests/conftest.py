@@ -1,0 +1,27 @@
+"""What every test finds: WarpDrive imported without gym's notice, and a thread count that no test leaves changed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import rbc_warp.backends  # noqa: F401  first, since it imports gym without its notice
+
+
+@pytest.fixture(autouse=True)
+def settings_of_the_process() -> Iterator[None]:
+    """Restores torch's thread count and the root logger's level, which some tests and WarpDrive's checker change."""
+    threads, level = torch.get_num_threads(), logging.getLogger().level
+    yield
+    torch.set_num_threads(threads)
+    logging.getLogger().setLevel(level)
+
+
+@pytest.fixture
+def root() -> Path:
+    """The folder of the project."""
+    return Path(__file__).resolve().parents[1]

@@ -1,0 +1,96 @@
+// Runs kernels.cu on a CPU, one operating-system thread per CUDA thread and one block after the other, so that a test
+// can hold the device code against the host's without a GPU. Slow; for a handful of small blocks.
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <barrier>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#define __CUDACC__
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __shared__
+
+struct Index {
+  unsigned x = 0;
+};
+static thread_local Index threadIdx;
+static Index blockIdx, blockDim, gridDim;
+static std::unique_ptr<std::barrier<>> block_barrier;
+static std::vector<std::unique_ptr<std::barrier<>>> warp_barriers;
+static std::vector<float> exchanged;
+extern "C" {
+float memory[1 << 16];
+}
+
+static void __syncthreads() { block_barrier->arrive_and_wait(); }
+static void __syncwarp() { warp_barriers[threadIdx.x / 32]->arrive_and_wait(); }
+static float __shfl_xor_sync(unsigned, float value, int width) {
+  exchanged[threadIdx.x] = value;
+  __syncwarp();
+  const float other = exchanged[threadIdx.x ^ width];
+  __syncwarp();
+  return other;
+}
+
+#include "kernels.cu"
+
+template <class Kernel> static void launch(int blocks, int threads, Kernel kernel) {
+  blockDim.x = threads;
+  gridDim.x = blocks;
+  exchanged.assign(threads, 0.0f);
+  for (int block = 0; block < blocks; ++block) {
+    blockIdx.x = block;
+    block_barrier = std::make_unique<std::barrier<>>(threads);
+    warp_barriers.clear();
+    for (int warp = 0; warp < threads / 32; ++warp) warp_barriers.push_back(std::make_unique<std::barrier<>>(32));
+    for (float& x : memory) x = NAN;  // shared memory starts undefined
+    std::vector<std::thread> running;
+    for (int thread = 0; thread < threads; ++thread) {
+      running.emplace_back([=] {
+        threadIdx.x = thread;
+        kernel();
+      });
+    }
+    for (std::thread& thread : running) thread.join();
+  }
+}
+
+#define RBC_SAMPLE_VALUES_OF(type)                                                              \
+  type##_heads, type##_offsets, type##_allowed, type##_logits, type##_actions, type##_actions_batch, \
+      type##_log_probabilities_batch, type##_values_batch
+
+extern "C" {
+
+void emulate_CudaRbcStep(int blocks, int threads, RBC_STEP_ARGUMENTS) {
+  launch(blocks, threads, [=] { CudaRbcStep(RBC_STEP_VALUES); });
+}
+
+void emulate_CudaRbcReset(int blocks, int threads, RBC_RESET_ARGUMENTS) {
+  launch(blocks, threads, [=] { CudaRbcReset(RBC_RESET_VALUES); });
+}
+
+void emulate_CudaRbcSample(int blocks, int threads, RBC_SAMPLE_ARGUMENTS) {
+  launch(blocks, threads, [=] {
+    CudaRbcSample(sizes, draw_words, timestep, RBC_SAMPLE_VALUES_OF(consumer), RBC_SAMPLE_VALUES_OF(firm),
+                  RBC_SAMPLE_VALUES_OF(government));
+  });
+}
+
+void emulate_CudaRbcLoss(int blocks, int threads, int num_rows, int num_heads, const int* offsets,
+                         const unsigned char* allowed, float* logits, const int* actions,
+                         const float* old_log_probability, const float* advantage, const float* target,
+                         const float* old_value, const float* loss, float* block_statistics) {
+  launch(blocks, threads, [=] {
+    CudaRbcLoss(num_rows, num_heads, offsets, allowed, logits, actions, old_log_probability, advantage, target,
+                old_value, loss, block_statistics);
+  });
+}
+
+}  // extern "C"

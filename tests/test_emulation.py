@@ -1,0 +1,106 @@
+"""The device code of kernels.cu against the host's, bit for bit, under an emulation of CUDA blocks on CPU threads."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rbc_warp.backends.build import HOST_FLAGS, SOURCES, find_host_compiler
+from rbc_warp.backends.host import HostFunction, HostFunctionManager
+from rbc_warp.backends.kernels import LOSS_STATISTICS, Heads
+from rbc_warp.config import load_config
+from rbc_warp.economy import AGENT_TYPES
+from rbc_warp.trainer import Draw, RbcTrainer
+
+EMULATION = Path(__file__).with_name("cuda_emulation.cpp")
+THREADS = 64
+
+
+@pytest.fixture(scope="module")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    target = tmp_path_factory.mktemp("emulation") / "kernels.so"
+    flags = [flag for flag in HOST_FLAGS if flag not in ("-O3", "-std=c++17", "-fopenmp")]
+    command = [find_host_compiler(), "-O1", "-std=c++20", "-pthread", *flags, f"-I{SOURCES}", str(EMULATION)]
+    subprocess.run([*command, "-o", str(target)], check=True)
+    return ctypes.CDLL(str(target))
+
+
+class Emulated(HostFunction):
+    """A kernel of kernels.cu behind the call that WarpDrive makes."""
+
+    def __init__(self, emulator: ctypes.CDLL, name: str):
+        super().__init__(getattr(emulator, f"emulate_{name}"), num_agents=0)
+
+    def __call__(self, *arguments, block=None, grid=(1, 1), shared=0):
+        converted = [self._CONVERSIONS[type(a)](a) if type(a) in self._CONVERSIONS else a for a in arguments]
+        self._function(int(grid[0]), THREADS, *converted)
+
+
+def rollout(trainer: RbcTrainer) -> dict[str, torch.Tensor]:
+    """Everything that a rollout of the trainer leaves, poisoned beforehand."""
+    names = [f"{name}_batch_{agent}" for agent in AGENT_TYPES for name in ("log_probabilities", "values", "rewards")]
+    for name in names:
+        trainer._data(name).fill_(torch.nan)
+    trainer.set_iteration(3)
+    trainer.play(Draw(3), keep_consumption=True)
+    left = {name: trainer._data(name).clone() for name in names}
+    left |= {f"{agent} actions": trainer.actions(agent).clone() for agent in AGENT_TYPES}
+    left |= {f"{agent} states": trainer.states(agent).clone() for agent in AGENT_TYPES}
+    return left | {"consumption": trainer.aux("consumer").clone(), "exports": trainer.aux("firm").clone()}
+
+
+@pytest.mark.parametrize("num_consumers, num_firms", [(3, 2), (17, 4), (70, 33)])
+def test_device_rollout_equals_host(emulator: ctypes.CDLL, num_consumers: int, num_firms: int) -> None:
+    settings = {
+        "agents": {
+            "num_consumers": num_consumers,
+            "num_firms": num_firms,
+            "consumer_noponzi_start": 0.5,
+            "firm_noponzi_start": 0.5,
+            "government_counts_firm_reward": 1,
+            "consumer_anneal_theta": {"anneal_on": True, "exp_decay_length_in_steps": 5},
+            "firm_anneal_prices": {"anneal_on": True, "start": 1000, "increase_const": 200, "decrease_const": 200},
+        },
+        "world": {"maxtime": 3, "initial_stocks": 5, "interest_rate": 0.1, "initial_wages": 22},
+        "train": {"batch_size": 2, "precision": "float32"},
+    }
+    host, device = (RbcTrainer(load_config(settings), "host") for _ in range(2))
+    device.env.cuda_step = Emulated(emulator, "CudaRbcStep")
+    device.cuda_sample_controller._kernel = Emulated(emulator, "CudaRbcSample")
+    device.cuda_envs.env_resetter._cuda_custom_reset = Emulated(emulator, "CudaRbcReset")
+    expected, found = rollout(host), rollout(device)
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values, err_msg=name)
+
+
+@pytest.mark.parametrize("use_ppo", [0.0, 1.0])
+def test_device_loss_equals_host(emulator: ctypes.CDLL, use_ppo: float) -> None:
+    heads = Heads([4, 7, 3], "cpu")
+    heads.allowed[5] = 0
+    rows, generator = 45, torch.Generator().manual_seed(0)
+    logits = torch.randn(rows, heads.num_actions + 1, generator=generator)
+    sample = {
+        "actions": torch.tensor([[0, 2, 1], [3, 0, 2], [1, 6, 0]]).repeat(rows // 3, 1).int(),
+        "log_probability": -4.0 + torch.randn(rows, generator=generator),
+        "advantage": torch.randn(rows, generator=generator),
+        "target": torch.randn(rows, generator=generator),
+        "value": torch.randn(rows, generator=generator),
+    }
+    weights = torch.tensor([0.1, 0.5, 1.0, 1.0 / rows, use_ppo])
+    manager = HostFunctionManager(num_agents=1, num_envs=1)
+    expected, statistics = logits.clone(), torch.zeros(len(LOSS_STATISTICS))
+    manager.loss(heads, expected, sample, weights, statistics)
+
+    threads, found = 32, logits.clone()
+    blocks = (rows + threads - 1) // threads
+    partial = torch.full((blocks, len(LOSS_STATISTICS)), torch.nan)
+    arrays = [sample[name] for name in ("actions", "log_probability", "advantage", "target", "value")]
+    pointers = [ctypes.c_void_p(t.data_ptr()) for t in (heads.offsets, heads.allowed, found, *arrays, weights, partial)]
+    emulator.emulate_CudaRbcLoss(blocks, threads, rows, len(heads.sizes), *pointers)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_allclose(partial.sum(0), statistics, rtol=1e-5)

@@ -1,0 +1,667 @@
+"""The kernels on the host: the same economy as the reference, the promised accuracy, and how they are built."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from economies import (
+    DATA,
+    GOLDEN,
+    actions_at,
+    check_identities,
+    golden,
+    make_economy,
+    observed_outcome,
+    random_actions,
+    random_state,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_reference import economies
+
+import rbc_warp
+from rbc_warp import reference
+from rbc_warp.backends import build, host
+from rbc_warp.backends.kernels import (
+    DRAW_BFLOAT16,
+    DRAW_FROM_PROBABILITIES,
+    DRAW_GREEDY,
+    DRAW_WORDS,
+    LOSS_PARAMETERS,
+    LOSS_STATISTICS,
+)
+from rbc_warp.economy import AGENT_TYPES, Economy
+from rbc_warp.env import PARAMETERS, SIZES, STAGE, STEP_ARGUMENTS
+from rbc_warp.reference import Outcome, Stage, State
+from rbc_warp.simulation import ActionError, make_envs, play, set_stage
+
+FLOAT32 = {"rtol": 2e-6, "money_atol": 2e-3, "goods_atol": 2e-4}
+ALL_SIZES = [(100, 10), (17, 4), (1, 1)]
+by_size = pytest.mark.parametrize("size", ALL_SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+POISON = {
+    "rewards_consumer": np.nan,
+    "rewards_firm": np.inf,
+    "rewards_government": -np.inf,
+    "consumption": np.nan,
+    "exports": np.inf,
+    "hours": np.nan,
+    "employer": -(2**31),
+    "spending": np.nan,
+}
+
+
+class Envs:
+    """Environments on the host whose state can be set and read between steps."""
+
+    def __init__(self, economy: Economy, num_envs: int, stage: Stage = reference.DEFAULT_STAGE) -> None:
+        self.economy = economy
+        self.wrapper = make_envs(economy, num_envs, "host")
+        self.manager = self.wrapper.cuda_data_manager
+        set_stage(self.wrapper, stage)
+        self.wrapper.reset_all_envs()
+
+    def array(self, name: str) -> np.ndarray:
+        """The memory that the kernels work on, not a copy."""
+        return self.manager._tensors[name].numpy()
+
+    @property
+    def state(self) -> State:
+        public, consumer, firm = (
+            self.manager.pull_data_from_device(f"observations_{agent}").astype(np.float64)
+            for agent in ("government", "consumer", "firm")
+        )
+        return State(public[:, 0], consumer, firm)
+
+    @state.setter
+    def state(self, state: State) -> None:
+        self.array("observations_government")[:, 0] = state.public
+        self.array("observations_consumer")[:] = state.consumer
+        self.array("observations_firm")[:] = state.firm
+        self.array("_timestep_")[:] = state.public[:, self.economy.public.time].astype(np.int32)
+
+    def step(self, actions: dict[str, np.ndarray], poison: bool = False) -> None:
+        """One period; ``actions`` of one period, without their time axis."""
+        for name, value in POISON.items() if poison else ():
+            self.array(name)[:] = value
+        for agent in AGENT_TYPES:
+            drawn = self.array(f"sampled_actions_{agent}")
+            drawn[:] = actions[agent].reshape(drawn.shape)
+        self.wrapper.step_all_envs()
+
+    def rewards(self) -> dict[str, np.ndarray]:
+        return {agent: self.array(f"rewards_{agent}").astype(np.float64) for agent in AGENT_TYPES}
+
+    @property
+    def consumption(self) -> np.ndarray:
+        return self.array("consumption").transpose(0, 2, 1).astype(np.float64)
+
+
+def to_float32(state: State) -> State:
+    """The nearest state that the kernels can hold."""
+    return State(*(part.astype(np.float32).astype(np.float64) for part in (state.public, state.consumer, state.firm)))
+
+
+def assert_equal_steps(economy: Economy, state: State, actions: dict[str, np.ndarray], stage: Stage) -> None:
+    """The host's step from ``state`` is the reference's, field by field, within the rounding of the sums behind it."""
+    state = to_float32(state)
+    envs = Envs(economy, len(state.public), stage)
+    envs.state = state
+    envs.step(actions, poison=True)
+    after, outcome = reference.step(economy, state, *(actions[agent] for agent in AGENT_TYPES), stage)
+    got = envs.state
+    public = economy.public
+    money = np.abs(state.firm[..., 0]) + outcome.revenue + outcome.wage_bill + 1.0
+    purse = np.abs(state.consumer[..., 0]) + outcome.wage_income + outcome.redistribution[:, None] + 1.0
+    spent = (outcome.consumption * state.public[:, None, public.prices]).sum(axis=2)
+    charged = stage.firm_noponzi * money / 100.0, stage.consumer_noponzi * purse / economy.consumer_penalty_scale
+    felt = np.abs(outcome.consumer_reward) + outcome.consumption.sum(axis=2) + state.consumer[..., 1] * outcome.hours
+    boost = economy.boost_firm_reward_factor
+    total = felt.sum(axis=1, keepdims=True) + economy.firm_reward_for_government_factor * money.sum(1, keepdims=True)
+    stock = state.public[:, public.inventories] + outcome.production + 1.0
+    compared = {  # name: (host, reference, size of the numbers that were rounded)
+        "prices": (got.public[:, public.prices], after.public[:, public.prices], 0.0),
+        "wages": (got.public[:, public.wages], after.public[:, public.wages], 0.0),
+        "inventories": (got.public[:, public.inventories], after.public[:, public.inventories], 4.0 * stock),
+        "overdemanded": (got.public[:, public.overdemanded], after.public[:, public.overdemanded], 0.0),
+        "income tax": (got.public[:, public.income_tax], after.public[:, public.income_tax], 0.0),
+        "corporate tax": (got.public[:, public.corporate_tax], after.public[:, public.corporate_tax], 0.0),
+        "time": (got.public[:, public.time], after.public[:, public.time], 0.0),
+        "consumer budget": (got.consumer[..., 0], after.consumer[..., 0], purse + spent),
+        "theta": (got.consumer[..., 1], after.consumer[..., 1], 0.0),
+        "firm budget": (got.firm[..., 0], after.firm[..., 0], money),
+        "capital": (got.firm[..., 1], after.firm[..., 1], state.firm[..., 1] + money),
+        "alpha and one-hot": (got.firm[..., 2:], after.firm[..., 2:], 0.0),
+        "consumption": (envs.consumption, outcome.consumption, outcome.demand),
+        "exports": (envs.array("exports"), outcome.exports, stock),
+        "hours": (envs.array("hours"), outcome.hours, 0.0),
+        "employer": (envs.array("employer"), actions["consumer"][..., -1], 0.0),
+        "consumer reward": (envs.rewards()["consumer"], outcome.consumer_reward, 4.0 * felt + charged[1]),
+        "firm reward": (envs.rewards()["firm"], outcome.firm_reward, money + charged[0] + boost * outcome.revenue),
+        "government reward": (envs.rewards()["government"], outcome.government_reward[:, None], 4.0 * total),
+        "done": (envs.array("_done_"), after.public[:, public.time] >= economy.num_periods, 0.0),
+        "timestep": (envs.array("_timestep_"), after.public[:, public.time], 0.0),
+    }
+    exact = {"prices", "wages", "income tax", "corporate tax"}  # the grids in float32
+    for name, (host_value, expected, size) in compared.items():
+        expected = expected.astype(np.float32) if name in exact | {"hours"} else expected
+        error = np.abs(host_value - expected)
+        allowed = 4e-6 * np.asarray(size)
+        worst = np.unravel_index(np.argmax(np.nan_to_num(error - allowed, nan=np.inf)), error.shape)
+        where = [int(index) for index in worst]
+        assert np.all(error <= allowed), (
+            f"{name} at {where}: host {host_value[worst]!r}, reference {expected[worst]!r}, "
+            f"allowed {float(np.broadcast_to(allowed, error.shape)[worst]):.3g}"
+        )
+
+
+# The same economy as the reference
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_recorded_trajectories_are_reproduced_on_the_host(name: str) -> None:
+    economy, actions, recorded = golden(name)
+    replayed = play(economy, actions, "host")
+    for agent in AGENT_TYPES:
+        for key, expected in recorded[agent].items():
+            np.testing.assert_allclose(
+                replayed[agent][key], expected, rtol=1e-4, atol=1e-3, err_msg=f"{name}: {agent} {key}"
+            )
+    for key in ("states", "final_states"):
+        for exact in (economy.public.overdemanded, economy.public.time):
+            np.testing.assert_array_equal(
+                replayed["government"][key][..., exact], recorded["government"][key][..., exact]
+            )
+
+
+def golden_mapping(name: str) -> dict[str, dict[str, Any]]:
+    """The configuration of a recorded trajectory, as a user would write it."""
+    with np.load(DATA / f"{name}.npz", allow_pickle=False) as file:
+        recorded = json.loads(str(file["config"]))
+        tables = {key: file[f"{key}_table"].astype(np.float64) for key in ("consumption", "work", "firm", "government")}
+
+    def grid(column: np.ndarray) -> list[float]:
+        return [float(f"{value:.6g}") for value in np.unique(column)]
+
+    agents = {
+        "num_consumers": recorded["NC"],
+        "num_firms": recorded["NF"],
+        "consumption_choices": grid(tables["consumption"]),
+        "work_choices": grid(tables["work"]),
+        "price_choices": grid(tables["firm"][:, 0]),
+        "wage_choices": grid(tables["firm"][:, 1]),
+        "investment_choices": grid(tables["firm"][:, 2]),
+        "income_tax_choices": grid(tables["government"][:, 0]),
+        "corporate_tax_choices": grid(tables["government"][:, 1]),
+    }
+    world = {
+        "maxtime": recorded["T"],
+        "initial_consumer_endowment": recorded["cb0"],
+        "initial_firm_endowment": recorded["fb0"],
+        "initial_stocks": recorded["s0"],
+        "initial_prices": recorded["p0"],
+        "initial_wages": recorded["w0"],
+        "interest_rate": recorded["r"],
+        "consumer_theta": recorded["theta"] * recorded.get("anneal", 1.0),
+        "paretoscaletheta": recorded["pareto"],
+        "crra_param": recorded["crra"],
+        "production_alpha": "fixed_array" if recorded["alpha"] == "fixed" else recorded["alpha"],
+        "initial_capital": recorded["cap"],
+        "labor_floor": recorded["lf"],
+        "use_importer": int(recorded["imp"]),
+        "importer_price": recorded["ip"],
+        "importer_quantity": recorded["iq"],
+    }
+    train = {
+        "should_boost_firm_reward": bool(recorded["boost"]),
+        "boost_firm_reward_factor": float(recorded["boostf"] or 0.0),
+    }
+    return {"agents": agents, "world": world, "train": train}
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference", "host"])
+@pytest.mark.parametrize("name", GOLDEN)
+def test_simulate_replays_recorded_trajectories_from_a_mapping(name: str, backend: str) -> None:
+    if backend == "auto" and rbc_warp.backends.missing_for_pycuda() is None:
+        pytest.skip("auto means pycuda here")
+    _, actions, recorded = golden(name)
+    mapping = golden_mapping(name)
+    result = rbc_warp.simulate(mapping, actions, backend=backend)
+    num_envs, periods = actions["firm"].shape[:2]
+    for agent in AGENT_TYPES:
+        assert set(result[agent]) == {"states", "rewards", "aux_array", "final_states"}
+        assert result[agent]["rewards"].shape[:2] == (num_envs, periods)
+        assert result[agent]["states"].dtype == (np.float64 if backend == "reference" else np.float32)
+        for key, expected in recorded[agent].items():
+            np.testing.assert_allclose(
+                result[agent][key], expected, rtol=1e-4, atol=1e-3, err_msg=f"{name}: {agent} {key}"
+            )
+    assert result["government"]["aux_array"].size == 0
+
+
+STAGES = {"plain": Stage(), "charged": Stage(theta_factor=0.25, consumer_noponzi=0.5, firm_noponzi=2.0)}
+RULES: dict[str, dict[str, Any]] = {
+    "published": {},
+    "closed": {"open_": False},
+    "interest and log utility": {"interest_rate": 0.25, "crra": 1.0, "initial_inventory": 3.0},
+    "risk averse": {"crra": 2.5, "budget_drip": 37.0, "technology": 0.7},
+    "risk neutral": {"crra": 0.0, "importer_price": 1000.0, "importer_quantity": 7.0},
+    "boost and floor": {
+        "labor_floor": 520.0,
+        "boost_firm_reward_factor": 2.5,
+        "firm_reward_for_government_factor": 0.0025,
+    },
+}
+
+
+@by_size
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("rules", RULES)
+def test_a_step_is_the_reference_s(rules: str, stage: str, size: tuple[int, int]) -> None:
+    for num_periods in (1, 2):  # the last period, and one before it
+        economy = make_economy(*size, num_periods=num_periods, **RULES[rules])
+        state = random_state(economy, num_envs=8, seed=5)
+        actions = dict(zip(AGENT_TYPES, actions_at(random_actions(economy, 8, 1, seed=6), 0), strict=True))
+        assert_equal_steps(economy, state, actions, STAGES[stage])
+
+
+def test_a_wrong_field_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    economy = make_economy(5, 3)
+    actions = dict(zip(AGENT_TYPES, actions_at(random_actions(economy, 4, 1, seed=6), 0), strict=True))
+    true_step = reference.step
+
+    def wrong_step(*arguments: Any) -> tuple[State, Outcome]:
+        after, outcome = true_step(*arguments)
+        after.firm[2, 1, 1] += 5.0
+        return after, outcome
+
+    monkeypatch.setattr(reference, "step", wrong_step)
+    with pytest.raises(AssertionError, match=r"^capital at \[2, 1\]: host"):
+        assert_equal_steps(economy, random_state(economy, 4, seed=5), actions, Stage())
+
+
+@by_size
+@pytest.mark.parametrize("open_", [True, False], ids=["open", "closed"])
+def test_identities_hold_in_every_period_on_the_host(size: tuple[int, int], open_: bool) -> None:
+    economy = make_economy(*size, open_=open_, num_periods=500, interest_rate=0.001, initial_inventory=3.0)
+    envs = Envs(economy, num_envs=20)
+    actions = random_actions(economy, num_envs=20, num_periods=500, seed=1)
+    after = envs.state
+    for t in range(500):
+        now = {agent: actions[agent][:, t] for agent in AGENT_TYPES}
+        before = after
+        envs.step(now)
+        after = envs.state
+        outcome = observed_outcome(economy, before, now, envs.consumption, envs.array("exports"), after, envs.rewards())
+        check_identities(economy, before, outcome, after, **FLOAT32)
+        assert after.public[:, economy.public.inventories].min() >= 0.0
+    assert np.all(envs.array("_done_") == 1) and np.all(envs.array("_timestep_") == 500)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(economies(), st.integers(0, 2**32 - 1))
+def test_any_small_economy_steps_like_the_reference(economy: Economy, seed: int) -> None:
+    economy = replace(economy, num_periods=2, consumer_penalty_scale=50.0)
+    state = to_float32(random_state(economy, num_envs=3, seed=seed))
+    actions = dict(zip(AGENT_TYPES, actions_at(random_actions(economy, 3, 1, seed), 0), strict=True))
+    assert_equal_steps(economy, state, actions, Stage(consumer_noponzi=0.3, firm_noponzi=0.7))
+    envs = Envs(economy, 3)
+    envs.state = state
+    envs.step(actions)
+    after = envs.state
+    outcome = observed_outcome(economy, state, actions, envs.consumption, envs.array("exports"), after, envs.rewards())
+    check_identities(economy, state, outcome, after, **FLOAT32)
+
+
+def test_a_reset_restores_the_start_and_applies_the_stage() -> None:
+    economy = make_economy(17, 4, num_periods=3)
+    envs = Envs(economy, 6, Stage(theta_factor=0.25))
+    start = envs.state
+    expected = reference.initial_state(economy, 6, Stage(theta_factor=0.25))
+    np.testing.assert_allclose(start.consumer, expected.consumer, rtol=1e-6)
+    np.testing.assert_array_equal(start.public, to_float32(expected).public)
+    actions = {agent: rows[:, 0] for agent, rows in random_actions(economy, 6, 1, seed=0).items()}
+    for _ in range(3):
+        envs.step(actions)
+    ended = envs.state
+    envs.array("_done_")[:] = [1, 0, 1, 0, 0, 1]
+    envs.wrapper.reset_only_done_envs()
+    now, done = envs.state, [0, 2, 5]
+    for part in ("public", "consumer", "firm"):
+        np.testing.assert_array_equal(getattr(now, part)[done], getattr(start, part)[done])
+        np.testing.assert_array_equal(getattr(now, part)[[1, 3, 4]], getattr(ended, part)[[1, 3, 4]])
+    assert envs.array("_timestep_").tolist() == [0, 3, 0, 3, 3, 0] and not envs.array("_done_").any()
+    envs.wrapper.reset_all_envs()
+    np.testing.assert_array_equal(envs.state.firm, start.firm)
+
+
+def test_the_number_of_threads_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "SMALL_WORK", 1)
+    economy = make_economy(17, 4, interest_rate=0.01)
+    actions = random_actions(economy, num_envs=9, num_periods=economy.num_periods, seed=0)
+    results = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        assert host.threads_for(9) == threads
+        results.append(play(economy, actions, "host"))
+    for agent in AGENT_TYPES:
+        for key, array in results[0][agent].items():
+            np.testing.assert_array_equal(results[1][agent][key], array, err_msg=f"{agent} {key}")
+
+
+def test_small_work_stays_on_one_thread() -> None:
+    torch.set_num_threads(2)
+    assert host.threads_for(host.SMALL_WORK - 1) == 1 and host.threads_for(host.SMALL_WORK) == 2
+
+
+# Faults of the user
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (lambda a: a.pop("firm"), "give exactly consumer, firm, government"),
+        (lambda a: a.update(firm=a["firm"][:, :-1]), r"actions\['firm'\] has shape \(2, 9, 4\); .* \(2, 10, 4\)"),
+        (lambda a: a.update(consumer=np.zeros(())), r"actions\['consumer'\] has shape \(\)"),
+        (lambda a: a.update({k: v[:0] for k, v in a.items()}), "E >= 1"),
+        (lambda a: a.update(firm=a["firm"].astype(float)), "is float64; give integer indices"),
+        (lambda a: a.update(firm=a["firm"] - 1), "indices outside its grids; allowed: 0 to"),
+        (lambda a: a["consumer"].__setitem__((0, 0, 0, -1), 4), r"\['consumer'\] has indices outside .*, 4, 3\]"),
+        (lambda a: a["government"].__setitem__((0, 0, 0), 36), r"\['government'\] has indices outside"),
+    ],
+)
+def test_actions_that_do_not_fit_are_refused(spoil: Any, problem: str) -> None:
+    economy = make_economy(17, 4)
+    actions = random_actions(economy, num_envs=2, num_periods=10, seed=0)
+    actions["firm"][0, 0, 0] = 0
+    spoil(actions)
+    with pytest.raises(ActionError, match=problem):
+        rbc_warp.simulate({"agents": {"num_consumers": 17, "num_firms": 4}}, actions, backend="host")
+
+
+# The layout that Python and the kernels share
+
+
+def test_tables_are_in_the_order_of_the_kernels() -> None:
+    lines = host.load_library().RbcTables().decode().splitlines()
+    tables = [tuple(line.split()) for line in lines]
+    statistics = tuple(name.upper() for name in LOSS_STATISTICS)
+    assert tables == [SIZES, PARAMETERS, STAGE, DRAW_WORDS, LOSS_PARAMETERS, statistics]
+
+
+def test_python_s_layout_is_the_kernels() -> None:
+    economy_h, heads_h = ((build.SOURCES / name).read_text() for name in ("economy.h", "heads.h"))
+    flags = re.search(r"enum DrawFlags \{([^}]*)\}", heads_h)[1]
+    assert {name: int(value) for name, value in re.findall(r"(\w+) = (\d+)", flags)} == {
+        "DRAW_GREEDY": DRAW_GREEDY,
+        "DRAW_FROM_PROBABILITIES": DRAW_FROM_PROBABILITIES,
+        "DRAW_BFLOAT16": DRAW_BFLOAT16,
+    }
+    from rbc_warp import economy
+
+    for kind in ("CONSUMER", "FIRM"):
+        names = re.findall(r"X\((\w+)\)", re.search(rf"#define RBC_{kind}\(X\)(.*)", economy_h)[1])
+        assert [getattr(economy, name) for name in names] == list(range(len(names)))
+
+
+def test_step_arguments_are_in_the_order_of_the_kernel() -> None:
+    """Python names arrays as WarpDrive does, the kernel by what they hold; the order and types must agree."""
+    text = (build.SOURCES / "economy.h").read_text().replace("\\\n", " ")
+    declared = re.search(r"#define RBC_STEP_ARGUMENTS(.*)", text)[1]
+    passed = re.findall(r"\w+", re.search(r"#define RBC_STEP_VALUES(.*)", text)[1])
+    types = dict((name, kind) for kind, name in re.findall(r"(int|float) ?\*(\w+)", declared))
+    assert list(types) == passed and len(passed) == len(STEP_ARGUMENTS)
+    renamed = {"observations_government": "public_state", "_done_": "done", "_timestep_": "timestep"}
+    for agent in AGENT_TYPES:
+        renamed[f"sampled_actions_{agent}"], renamed[f"rewards_{agent}"] = f"{agent}_actions", f"{agent}_rewards"
+        renamed.setdefault(f"observations_{agent}", f"{agent}_state")
+    envs = Envs(make_economy(3, 2), 2)
+    for name, passed_name in zip(STEP_ARGUMENTS, passed, strict=True):
+        assert renamed.get(name, name) == passed_name
+        kind = {"int32": "int", "float32": "float"}[str(envs.array(name).dtype)]
+        assert kind == types[passed_name], name
+
+
+# Accuracy
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ctypes.CDLL]:
+    library = tmp_path_factory.mktemp("probe") / "probe.so"
+    source = Path(__file__).with_name("numerics_probe.cpp")
+    warnings = ["-Wall", "-Wextra", "-Werror"]
+    command = [build.find_host_compiler(), *build.HOST_FLAGS, *warnings, "-I", build.SOURCES, source, "-o", library]
+    subprocess.run(command, check=True)
+    return ctypes.CDLL(str(library))
+
+
+def apply(probe: ctypes.CDLL, name: str, x: np.ndarray, parameter: float = 0.0) -> np.ndarray:
+    x = np.ascontiguousarray(x, np.float32)
+    out = np.full_like(x, np.nan)
+    pointers = (array.ctypes.data_as(ctypes.c_void_p) for array in (x, out))
+    getattr(probe, f"probe_{name}")(len(x), next(pointers), ctypes.c_float(parameter), next(pointers))
+    return out
+
+
+def ulps(got: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Error in units of the last place of the float32 nearest to the truth."""
+    return np.abs(got - truth) / np.spacing(np.abs(truth).astype(np.float32)).astype(np.float64)
+
+
+def many(low: float, high: float, size: int = 16 * 4096) -> np.ndarray:
+    """Numbers over many magnitudes, float32."""
+    return np.geomspace(low, high, size).astype(np.float32)
+
+
+@pytest.mark.parametrize("crra", [0.0, 0.1, 0.3, 0.5, 0.9, 0.999, 1.0 - 2**-22, 1.0, 1.001, 1.5, 2.0, 5.0, 20.0])
+def test_utility_is_accurate(probe: ctypes.CDLL, crra: float) -> None:
+    units = np.concatenate([[0.0], np.linspace(0, 10, 5001), many(1e-30, 1e3)]).astype(np.float32)
+    crra = float(np.float32(crra))
+    got = apply(probe, "utility", units, crra)
+    truth = reference.utility(units.astype(np.float64), crra)
+    assert ulps(got, truth).max() <= 10.0
+    assert got[0] == 0.0 and np.all(np.diff(got[1:5002]) > -1e-6)
+
+
+FUNCTIONS = {
+    "exp": (np.exp, np.concatenate([-many(1e-6, 86.0), many(1e-6, 87.0)]), 1.0),
+    "expm1": (np.expm1, np.concatenate([-many(1e-30, 86.0), many(1e-30, 87.0)]), 1.5),
+    "log": (np.log, many(1e-37, 1e38), 1.5),
+    "log1p": (np.log1p, many(1e-37, 1e38), 1.5),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_are_accurate_and_alike_in_every_lane(probe: ctypes.CDLL, name: str) -> None:
+    function, x, bound = FUNCTIONS[name]
+    got = apply(probe, name, x)
+    error = ulps(got, function(x.astype(np.float64)))
+    assert error.max() <= bound, f"{error.max():.2f} ulp at {x[np.argmax(error)]}"
+    np.testing.assert_array_equal(apply(probe, f"{name}_lanes", x), got)
+
+
+def test_functions_are_total(probe: ctypes.CDLL) -> None:
+    """No input that a diverging run could produce makes them overflow the exponent's bits."""
+    wild = np.array([-np.inf, -1e30, -100.0, 100.0, 1e30, np.inf] + [0.0] * 10, np.float32)
+    for name in ("exp", "expm1", "exp_lanes", "expm1_lanes"):
+        assert np.isfinite(apply(probe, name, wild)).all(), name
+    np.testing.assert_array_equal(apply(probe, "power", np.array([0.0, 0.0, -1.0, 5.0]), 0.5)[:3], [0.0, 0.0, 0.0])
+    np.testing.assert_array_equal(apply(probe, "power", np.array([0.0, 7.0]), 0.0), [1.0, 1.0])  # as 0.0**0.0
+
+
+@pytest.mark.parametrize("exponent", [0.2, 0.4, 0.5, 0.8, 1.0])
+def test_power_is_accurate(probe: ctypes.CDLL, exponent: float) -> None:
+    x = many(1e-3, 1e12)
+    truth = x.astype(np.float64) ** float(np.float32(exponent))
+    np.testing.assert_allclose(apply(probe, "power", x, exponent), truth, rtol=4e-6)
+
+
+# Known answers of Philox4x32-10 from the Random123 distribution: counter, key, result.
+PHILOX = [
+    ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+]
+
+
+@pytest.mark.parametrize(("counter", "key", "expected"), PHILOX)
+def test_philox_gives_the_known_answers(probe: ctypes.CDLL, counter: str, key: str, expected: str) -> None:
+    words = [np.array([int(word, 16) for word in text.split()], np.uint32) for text in (counter, key, expected)]
+    out = np.zeros(8, np.uint32)
+    probe.probe_philox(*(array.ctypes.data_as(ctypes.c_void_p) for array in (words[0], words[1], out)))
+    np.testing.assert_array_equal(out[:4], words[2])
+    np.testing.assert_array_equal(out[4:], words[2])
+
+
+def test_uniforms_lie_in_the_unit_interval(probe: ctypes.CDLL) -> None:
+    words = np.array([0, 255, 256, 2**31, 2**32 - 1], np.uint32)
+    out = np.zeros(5, np.float32)
+    probe.probe_uniform(5, *(array.ctypes.data_as(ctypes.c_void_p) for array in (words, out)))
+    np.testing.assert_array_equal(out, np.array([0.0, 0.0, 2**-24, 0.5, 1.0 - 2**-24], np.float32))
+
+
+def test_the_kernels_have_no_undefined_behaviour(tmp_path: Path) -> None:
+    """A sanitised build runs the step, the sampler and the loss of odd sizes; it aborts at the first fault."""
+    script = tmp_path / "sanitised.py"
+    script.write_text(
+        "from rbc_warp.backends import build, host\n"
+        "built = build.build_host\n"
+        "host.build_host = lambda: built(debug=True)\n"
+        "from rbc_warp.config import load_config\n"
+        "from rbc_warp.trainer import RbcTrainer\n"
+        "for consumers, firms, precision in [(1, 1, 'float32'), (17, 3, 'bfloat16')]:\n"
+        "    settings = {'agents': {'num_consumers': consumers, 'num_firms': firms}, 'world': {'maxtime': 2},\n"
+        "                'train': {'batch_size': 3, 'precision': precision}}\n"
+        "    trainer = RbcTrainer(load_config(settings), 'host')\n"
+        "    trainer.train_iteration(0)\n"
+        "    trainer.update(0)\n"
+        "print('sound')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(rbc_warp.__file__).parents[1])}
+    result = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert result.stdout == "sound\n" and "runtime error" not in result.stderr, result.stderr[-2000:]
+
+
+# Building
+
+
+def device_architectures() -> list[str]:
+    nvcc = build.find_nvcc()
+    if nvcc is None:
+        return []
+    offered = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
+    return ["sm_75", "sm_80", "sm_90", *(new for new in ("sm_100", "sm_120") if new in offered)]
+
+
+@pytest.mark.skipif(build.find_nvcc() is None, reason="there is no nvcc")
+@pytest.mark.parametrize("architecture", device_architectures())
+def test_nvcc_builds(architecture: str) -> None:
+    binary = build.build_device(architecture).read_bytes()
+    assert len(binary) > 1000 and int.from_bytes(binary[:4], "little") == 0xBA55ED50  # a fatbin's magic number
+
+
+def fake_compiler(folder: Path, body: str) -> Path:
+    """A compiler that counts its calls in ``calls`` and then runs ``body``, where $out is what it should write."""
+    path = folder / "compiler"
+    path.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && echo 1.0 && exit\n'
+        f'echo "$@" >> "{folder}/calls"\n'
+        'while [ $# -gt 0 ]; do [ "$1" = -o ] && out=$2; shift; done\n' + body
+    )
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RBC_WARP_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def build_and_check(queue: Any) -> None:
+    path = build.build_host()
+    queue.put((str(path), path.read_text()))
+
+
+def test_processes_that_build_at_once_build_once(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(
+        "CXX", str(fake_compiler(tmp_path, 'sleep 0.3; echo half > "$out"; sleep 0.3; echo >> "$out"\n'))
+    )
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    processes = [context.Process(target=build_and_check, args=(queue,)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    built = {queue.get(timeout=20) for _ in processes}
+    for process in processes:
+        process.join()
+    assert len(built) == 1 and built.pop()[1] == "half\n\n"
+    assert len((tmp_path / "calls").read_text().splitlines()) == 1
+    assert sorted(path.suffix for path in cache.iterdir()) == ["", ".so"]  # the lock, and no left-overs
+
+
+def test_a_build_depends_on_source_compiler_and_flags(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = fake_compiler(tmp_path, 'echo built > "$out"\n')
+    monkeypatch.setenv("CXX", str(compiler))
+    paths = [build.build_host(), build.build_host(), build.build_host(debug=True)]
+    compiler.write_text(compiler.read_text().replace("echo 1.0", "echo 2.0"))
+    paths.append(build.build_host())
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    for file in build.SOURCES.iterdir():
+        (sources / file.name).write_bytes(file.read_bytes())
+    monkeypatch.setattr(build, "SOURCES", sources)
+    paths.append(build.build_host())
+    with open(sources / "economy.h", "a") as header:
+        header.write("\n")
+    paths.append(build.build_host())
+    assert paths[0] == paths[1] and paths[3] == paths[4] and len(set(paths)) == 4
+    flags = (tmp_path / "calls").read_text()
+    assert "-ffp-contract=off" in flags and "fast-math" not in flags
+
+
+def test_a_failed_build_is_reported_and_leaves_nothing(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = 'echo partial > "$out"; echo "economy.h:1: error: no such thing" >&2; exit 1\n'
+    monkeypatch.setenv("CXX", str(fake_compiler(tmp_path, body)))
+    with pytest.raises(build.BuildError, match=r"building host\.cpp failed: (?s:.*)no such thing"):
+        build.build_host()
+    assert [path.name for path in cache.iterdir()] == ["lock"]
+
+
+def test_what_is_missing_for_a_build_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    not_a_folder = tmp_path / "file"
+    not_a_folder.write_text("")
+    monkeypatch.setenv("RBC_WARP_CACHE", str(not_a_folder))
+    with pytest.raises(build.BuildError, match=f"cannot write built kernels to {not_a_folder}.* set RBC_WARP_CACHE"):
+        build.build_host()
+    monkeypatch.setattr(build, "find_nvcc", lambda: None)
+    with pytest.raises(build.BuildError, match="nvcc not found; install the CUDA toolkit"):
+        build.build_device("sm_90")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(build.BuildError, match=r"no C\+\+ compiler found; install g\+\+ 10 or newer"):
+        build.build_host()
+
+
+def test_the_cache_folder_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RBC_WARP_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert build.cache_folder() == tmp_path / "xdg" / "rbc_warp"
+    monkeypatch.setenv("RBC_WARP_CACHE", str(tmp_path / "own"))
+    assert build.cache_folder() == tmp_path / "own"

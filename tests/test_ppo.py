@@ -1,0 +1,389 @@
+"""The update rules against a plain statement of the network (``Policy.outputs``), of the loss, and autograd."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import huber_loss
+
+from rbc_warp import ppo
+from rbc_warp.backends.host import HostFunctionManager
+from rbc_warp.backends.kernels import LOSS_STATISTICS, Heads
+from rbc_warp.config import load_config
+from rbc_warp.economy import AGENT_TYPES, Economy
+from rbc_warp.policies import Policy, make_policies
+from rbc_warp.ppo import Batch, Learner, LossWeights, discounted_returns
+from rbc_warp.trainer import RbcTrainer
+
+SETTINGS = {"agents": {"num_consumers": 7, "num_firms": 3}, "world": {"paretoscaletheta": 4.0}}
+PPO = LossWeights(use_ppo=True, clip=0.1, entropy=0.3, value=0.7)
+POLICY_GRADIENT = LossWeights(use_ppo=False, clip=0.1, entropy=0.3, value=0.7)
+RULES = {"ppo": PPO, "policy gradient": POLICY_GRADIENT}
+OBSERVATIONS = 61  # so that blocks and groups of sixteen rows end inside a batch
+
+
+@pytest.fixture(scope="module")
+def kernels() -> HostFunctionManager:
+    return HostFunctionManager(num_agents=1, num_envs=1, blocks_per_env=1)
+
+
+class Case:
+    """One agent type's learner, a batch that takes every branch of the loss, and the states behind it."""
+
+    def __init__(self, agent: str, kernels: HostFunctionManager, dtype: torch.dtype = torch.float32) -> None:
+        config = load_config(SETTINGS)
+        self.economy = Economy.from_config(config)
+        self.policy = make_policies(config, self.economy)[agent]
+        self.heads = Heads(self.economy.head_sizes[agent], "cpu")
+        if agent == "firm":  # masks, as in the curriculum
+            self.heads.allowed.copy_(torch.arange(self.heads.num_actions) % 3 != 1)
+        self.learner = Learner(self.policy, self.heads, kernels, learning_rate=0.01, dtype=dtype)
+        self.states = self._states(agent)
+        self.batch = self._batch()
+
+    def _states(self, agent: str) -> torch.Tensor:
+        """(observations, agents, d) float32."""
+        random = np.random.default_rng(1)
+        economy, count = self.economy, self.economy.num_agents[agent]
+        firms = economy.num_firms
+        public = np.zeros((OBSERVATIONS, 1, economy.public.size))
+        public[..., economy.public.prices] = random.choice(economy.firm_choices[:, 0], (OBSERVATIONS, 1, firms))
+        public[..., economy.public.wages] = random.choice(economy.firm_choices[:, 1], (OBSERVATIONS, 1, firms))
+        public[..., economy.public.inventories] = random.exponential(200.0, (OBSERVATIONS, 1, firms))
+        public[..., economy.public.overdemanded] = random.integers(0, 2, (OBSERVATIONS, 1, firms))
+        public[..., economy.public.income_tax] = random.random((OBSERVATIONS, 1))
+        public[..., economy.public.time] = random.integers(0, 10, (OBSERVATIONS, 1))
+        rows = np.repeat(public, count, axis=1)
+        if agent != "government":
+            private = np.broadcast_to(
+                economy.initial_private()[agent], (OBSERVATIONS, count, economy.private_size[agent])
+            )
+            private = private.copy()
+            private[..., 0] = random.normal(3e3, 1e4, (OBSERVATIONS, count))
+            rows = np.concatenate([rows, private], axis=-1)
+        return torch.tensor(rows, dtype=torch.float32)
+
+    def _batch(self) -> Batch:
+        random = torch.Generator().manual_seed(2)
+        size = self.economy.public.size
+        public, private = self.states[:, 0, :size], self.states[..., size:].flatten(0, 1)
+        encoded = self.learner.encode(public, private if private.shape[1] else None)
+        rows = self.states.shape[0] * self.states.shape[1]
+        logits = self.policy.outputs(self.states).detach().flatten(0, 1)
+        actions, log_probability = [], torch.zeros(rows)
+        allowed = self.heads.allowed.bool().split(self.heads.sizes)
+        for head, mask in zip(logits[:, :-1].split(self.heads.sizes, dim=-1), allowed, strict=True):
+            p = head.masked_fill(~mask, -torch.inf).log_softmax(-1)
+            drawn = torch.multinomial(p.exp(), 1, generator=random)
+            log_probability += p.gather(1, drawn).squeeze(1)
+            actions.append(drawn)
+
+        def normal(scale: float) -> torch.Tensor:
+            return scale * torch.randn(rows, generator=random)
+
+        value = logits[:, -1]
+        private_rows = encoded[1] if encoded[1].shape[1] else encoded[1].new_zeros(rows, 0)
+        return Batch(
+            public=encoded[0],
+            private=private_rows,
+            actions=torch.cat(actions, dim=1).int(),
+            log_probability=log_probability + normal(0.2),  # ratios inside and outside 1 ± clip
+            value=value + normal(0.2),
+            target=value + normal(1.5),  # errors on both sides of Huber's 1
+            advantage=normal(1.0),
+        )
+
+    def learner_gradient(self, weights: LossWeights, batch: Batch | None = None) -> torch.Tensor:
+        self.policy.flat.grad.zero_()
+        self.learner.statistics.zero_()
+        self.learner.gradient(self.batch if batch is None else batch, weights)
+        return self.policy.flat.grad.clone()
+
+
+def plain_loss(
+    policy: Policy, states: torch.Tensor, heads: Heads, batch: Batch, weights: LossWeights
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The loss as the method states it, in double precision, and its parts as means over the batch."""
+    outputs = policy.outputs(states.double()).flatten(0, 1)
+    logits, value = outputs[:, :-1], outputs[:, -1]
+    log_probability, entropy = torch.zeros_like(value), torch.zeros_like(value)
+    allowed = heads.allowed.bool().split(heads.sizes)
+    for h, (head, mask) in enumerate(zip(logits.split(heads.sizes, dim=-1), allowed, strict=True)):
+        log_p = head[:, mask].log_softmax(-1)
+        place = (torch.cumsum(mask, 0) - 1)[batch.actions[:, h].long()]
+        log_probability = log_probability + log_p.gather(1, place.unsqueeze(1)).squeeze(1)
+        entropy = entropy - (log_p.exp() * log_p).sum(-1)
+    old, advantage, target = (t.double() for t in (batch.log_probability, batch.advantage, batch.target))
+    one = torch.ones_like(value)
+    value_error = huber_loss(value, target, reduction="none")
+    if weights.use_ppo:
+        ratio = (log_probability - old).exp()
+        clipped = ratio.clamp(1.0 - weights.clip, 1.0 + weights.clip)
+        policy_loss = -torch.minimum(ratio * advantage, clipped * advantage)
+        held = batch.value + (value - batch.value).clamp(-weights.clip, weights.clip)
+        value_error = torch.maximum(value_error, huber_loss(held, target, reduction="none"))
+        kl = ratio - 1.0 - ratio.log()
+        outside = (clipped != ratio).double()
+    else:
+        policy_loss, kl, outside = -log_probability * advantage, 0.0 * one, 0.0 * one
+    parts = {
+        "policy_loss": policy_loss,
+        "value_loss": value_error,
+        "entropy": entropy,
+        "kl": kl,
+        "clipped": outside,
+    }
+    means = {name: part.mean() for name, part in parts.items()}
+    total = means["policy_loss"] + weights.value * means["value_loss"] - weights.entropy * means["entropy"]
+    return total, means
+
+
+def in_double(policy: Policy) -> Policy:
+    return copy.deepcopy(policy).double()
+
+
+def plain_gradient(case: Case, weights: LossWeights, batch: Batch | None = None) -> torch.Tensor:
+    policy = in_double(case.policy)
+    policy.flat.grad = None
+    plain_loss(policy, case.states, case.heads, case.batch if batch is None else batch, weights)[0].backward()
+    assert policy.flat.grad is not None
+    return policy.flat.grad
+
+
+def assert_same_gradient(case: Case, got: torch.Tensor, expected: torch.Tensor) -> None:
+    """Layer by layer, relative to the layer's largest entry."""
+    for (name, mine), plain in zip(
+        vars(case.policy.layers(got.double())).items(), vars(case.policy.layers(expected)).values(), strict=True
+    ):
+        if plain.numel():
+            error = (mine - plain).abs().max() / plain.abs().max()
+            assert error < 2e-5, f"{name}: relative error {error:.2e}"
+
+
+# Gradients
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("agent", AGENT_TYPES)
+def test_the_gradient_is_that_of_the_plain_statement(kernels: HostFunctionManager, agent: str, rule: str) -> None:
+    case = Case(agent, kernels)
+    assert_same_gradient(case, case.learner_gradient(RULES[rule]), plain_gradient(case, RULES[rule]))
+
+
+def test_the_batch_takes_every_branch(kernels: HostFunctionManager) -> None:
+    """What the comparison above rests on."""
+    case = Case("consumer", kernels)
+    batch, policy = case.batch, in_double(case.policy)
+    value = policy.outputs(case.states.double()).flatten(0, 1)[:, -1].detach()
+    log_ratio = sum_log_probability(case) - batch.log_probability
+    for high in (True, False):
+        outside = log_ratio.exp() > 1.1 if high else log_ratio.exp() < 0.9
+        for positive in (True, False):
+            assert ((batch.advantage > 0.0) == positive).logical_and(outside).sum() > 10
+    assert (log_ratio.exp() - 1.0).abs().lt(0.1).sum() > 10
+    held = batch.value + (value - batch.value).clamp(-0.1, 0.1)
+    free_loss, held_loss = (huber_loss(v, batch.target.double(), reduction="none") for v in (value, held))
+    assert (held_loss > free_loss).sum() > 10 and (held_loss < free_loss).sum() > 10 and (held == value).sum() > 10
+    error = (value - batch.target).abs()
+    assert (error < 1.0).sum() > 10 and (error > 1.0).sum() > 10
+
+
+def sum_log_probability(case: Case) -> torch.Tensor:
+    logits = case.policy.outputs(case.states).detach().flatten(0, 1)[:, :-1]
+    total = torch.zeros(len(logits))
+    for h, head in enumerate(logits.split(case.heads.sizes, dim=-1)):
+        total += head.log_softmax(-1).gather(1, case.batch.actions[:, h : h + 1].long()).squeeze(1)
+    return total
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_gradient_is_the_slope_of_the_loss(kernels: HostFunctionManager, rule: str) -> None:
+    """Central differences in random directions: independent of autograd and of how the gradient is derived."""
+    case = Case("consumer", kernels)
+    gradient = case.learner_gradient(RULES[rule]).double()
+    policy = in_double(case.policy)
+    start = policy.flat.detach().clone()
+    random = torch.Generator().manual_seed(0)
+
+    def loss_at(point: torch.Tensor) -> float:
+        with torch.no_grad():
+            policy.flat.copy_(point)
+            return float(plain_loss(policy, case.states, case.heads, case.batch, RULES[rule])[0])
+
+    for _ in range(4):
+        direction = torch.randn(len(start), generator=random, dtype=torch.float64)
+        direction += 30.0 * gradient / gradient.norm()  # not orthogonal to the gradient
+        direction /= direction.norm()
+        step = 1e-6
+        slope = (loss_at(start + step * direction) - loss_at(start - step * direction)) / (2.0 * step)
+        assert slope == pytest.approx(float(gradient @ direction), rel=2e-3)
+
+
+@pytest.mark.parametrize("weights", [PPO, POLICY_GRADIENT], ids=list(RULES))
+@pytest.mark.parametrize("agent", AGENT_TYPES)
+def test_statistics_are_the_means_of_the_loss_s_parts(
+    kernels: HostFunctionManager, agent: str, weights: LossWeights
+) -> None:
+    case = Case(agent, kernels)
+    case.learner_gradient(weights)
+    with torch.no_grad():
+        _, means = plain_loss(in_double(case.policy), case.states, case.heads, case.batch, weights)
+    got = case.learner.statistics / len(case.batch.actions)
+    for name, value in zip(LOSS_STATISTICS, got, strict=True):
+        assert float(value) == pytest.approx(float(means[name]), rel=2e-5, abs=2e-6), name
+
+
+def test_masked_actions_get_no_gradient(kernels: HostFunctionManager) -> None:
+    case = Case("firm", kernels)
+    gradient = case.policy.layers(case.learner_gradient(PPO))
+    masked = ~case.heads.allowed.bool()
+    assert masked.any()
+    assert not gradient.weight3[:-1][masked].any() and gradient.weight3[:-1][~masked].any(dim=1).all()
+    assert not gradient.bias3[:-1][masked].any()
+
+
+@pytest.mark.parametrize("rows", [1, 16, 100])
+def test_blocks_only_divide_the_work(kernels: HostFunctionManager, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("consumer", kernels)
+    whole = case.learner_gradient(PPO)
+    monkeypatch.setattr(ppo, "block_rows", lambda device, dtype: rows)
+    torch.testing.assert_close(case.learner_gradient(PPO), whole, rtol=1e-4, atol=2e-7)
+    out = torch.empty(len(case.batch.actions), case.policy.num_actions + 1)
+    case.learner.logits(case.batch.public, case.batch.private, out)
+    expected = case.policy.outputs(case.states).detach().flatten(0, 1)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("agent", AGENT_TYPES)
+def test_bfloat16_is_close_to_float32(kernels: HostFunctionManager, agent: str) -> None:
+    exact, coarse = (Case(agent, kernels, dtype) for dtype in (torch.float32, torch.bfloat16))
+    logits = [
+        torch.empty(len(c.batch.actions), c.policy.num_actions + 1, dtype=c.learner.dtype) for c in (exact, coarse)
+    ]
+    for case, out in zip((exact, coarse), logits, strict=True):
+        case.learner.logits(case.batch.public, case.batch.private, out)
+    assert (logits[0] - logits[1]).abs().max() < 0.02
+    # Without the clip's jumps, at which a rounded ratio can fall on the other side.
+    first, second = exact.learner_gradient(POLICY_GRADIENT), coarse.learner_gradient(POLICY_GRADIENT)
+    assert torch.cosine_similarity(first, second, dim=0) > 0.999
+    assert float(second.norm() / first.norm()) == pytest.approx(1.0, abs=0.02)
+    assert coarse.policy.flat.dtype == second.dtype == torch.float32
+
+
+# Updates
+
+
+def test_the_first_update_is_adam_s(kernels: HostFunctionManager) -> None:
+    case = Case("government", kernels)
+    before, gradient = case.policy.flat.detach().clone(), case.learner_gradient(PPO)
+    norm = case.learner.update(case.batch, PPO, passes=1, max_grad_norm=None)
+    assert float(norm) == pytest.approx(float(gradient.norm()), rel=1e-5)
+    step = case.policy.flat.detach() - before
+    torch.testing.assert_close(step, -0.01 * gradient / (gradient.abs() + 1e-8), rtol=1e-4, atol=1e-6)
+
+
+def test_long_gradients_are_shortened_and_short_ones_left(kernels: HostFunctionManager) -> None:
+    norms = []
+    for limit in (1e-3, 1e3):
+        case = Case("firm", kernels)
+        norm = float(case.learner.update(case.batch, PPO, passes=1, max_grad_norm=limit))
+        used = case.policy.flat.grad.norm()
+        norms.append(norm)
+        assert float(used) == pytest.approx(min(norm, limit), rel=1e-3)
+    assert norms[0] == norms[1]  # what is reported is the norm before
+
+
+def test_passes_repeat_the_update_against_the_same_old_policy(kernels: HostFunctionManager) -> None:
+    cases = [Case("firm", kernels) for _ in range(2)]
+    cases[0].learner.update(cases[0].batch, PPO, passes=3, max_grad_norm=2.0)
+    for _ in range(3):
+        cases[1].learner.update(cases[1].batch, PPO, passes=1, max_grad_norm=2.0)
+    torch.testing.assert_close(cases[0].policy.flat, cases[1].policy.flat, rtol=0, atol=0)
+    mean = cases[0].learner.statistics[LOSS_STATISTICS.index("entropy")]
+    assert 0.0 < float(mean) <= float(np.log(20))
+
+
+def test_processes_that_share_a_batch_update_like_one(kernels: HostFunctionManager) -> None:
+    """The sum of the gradients of two halves, each told of two processes, is the gradient of the whole batch."""
+    case = Case("government", kernels)
+    whole = case.learner_gradient(PPO)
+    rows = {name: getattr(case.batch, name) for name in vars(case.batch)}
+    case.learner.world_size = 2
+    half = len(case.batch.actions) // 2
+    even = {name: tensor[: 2 * half] for name, tensor in rows.items()}
+    parts = [Batch(**{n: t[s] for n, t in even.items()}) for s in (slice(0, half), slice(half, 2 * half))]
+    total = sum(case.learner_gradient(PPO, part) for part in parts)
+    case.learner.world_size = 1
+    torch.testing.assert_close(total, case.learner_gradient(PPO, Batch(**even)), rtol=1e-4, atol=1e-7)
+    assert not torch.equal(total, whole)  # the whole batch has one row more
+
+
+# Returns and advantages
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 0.9999, 1.0])
+def test_returns_are_discounted_period_by_period(gamma: float) -> None:
+    rewards = torch.tensor(np.random.default_rng(0).normal(size=(6, 3, 4)), dtype=torch.float32)
+    got = discounted_returns(rewards, gamma)
+    for t in range(6):
+        expected = sum(gamma**k * rewards[t + k].double() for k in range(6 - t))
+        torch.testing.assert_close(got[t].double(), expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(discounted_returns(rewards[:1], gamma), rewards[:1])
+
+
+def test_advantages_are_standardised_over_the_batch(kernels: HostFunctionManager) -> None:
+    learner = Case("firm", kernels).learner
+    raw = torch.tensor(np.random.default_rng(0).normal(50.0, 7.0, (5, 8, 3)), dtype=torch.float32)
+    got = learner.standardise(raw)
+    expected = (raw.double() - raw.double().mean()) / raw.double().std()
+    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
+    assert not learner.standardise(torch.full((4, 2, 1), 3.0)).abs().gt(1e-3).any()  # nothing to tell apart
+    moments = [torch.stack([h.sum(dtype=torch.float64), h.square().sum(dtype=torch.float64)]) for h in raw.split(4, 1)]
+    learner.reduce, learner.world_size = (lambda tensor: sum(moments)), 2
+    torch.testing.assert_close(learner.standardise(raw[:, :4]).double(), expected[:, :4], rtol=1e-5, atol=1e-5)
+
+
+# What an update is given
+
+
+@pytest.mark.parametrize("fraction", [0.3, 1.0])
+def test_a_fraction_of_the_consumers_is_learned_from(fraction: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {
+        **SETTINGS,
+        "agents": {**SETTINGS["agents"], "consumer_reward_scale": 5.0},
+        "world": {"maxtime": 3},
+        "train": {"batch_size": 4, "consumer_update_fraction": fraction, "precision": "float32", "gamma": 0.9},
+    }
+    trainer = RbcTrainer(load_config(settings), "host")
+    trainer.train_iteration(0)
+    batches: list[Batch] = []
+    monkeypatch.setattr(
+        trainer.learners["consumer"], "update", lambda batch, *_: batches.append(batch) or torch.zeros(())
+    )
+    for iteration in (0, 0, 1, 2):
+        trainer.update_type("consumer", 0.0, iteration)
+    kept = round(7 * fraction)
+    assert [len(batch.actions) for batch in batches] == [3 * 4 * kept] * 4
+    chosen = [trainer._some_consumers(iteration).tolist() if fraction < 1 else list(range(7)) for iteration in range(3)]
+    assert all(len(set(c)) == kept for c in chosen)
+    assert fraction == 1.0 or len({tuple(c) for c in chosen}) > 1
+    value = trainer._data("values_batch_consumer")
+    target = discounted_returns(trainer.rewards("consumer") / 5.0, 0.9)
+    everybody = trainer.learners["consumer"].standardise(target - value)
+    for batch, consumers in zip(batches, [chosen[0], *chosen], strict=True):
+        torch.testing.assert_close(batch.target, target[:, :, consumers].flatten())
+        torch.testing.assert_close(batch.advantage, everybody[:, :, consumers].flatten())
+        assert torch.equal(batch.actions, trainer.actions("consumer")[:, :, consumers].flatten(0, 2))
+        assert len(batch.public) == 12 and len(batch.private) == 12 * kept
+
+
+def test_loss_weights_do_what_they_say(kernels: HostFunctionManager) -> None:
+    case = Case("firm", kernels)
+    value_only = case.policy.layers(case.learner_gradient(replace(PPO, entropy=0.0)))
+    no_value = case.policy.layers(case.learner_gradient(replace(PPO, entropy=0.0, value=0.0)))
+    assert value_only.bias3[-1].abs() > 0.0 and no_value.bias3[-1] == 0.0
+    torch.testing.assert_close(value_only.bias3[:-1], no_value.bias3[:-1])

@@ -1,0 +1,299 @@
+"""A run that was stopped, however it was, and resumed leaves what an uninterrupted one leaves, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from rbc_warp.config import Config, ConfigError, load_config
+from rbc_warp.run import ResumeError, locked, prepare_run, read_state, summary, train_run
+from rbc_warp.rundir import RunDir, RunFileError
+from rbc_warp.tracking import TRACKERS, MLflow, WeightsAndBiases, check_trackers, flat
+
+ROOT = Path(__file__).parents[1]
+LENGTH = 12
+# Intervals that share no rhythm, so that stops fall between them in every way.
+TINY = [
+    "agents.num_consumers=6",
+    "agents.num_firms=2",
+    "agents.firm_training_start=2",
+    "agents.government_training_start=4",
+    "agents.consumer_noponzi_eta=0.1",
+    "agents.firm_noponzi_eta=0.1",
+    "world.maxtime=4",
+    "train.batch_size=4",
+    "train.consumer_update_fraction=0.5",
+    f"train.num_episodes={LENGTH}",
+    "train.log_every=2",
+    "train.save_state_every=3",
+    "train.save_model_every=4",
+    "train.save_dense_every=5",
+]
+# What may differ between equal runs: times and notes of how it went.
+NOTES = re.compile(r"status\.json|log\.txt|events\..*|lock|previous\.pt|damaged\.pt")
+
+
+class Killed(BaseException):
+    """Stands in for the end of the process."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tiny(*overrides: str) -> Config:
+    return load_config(ROOT / "configs" / "smoke.yaml", [*TINY, *overrides])
+
+
+def new_run(folder: Path, config: Config) -> RunDir:
+    run = RunDir.create(folder)
+    prepare_run(run, config)
+    return run
+
+
+def train(run: RunDir, config: Config, **options):
+    return train_run(run, config, "host", quiet=True, **options)
+
+
+def content(run: RunDir) -> dict[str, object]:
+    """All files of a run that must not depend on how it went: their bytes, and of the state its values."""
+    files = (path for path in run.path.rglob("*") if path.is_file() and not NOTES.fullmatch(path.name))
+    return {
+        str(path.relative_to(run.path)): values(torch.load(path)) if path.name == "last.pt" else path.read_bytes()
+        for path in files
+    }
+
+
+def values(state: object) -> object:
+    """Nested dicts and lists with the bytes of their tensors."""
+    if isinstance(state, torch.Tensor):
+        return str(state.dtype), tuple(state.shape), state.numpy().tobytes()
+    if isinstance(state, dict):
+        return {key: values(value) for key, value in state.items()}
+    return [values(value) for value in state] if isinstance(state, list) else state
+
+
+def assert_equal(run: RunDir, expected: dict[str, object], besides: str = "") -> None:
+    found = {name: data for name, data in content(run).items() if not (besides and re.fullmatch(besides, name))}
+    assert sorted(found) == sorted(expected)
+    assert [name for name in expected if found[name] != expected[name]] == []
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> dict[str, object]:
+    torch.set_num_threads(1)
+    run = new_run(tmp_path_factory.mktemp("whole"), tiny())
+    assert train(run, tiny()).status == "finished"
+    files = content(run)
+    assert {"state/last.pt", "metrics.jsonl", "episode_final_firm.npz", "saved_models/firm_policy_11.pt"} <= set(files)
+    return files
+
+
+def kill_at(monkeypatch, method: str, call: int, done: bool) -> None:
+    """Ends the process in the n-th call of a method that writes, before or after it did."""
+    original, calls = getattr(RunDir, method), iter(range(1, 1000))
+
+    def dying(self, *arguments, **options):
+        last = next(calls) == call
+        if not last or done:
+            original(self, *arguments, **options)
+        if last:
+            raise Killed
+
+    monkeypatch.setattr(RunDir, method, dying)
+
+
+@pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(
+    ("method", "call"),
+    [("save_state", 1), ("save_state", 2), ("save_state", 4), ("append_metrics", 1), ("append_metrics", 3),
+     ("append_metrics", 7), ("save_policy", 8), ("save_policy", 20), ("write_episode", 5), ("write_episode", 12)],
+)  # fmt: skip
+def test_a_run_killed_anywhere_and_resumed_equals_an_uninterrupted_one(
+    method, call, done, uninterrupted, tmp_path, monkeypatch
+):
+    run = new_run(tmp_path, tiny())
+    with monkeypatch.context() as patched:
+        kill_at(patched, method, call, done)
+        with pytest.raises(Killed):
+            train(run, tiny())
+    assert train(run, tiny(), resume=True).status == "finished"
+    assert_equal(run, uninterrupted)
+
+
+def test_a_run_stopped_after_every_iteration_equals_an_uninterrupted_one(uninterrupted, tmp_path):
+    run = new_run(tmp_path, tiny())
+    for done in range(1, LENGTH + 1):
+        result = train(run, tiny(), resume=True, parent=-1)  # a parent that is gone: stop at once
+        assert (result.iterations, result.status) == (done, "finished" if done == LENGTH else "interrupted")
+    assert_equal(run, uninterrupted)
+
+
+def test_a_process_killed_and_resumed_equals_an_uninterrupted_one(tmp_path):
+    config = tiny("train.num_episodes=2000", "train.save_state_every=25", "train.save_dense_every=500")
+    run = new_run(tmp_path, config)
+    command = [sys.executable, "run_training.py", "--resume", run.path, "--backend=host", "--threads=1", "--quiet"]
+    process = subprocess.Popen(command, cwd=ROOT)
+    deadline = time.monotonic() + 120
+    while not run.previous_state_path.exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    reached = read_state(run, config)["iteration"]
+    assert 25 < reached < 2000
+    longer = tiny(
+        f"train.num_episodes={reached + 20}", *(f"train.save_{what}_every=500" for what in ("dense", "state"))
+    )
+    assert train(run, longer, resume=True).start == reached
+    whole = new_run(tmp_path / "whole", longer)
+    train(whole, longer)
+    assert_equal(run, content(whole))
+
+
+def test_an_extended_run_equals_one_of_that_length(uninterrupted, tmp_path):
+    short = tiny("train.num_episodes=8")  # ends off the schedule of metrics
+    run = new_run(tmp_path, short)
+    train(run, short)
+    assert run.read_metrics()[-1]["iteration"] == 7
+    assert "--set train.num_episodes=16" in summary(train(run, short, resume=True))
+    assert train(run, tiny(), resume=True).start == 8
+    assert_equal(run, uninterrupted, besides=r"saved_models/\w+_policy_7\.pt")
+    assert load_config(run.hparams_path).train.num_episodes == LENGTH
+
+
+def test_a_damaged_state_gives_way_to_the_one_before(uninterrupted, tmp_path, capsys):
+    run = new_run(tmp_path, tiny())
+    train(run, tiny())
+    run.state_path.write_bytes(run.state_path.read_bytes()[:1000])
+    assert train(run, tiny(), resume=True).start == 9
+    assert "resuming from" in capsys.readouterr().err
+    assert_equal(run, uninterrupted)
+
+
+@pytest.mark.parametrize("length", [0, 5], ids=["without a state", "with a state"])
+def test_another_economy_is_refused_with_the_difference(length, tmp_path):
+    run = new_run(tmp_path, tiny())
+    if length:
+        train(run, tiny(f"train.num_episodes={length}"), resume=True)
+    before = content(run)
+    changed = tiny("world.interest_rate=0.1", "agents.num_firms=3", "train.lr=0.01", "train.log_every=1")
+    with pytest.raises(ResumeError) as error:
+        train(run, changed, resume=True)
+    for difference in ("world.interest_rate: 0.0 → 0.1", "agents.num_firms: 2 → 3", "train.lr: 0.001 → 0.01"):
+        assert difference in str(error.value)
+    assert "  train.log_every" not in str(error.value)
+    assert content(run) == before
+
+
+def test_what_cannot_be_resumed_is_refused(tmp_path):
+    config = tiny("train.precision=float32")
+    run = new_run(tmp_path, config)
+    train(run, config)
+    with pytest.raises(ResumeError, match="has run 12 iterations; --set train.num_episodes=12 or more, not 5"):
+        train(run, tiny("train.precision=float32", "train.num_episodes=5"), resume=True)
+    with pytest.raises(ResumeError, match="computes in float32, not in bfloat16"):
+        train(run, tiny("train.precision=bfloat16", "train.num_episodes=20"), resume=True)
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("rbc_warp.run.PATIENCE", 0.2)
+    run = new_run(tmp_path, tiny())
+    lock = run.path / "state" / "lock"
+    with locked(lock, "", ""), pytest.raises(RunFileError, match="is trained by another process; wait"):
+        train(run, tiny())
+    assert train(run, tiny("train.num_episodes=1"), resume=True).status == "finished"
+
+
+# Tracking ------------------------------------------------------------------------------------------------------------
+
+
+def test_event_files_of_a_resumed_run_say_what_its_metrics_say(tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = new_run(tmp_path, tiny())
+    with monkeypatch.context() as patched:
+        kill_at(patched, "append_metrics", 5, done=True)  # after the state of 6 iterations
+        with pytest.raises(Killed):
+            train(run, tiny())
+    time.sleep(1.1)  # event files are ordered by the second of their names
+    train(run, tiny(), resume=True)
+    assert len(list(run.path.glob("events.out.tfevents.*"))) == 2
+    events = EventAccumulator(str(run.path)).Reload()
+    records = run.read_metrics()
+    assert set(events.Tags()["scalars"]) == {name for record in records for name, _ in flat(record)}
+    for name in ("reward/firm", "economy/price", "loss/consumer/entropy"):
+        expected = [(record["iteration"], pytest.approx(dict(flat(record))[name], rel=1e-6)) for record in records]
+        assert [(event.step, event.value) for event in events.Scalars(name)] == expected
+
+
+class _Recorder:
+    """Takes the place of a tracker's package: notes every call."""
+
+    def __init__(self, calls: list, name: str = "") -> None:
+        self._calls, self._name = calls, name
+
+    def __getattr__(self, name: str):
+        return _Recorder(self._calls, f"{self._name}.{name}".strip("."))
+
+    def __call__(self, *arguments, **options):
+        self._calls.append((self._name, arguments, options))
+        return _Recorder(self._calls, self._name) if self._name != "start_run" else _Started
+
+
+class _Started:
+    class info:
+        run_id = "abc"
+
+
+@pytest.mark.parametrize("tracker", [WeightsAndBiases, MLflow])
+def test_a_tracker_gets_the_metrics_and_finds_its_run_again(tracker, tmp_path, monkeypatch):
+    calls: list = []
+    name = {WeightsAndBiases: "wandb", MLflow: "mlflow"}[tracker]
+    monkeypatch.setitem(sys.modules, name, _Recorder(calls))
+    run = RunDir.create(tmp_path)
+    for _ in range(2):
+        made = tracker(run, tiny('metadata.group_name="first"'))
+        made.log(3, {"reward/firm": 1.0})
+        made.flush()
+        made.close()
+    logged = [(arguments, options) for called, arguments, options in calls if called in ("init.log", "log_metrics")]
+    assert logged == [(({"reward/firm": 1.0},), {"step": 3})] * 2
+    if tracker is MLflow:
+        started = [options for called, _, options in calls if called == "start_run"]
+        assert started == [{"run_name": run.path.name}, {"run_id": "abc"}]
+    else:
+        assert {(options["id"], options["resume"]) for called, _, options in calls if called == "init"} == {
+            (run.path.name, "allow")
+        }
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+def test_a_missing_tracker_is_named(name, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=f"--track {name}: .*pip install {name}"):
+        check_trackers([name])
+
+
+def test_the_launcher_resumes_and_says_what_a_finished_run_needs(tmp_path, capsys):
+    import run_training
+
+    run = new_run(tmp_path, tiny("train.num_episodes=2"))
+    options = ["--resume", os.fspath(run.path), "--backend", "host", "--quiet"]
+    assert run_training.main(options) == 0
+    assert run_training.main(options) == 0
+    assert "is finished after 2 iterations\nto extend it:" in capsys.readouterr().out
+    assert run_training.main([*options, "--set", "train.num_episodes=3"]) == 0
+    assert run.read_status().iteration == 3
