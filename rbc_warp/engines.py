@@ -113,13 +113,19 @@ class RayEngine:
         # By value, not by name: the workers then need none of our modules.
         def run(command: list[str], log: str) -> int:
             import os
+            import signal
             import subprocess
+            import time
 
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # Ray cancels by it; a shell may have it ignored
             with open(log, "ab") as file:
-                process = subprocess.Popen([*command, "--parent", str(os.getpid())], stdout=file, stderr=file)
+                process = subprocess.Popen(
+                    [*command, "--parent", str(os.getpid())], stdout=file, stderr=file, start_new_session=True
+                )
                 try:
-                    code = process.wait()
-                except BaseException:  # cancelled
+                    while (code := process.poll()) is None:
+                        time.sleep(0.2)
+                except BaseException:
                     process.terminate()
                     process.wait()
                     raise

@@ -216,7 +216,7 @@ def pay_wages(
 # 5. Exports
 
 
-def export(economy: Economy, prices: np.ndarray, inventory: np.ndarray, sales: np.ndarray) -> np.ndarray:
+def export_goods(economy: Economy, prices: np.ndarray, inventory: np.ndarray, sales: np.ndarray) -> np.ndarray:
     """Units sold abroad (E, J), at the firm's own price: what is left, at most ``importer_quantity``.
 
     Only firms with price ≥ ``importer_price`` sell abroad, and only in an open economy.
@@ -384,7 +384,7 @@ def step(
     consumer_reward = reward_consumers(consumption, hours, theta, economy.crra)
     wage_income, income_tax = pay_wages(wages, hours, employer, income_tax_rate)
     # 5 to 7: firms
-    exports = export(economy, prices, inventory, sales)
+    exports = export_goods(economy, prices, inventory, sales)
     accounts = close_firm_accounts(
         prices, wages, sales, exports, firm_hours, firm_choice[:, :, FIRM_INVESTMENT_SHARE], corporate_tax_rate
     )

@@ -228,7 +228,8 @@ class RbcTrainer(TrainerA2C):
     def play(self, draw: Draw, keep_consumption: bool = False) -> None:
         """One episode in every environment, into the rollout arrays; at the stage that is set."""
         flags = (DRAW_GREEDY if draw.greedy else 0) | (DRAW_BFLOAT16 if self.precision == torch.bfloat16 else 0)
-        seed = self.settings.train.base_seed & 0x7FFFFFFF
+        seed = self.settings.train.base_seed
+        seed -= (seed >> 31) << 32  # all 32 bits, as a signed word
         first = draw.first_environment + self.first_environment
         words = torch.tensor([seed, draw.iteration, first, draw.stream, flags], dtype=torch.int32)
         self._data("draw_words").copy_(words)

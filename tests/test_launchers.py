@@ -218,7 +218,7 @@ def test_a_missing_compiler_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["--config", "a", "--resume", "b"], ["--backend", "gpu"], ["--threads", "0"]]
+    "arguments", ["", "--config a --resume b", "--config a --backend gpu", "--config a --threads 0"]
 )
 def test_wrong_options_show_the_usage(arguments: str) -> None:
     result = train(*arguments.split())

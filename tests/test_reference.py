@@ -292,7 +292,7 @@ LEAKS = [
     ("ration", scaled(0, 1.01), "goods: consumption ≤ affordable"),
     ("ration", scaled(1, 0.99), "goods: sales"),
     ("pay_wages", scaled(0, 1.01), "hours: wages"),
-    ("export", scaled(0, -1.0), "goods: exports"),
+    ("export_goods", scaled(0, -1.0), "goods: exports"),
     ("close_firm_accounts", overpriced, "money"),
     ("produce", scaled(0, -1.0), "goods: inventory"),
     ("restock", scaled(0, 0.999), "goods"),
@@ -413,9 +413,9 @@ def test_utility_is_logarithmic_at_one() -> None:
 def test_exports_need_an_open_economy_and_the_price() -> None:
     prices, left = np.array([[499.0, 500.0, 1000.0]]), np.array([[50.0, 50.0, 500.0]])
     economy = make_economy(2, 3)
-    np.testing.assert_array_equal(reference.export(economy, prices, left, np.zeros((1, 3))), [[0.0, 50.0, 100.0]])
+    np.testing.assert_array_equal(reference.export_goods(economy, prices, left, np.zeros((1, 3))), [[0.0, 50.0, 100.0]])
     closed = make_economy(2, 3, open_=False)
-    np.testing.assert_array_equal(reference.export(closed, prices, left, np.zeros((1, 3))), np.zeros((1, 3)))
+    np.testing.assert_array_equal(reference.export_goods(closed, prices, left, np.zeros((1, 3))), np.zeros((1, 3)))
 
 
 def test_a_loss_is_neither_taxed_nor_invested() -> None:

@@ -381,10 +381,15 @@ def test_a_killed_sweep_started_again_ends_as_if_nothing_had_been(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_interrupted_sweep_saves_its_runs_and_says_so(tmp_path):
-    launcher = subprocess.Popen(sweep(tmp_path, "--jobs", 2, length=5000), stderr=subprocess.PIPE, text=True)
+@pytest.mark.parametrize("engine", ["local", "ray"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_sweep_saves_its_runs_and_says_so(engine, number, tmp_path):
+    if engine == "ray":
+        pytest.importorskip("ray")
+    words = sweep(tmp_path, "--executor", engine, "--jobs", 2, length=100000)
+    launcher = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: all_under_way(tmp_path, 2))
-    launcher.send_signal(signal.SIGINT)
+    launcher.send_signal(number)
     assert "interrupted" in launcher.communicate()[1] and launcher.returncode == 130
     assert statuses(tmp_path) == ["interrupted"] * 2
     assert {row["status"] for row in index(tmp_path)} == {"interrupted"}
@@ -400,29 +405,31 @@ def test_every_engine_gives_the_same_runs(tmp_path):
     assert results(tmp_path / "local") == results(tmp_path / "jobs") == results(tmp_path / "ray")
 
 
-def parents_of(run: RunDir) -> list[int]:
-    """The processes that started one that trains a run, by /proc."""
+def trainers_of(run: RunDir) -> list[tuple[int, int]]:
+    """The processes that train a run and those that started them, by /proc."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if os.fspath(run.path).encode() in (folder / "cmdline").read_bytes().split(b"\0"):
-                found.append(int((folder / "stat").read_text().rpartition(")")[2].split()[1]))
+                found.append((int(folder.name), int((folder / "stat").read_text().rpartition(")")[2].split()[1])))
         except OSError:
             continue
     return found
 
 
 @pytest.mark.slow
-def test_a_run_whose_ray_worker_is_killed_goes_on_from_its_last_state(tmp_path):
+@pytest.mark.parametrize("killed", ["worker", "run", "both"])
+def test_a_run_whose_ray_worker_is_killed_goes_on_from_its_last_state(killed, tmp_path):
     pytest.importorskip("ray")
-    length = 600
+    length = 400
     launcher = subprocess.Popen(sweep(tmp_path / "ray", "--executor", "ray", "--jobs", 2, length=length))
     wait_for(lambda: all_under_way(tmp_path / "ray", 2))
     victim = find_runs(tmp_path / "ray")[0]
-    for worker in parents_of(victim):
-        os.kill(worker, signal.SIGKILL)
+    ((process, worker),) = trainers_of(victim)
+    for number in {"worker": [worker], "run": [process], "both": [process, worker]}[killed]:
+        os.kill(number, signal.SIGKILL)
     assert launcher.wait(timeout=300) == 0
-    assert "interrupted after" in (victim.path / "log.txt").read_text()
+    assert ("interrupted after" in (victim.path / "log.txt").read_text()) == (killed == "worker")
     assert len(list(victim.path.glob("events.out.tfevents.*"))) == 2
     run_to_the_end(tmp_path / "local", length=length)
     assert results(tmp_path / "ray") == results(tmp_path / "local")

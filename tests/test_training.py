@@ -82,6 +82,15 @@ def test_another_seed_gives_another_run() -> None:
     assert not torch.equal(first.actions("consumer"), second.actions("consumer"))
 
 
+def test_every_bit_of_the_seed_counts() -> None:
+    trainers = [RbcTrainer(small(f"train.base_seed={seed}"), "host") for seed in (5, 5 + 2**31, 2**32 - 1)]
+    for trainer in trainers:
+        trainer.load_state(trainers[0].state())
+        trainer.train_iteration(0)
+    first, *others = (trainer.actions("consumer") for trainer in trainers)
+    assert all(not torch.equal(first, other) for other in others)
+
+
 def test_the_number_of_threads_does_not_change_what_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     """A rollout is the same bit for bit. Gradients are so up to rounding: torch splits its matrix products by threads,
     so that whole runs are bit-equal at equal numbers of threads only.

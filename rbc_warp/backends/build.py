@@ -14,6 +14,7 @@ from pathlib import Path
 SOURCES = Path(__file__).resolve().parent.parent / "cuda"
 # Products and sums may not be fused behind the source's back: host and device must round alike.
 HOST_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-ffp-contract=off")
+DEBUG_FLAGS = ("-O1", "-g", "-DRBC_CHECK", "-fsanitize=undefined", "-fno-sanitize-recover")
 DEVICE_FLAGS = ("--fatbin", "-O3", "-std=c++17", "--fmad=false")
 
 
@@ -47,7 +48,7 @@ def find_nvcc() -> str | None:
 def build_host(debug: bool = False) -> Path:
     """The shared library of ``host.cpp`` for this machine's processor; built if the cache lacks it."""
     compiler = find_host_compiler()
-    flags = (*HOST_FLAGS, "-O1", "-g", "-fsanitize=undefined", "-fno-sanitize-recover") if debug else HOST_FLAGS
+    flags = (*HOST_FLAGS, *DEBUG_FLAGS) if debug else HOST_FLAGS
     return _build(compiler, flags, SOURCES / "host.cpp", ".so", _processor())
 
 

@@ -144,19 +144,26 @@ template <class Team> RBC_FN void affordable_demand(Team& team, const Environmen
   });
 }
 
-// Steps 2 and 3: total demand and labour of each firm, and the share of demand that its inventory serves.
-template <class Team> RBC_FN void ration(Team& team, const Environment& env, const Scratch& scratch) {
+// Step 2: D_j and H_j, the units demanded of a firm and the hours worked there.
+struct Totals {
+  float demand, hours;
+};
+template <class Team> RBC_FN Totals total_by_firm(Team& team, const Environment& env, int j) {
   const int I = env.num_consumers;
+  return {team.sum(I, [&](auto lanes) { return lanes.load(env.demand(j)); }), team.sum(I, [&](auto lanes) {
+            return select(lanes.load(env.employer) == j, lanes.load(env.hours), lanes.zero());
+          })};
+}
+
+// Steps 2 and 3: totals of each firm, and the share of demand that its inventory serves.
+template <class Team> RBC_FN void ration(Team& team, const Environment& env, const Scratch& scratch) {
   team.each_group(env.num_firms, [&](int j) {
-    const float total = team.sum(I, [&](auto lanes) { return lanes.load(env.demand(j)); });
-    const float labor = team.sum(I, [&](auto lanes) {
-      return select(lanes.load(env.employer) == j, lanes.load(env.hours), lanes.zero());
-    });
+    const Totals total = total_by_firm(team, env, j);
     if (team.leads()) {
       const float inventory = env.inventories[j];
-      const bool rationed = total > 0.0f && total > inventory;
-      scratch.labor[j] = labor;
-      scratch.ration[j] = rationed ? inventory / total : 1.0f;
+      const bool rationed = total.demand > 0.0f && total.demand > inventory;
+      scratch.labor[j] = total.hours;
+      scratch.ration[j] = rationed ? inventory / total.demand : 1.0f;
       env.overdemanded[j] = rationed ? 1.0f : 0.0f;
     }
   });
@@ -169,7 +176,7 @@ template <class V> RBC_FN V utility(V consumption, float crra, float inverse) {
 }
 
 // Steps 3 and 4: units served, their utility less the disutility of work, and the bill.
-template <class Team> RBC_FN void consume(Team& team, const Environment& env, const Scratch& scratch) {
+template <class Team> RBC_FN void reward_consumers(Team& team, const Environment& env, const Scratch& scratch) {
   const float crra = env.parameter(CRRA), inverse = 1.0f / (1.0f - crra);
   team.each_lanes(env.num_consumers, [&](auto lanes) {
     const auto theta = lanes.load(&env.budget(0) + CONSUMER_THETA, CONSUMER_PRIVATE_SIZE);
@@ -185,90 +192,131 @@ template <class Team> RBC_FN void consume(Team& team, const Environment& env, co
   });
 }
 
-// Y = A k^(1-alpha) L^alpha; a workforce below the floor produces nothing.
+// Step 4: income before tax, w_f(i) h_i.
+template <class Lanes> RBC_FN auto pay_wages(Lanes lanes, const Environment& env) {
+  return lanes.gather(env.wages, lanes.load(env.employer)) * lanes.load(env.hours);
+}
+
+// Step 5: what is left of a firm's inventory, up to the importer's quantity, at a price that the importer accepts.
+RBC_FN float export_goods(const Environment& env, int j, float sold) {
+  const bool exporting = env.parameter(USE_IMPORTER) != 0.0f && env.prices[j] >= env.parameter(IMPORTER_PRICE);
+  return exporting ? minimum(env.inventories[j] - sold, env.parameter(IMPORTER_QUANTITY)) : 0.0f;
+}
+
+// Step 6: a firm's period in money; profit is after investment and before tax.
+struct FirmAccounts {
+  float revenue, investment, profit, corporate_tax;
+};
+RBC_FN FirmAccounts close_firm_accounts(const Environment& env, int j, float sold, float exported, float labor) {
+  const float revenue = env.prices[j] * (sold + exported);
+  const float gross = revenue - env.wages[j] * labor;
+  const float share = env.firm_choices[env.firm_actions[j] * 3 + 2];
+  const float investment = maximum(share * gross, 0.0f);
+  const float profit = gross - investment;
+  return {revenue, investment, profit, *env.corporate_tax * maximum(profit, 0.0f)};
+}
+
+// Step 6: the change of the budget, and a share of revenue where the new budget, before interest, is positive.
+RBC_FN float reward_firms(const Environment& env, float budget, float change, float revenue) {
+  const float boost = env.parameter(BOOST_FIRM_REWARD_FACTOR);
+  return change + (boost != 0.0f && budget > 0.0f ? boost * revenue : 0.0f);
+}
+
+// Step 7: Y = A k^(1-alpha) L^alpha; a workforce below the floor produces nothing.
 RBC_FN float produce(const Environment& env, int j, float labor) {
   const float alpha = env.alpha(j);
   const float effective = labor < env.parameter(LABOR_FLOOR) ? 0.0f : labor;
   return env.parameter(TECHNOLOGY) * power(env.capital(j), 1.0f - alpha) * power(effective, alpha);
 }
 
-RBC_FN float with_interest(const Environment& env, float budget) {
-  return budget > 0.0f ? budget * (1.0f + env.parameter(INTEREST_RATE)) : budget;
+// Step 7: y - C - x + Y.
+RBC_FN float restock(float inventory, float sold, float exported, float produced) {
+  return inventory - sold - exported + produced;
 }
 
-// Steps 5, 6, 7 and 10 for firms: exports, accounts, production, budgets. Posted prices and wages stay as they are.
-template <class Team> RBC_FN void run_firms(Team& team, const Environment& env, const Scratch& scratch) {
-  const int I = env.num_consumers;
-  team.each_group(env.num_firms, [&](int j) {
-    const float total = team.sum(I, [&](auto lanes) { return lanes.load(env.demand(j)); });
-    if (!team.leads()) return;
-    const float price = env.prices[j], inventory = env.inventories[j], labor = scratch.labor[j];
-    const float sold = minimum(total, inventory);  // rounding must not sell what is not there
-    const bool exporting = env.parameter(USE_IMPORTER) != 0.0f && price >= env.parameter(IMPORTER_PRICE);
-    const float left = inventory - sold;
-    const float exported = exporting ? minimum(left, env.parameter(IMPORTER_QUANTITY)) : 0.0f;
-    const float revenue = price * (sold + exported);
-    const float gross = revenue - env.wages[j] * labor;
-    const float share = env.firm_choices[env.firm_actions[j] * 3 + 2];
-    const float investment = maximum(share * gross, 0.0f);
-    const float profit = gross - investment;
-    const float tax = *env.corporate_tax * maximum(profit, 0.0f);
-    const float gain = profit - tax;
-    const float budget = env.firm_budget(j) + gain;
-    const float boost = env.parameter(BOOST_FIRM_REWARD_FACTOR);
-    const float settled = with_interest(env, budget);
-    float reward = gain + (boost != 0.0f && budget > 0.0f ? boost * revenue : 0.0f);
-    if (env.last_period()) {
-      reward -= env.stage[FIRM_NOPONZI] * maximum(-settled, 0.0f) / env.parameter(FIRM_PENALTY_SCALE);
-    }
-    env.firm_rewards[j] = reward;
-    env.exports[j] = exported;
-    scratch.corporate_tax[j] = tax;
-    env.inventories[j] = left - exported + produce(env, j, labor);
-    env.firm_budget(j) = settled;
-    env.capital(j) += investment;
-  });
-}
-
-// Steps 8 and 10 for consumers: wages, taxes, the equal share of all taxes, budgets.
-template <class Team> RBC_FN void redistribute(Team& team, const Environment& env, const Scratch& scratch) {
-  const int I = env.num_consumers;
+// Step 8: all taxes of the period.
+template <class Team> RBC_FN float redistribute(Team& team, const Environment& env, const Scratch& scratch) {
   const float rate = *env.income_tax;
-  const auto wage_income = [&](auto lanes) {
-    return lanes.gather(env.wages, lanes.load(env.employer)) * lanes.load(env.hours);
-  };
-  const float income_taxes = team.sum(I, [&](auto lanes) { return rate * wage_income(lanes); });
-  const float corporate_taxes = team.sum(env.num_firms, [&](auto lanes) { return lanes.load(scratch.corporate_tax); });
-  const float transfer = (income_taxes + corporate_taxes) / static_cast<float>(I) + env.parameter(BUDGET_DRIP);
-  const float price_of_debt = env.last_period() ? env.stage[CONSUMER_NOPONZI] / env.parameter(CONSUMER_PENALTY_SCALE) : 0.0f;
-  const float growth = 1.0f + env.parameter(INTEREST_RATE);
-  team.each_lanes(I, [&](auto lanes) {
-    const auto net_wage = fma(lanes.splat(1.0f - rate), wage_income(lanes), lanes.splat(transfer));
-    const auto budget = lanes.load(&env.budget(0), CONSUMER_PRIVATE_SIZE) + (net_wage - lanes.load(env.spending));
-    const auto settled = select(budget > 0.0f, budget * growth, budget);
-    lanes.store(&env.budget(0), settled, CONSUMER_PRIVATE_SIZE);
-    const auto penalty = price_of_debt * maximum(-settled, lanes.zero());
-    lanes.store(env.consumer_rewards, lanes.load(env.consumer_rewards) - penalty);
+  const float income_taxes = team.sum(env.num_consumers, [&](auto lanes) { return rate * pay_wages(lanes, env); });
+  return income_taxes + team.sum(env.num_firms, [&](auto lanes) { return lanes.load(scratch.corporate_tax); });
+}
+
+// Step 8: net wages and the transfer, which everybody gets, less the bill.
+template <class Lanes> RBC_FN auto change_consumer_budgets(Lanes lanes, const Environment& env, float transfer) {
+  const auto kept = lanes.splat(1.0f - *env.income_tax);
+  return fma(kept, pay_wages(lanes, env), lanes.splat(transfer)) - lanes.load(env.spending);
+}
+
+// Step 10: interest on a positive balance. V is one budget or several.
+template <class V> RBC_FN V settle_budgets(V balance, float interest_rate) {
+  return select(balance > 0.0f, balance * (1.0f + interest_rate), balance);
+}
+
+// Step 10: the no-Ponzi term. `price` is the coefficient over the scale in the last period, 0 before it.
+RBC_FN float price_of_debt(const Environment& env, StageValue coefficient, Parameter scale) {
+  return env.last_period() ? env.stage[coefficient] / env.parameter(scale) : 0.0f;
+}
+template <class V> RBC_FN V charge_debt(V reward, V budget, float price) {
+  return reward - price * maximum(-budget, V{});
+}
+
+// Steps 5, 6, 7 and 10 for firms. Posted prices and wages stay as they are.
+template <class Team> RBC_FN void run_firms(Team& team, const Environment& env, const Scratch& scratch) {
+  const float price = price_of_debt(env, FIRM_NOPONZI, FIRM_PENALTY_SCALE);
+  team.each_group(env.num_firms, [&](int j) {
+    const float total = team.sum(env.num_consumers, [&](auto lanes) { return lanes.load(env.demand(j)); });
+    if (!team.leads()) return;
+    const float inventory = env.inventories[j], labor = scratch.labor[j];
+    const float sold = minimum(total, inventory);  // rounding must not sell what is not there
+    const float exported = export_goods(env, j, sold);
+    const FirmAccounts accounts = close_firm_accounts(env, j, sold, exported, labor);
+    const float change = accounts.profit - accounts.corporate_tax;
+    const float budget = env.firm_budget(j) + change;
+    const float settled = settle_budgets(budget, env.parameter(INTEREST_RATE));
+    env.firm_rewards[j] = charge_debt(reward_firms(env, budget, change, accounts.revenue), settled, price);
+    env.exports[j] = exported;
+    scratch.corporate_tax[j] = accounts.corporate_tax;
+    env.inventories[j] = restock(inventory, sold, exported, produce(env, j, labor));
+    env.firm_budget(j) = settled;
+    env.capital(j) += accounts.investment;
   });
 }
 
-// Steps 9 and 11: post the new prices, wages and taxes; reward the government; advance time.
-template <class Team> RBC_FN void govern(Team& team, const Environment& env) {
-  const float weight = env.parameter(FIRM_REWARD_FOR_GOVERNMENT_FACTOR);
+// Steps 4, 8 and 10 for consumers: wages, taxes, the equal share of all taxes, budgets.
+template <class Team> RBC_FN void settle_consumers(Team& team, const Environment& env, const Scratch& scratch) {
+  const int I = env.num_consumers;
+  const float transfer = redistribute(team, env, scratch) / static_cast<float>(I) + env.parameter(BUDGET_DRIP);
+  const float price = price_of_debt(env, CONSUMER_NOPONZI, CONSUMER_PENALTY_SCALE);
+  team.each_lanes(I, [&](auto lanes) {
+    const auto budget = lanes.load(&env.budget(0), CONSUMER_PRIVATE_SIZE);
+    const auto change = change_consumer_budgets(lanes, env, transfer);
+    const auto settled = settle_budgets(budget + change, env.parameter(INTEREST_RATE));
+    lanes.store(&env.budget(0), settled, CONSUMER_PRIVATE_SIZE);
+    lanes.store(env.consumer_rewards, charge_debt(lanes.load(env.consumer_rewards), settled, price));
+  });
+}
+
+// Step 9: the new prices, wages and taxes bind from the next period.
+template <class Team> RBC_FN void post(Team& team, const Environment& env) {
   team.each(env.num_firms, [&](int j) {
     env.prices[j] = env.firm_choices[env.firm_actions[j] * 3];
     env.wages[j] = env.firm_choices[env.firm_actions[j] * 3 + 1];
   });
-  const float consumers = team.sum(env.num_consumers, [&](auto lanes) { return lanes.load(env.consumer_rewards); });
-  const float firms = team.sum(env.num_firms, [&](auto lanes) { return lanes.load(env.firm_rewards); });
   if (team.first()) {
-    *env.government_reward = weight != 0.0f ? fma(weight, firms, consumers) : consumers;
     *env.income_tax = env.government_choice[0];
     *env.corporate_tax = env.government_choice[1];
     *env.time += 1.0f;
     *env.timestep += 1;
     *env.done = *env.timestep >= env.num_periods ? 1 : 0;
   }
+}
+
+// Step 11: the sum of the consumers' rewards, and a share of the firms'.
+template <class Team> RBC_FN void reward_government(Team& team, const Environment& env) {
+  const float weight = env.parameter(FIRM_REWARD_FOR_GOVERNMENT_FACTOR);
+  const float consumers = team.sum(env.num_consumers, [&](auto lanes) { return lanes.load(env.consumer_rewards); });
+  const float firms = team.sum(env.num_firms, [&](auto lanes) { return lanes.load(env.firm_rewards); });
+  if (team.first()) *env.government_reward = weight != 0.0f ? fma(weight, firms, consumers) : consumers;
 }
 
 #ifdef RBC_CHECK
@@ -302,7 +350,7 @@ struct Ledger {
   RBC_FN double money() const { return consumers + firms + capital; }
 };
 
-// Before `govern`, while prices and wages are still those of the period.
+// Before `post`, while prices and wages are still those of the period.
 RBC_FN void check_identities(const Environment& env, const Scratch& scratch, const Ledger& before) {
   const int I = env.num_consumers, J = env.num_firms, period = *env.timestep;
   const Ledger after(env);
@@ -337,17 +385,18 @@ template <class Team> RBC_FN void step(Team& team, const Environment& env, const
   team.barrier();
   ration(team, env, scratch);
   team.barrier();
-  consume(team, env, scratch);
+  reward_consumers(team, env, scratch);
   team.barrier();
   run_firms(team, env, scratch);
   team.barrier();
-  redistribute(team, env, scratch);
+  settle_consumers(team, env, scratch);
   team.barrier();
 #ifdef RBC_CHECK
   if (team.first()) check_identities(env, scratch, before);
   team.barrier();
 #endif
-  govern(team, env);
+  post(team, env);
+  reward_government(team, env);
 }
 
 #define RBC_RESET_ARGUMENTS                                                                                     \
