@@ -15,7 +15,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("rollout_dir", nargs="?", metavar="ROLLOUT_DIR", help="a run (default: the newest finished one)")
     add("num_episodes", nargs="?", type=int, help="iterations of fine-tuning (default: train.best_response_episodes)")
-    add("--experiment-dir", metavar="DIR", help="measure every run in this folder instead of ROLLOUT_DIR")
+    add(
+        "--experiment-dir",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="ROLLOUT_DIR, or DIR, is a folder of runs: all of them",
+    )
     add("--ep-strs", nargs="+", metavar="N", help="checkpoints: iterations, or latest (default: first, middle, latest)")
     add("--agent-type", choices=["all", "consumer", "firm", "government"], default="all", help="who departs")
     add("--repeat-runs", type=int, default=1, metavar="N", help="seeds of each fine-tuning")
@@ -30,7 +36,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--eval-episodes", type=int, default=64, metavar="N", help="episodes of each evaluation (default: 64)")
     add_common_arguments(parser)
     options = parser.parse_args(arguments)
-    if options.experiment_dir and options.rollout_dir and options.rollout_dir.lstrip("-").isdecimal():
+    if options.experiment_dir == "":  # a bare flag: the folder is the first argument
+        if options.rollout_dir is None:
+            parser.error("--experiment-dir needs the folder that holds the runs")
+        options.experiment_dir, options.rollout_dir = options.rollout_dir, None
+    elif options.experiment_dir and options.rollout_dir and options.rollout_dir.lstrip("-").isdecimal():
         # With --experiment-dir the first number is that of iterations.
         options.rollout_dir, options.num_episodes = None, int(options.rollout_dir)
     return options

@@ -1,12 +1,16 @@
-"""``python -m rbc_warp COMMAND``: tools that look at the machine. The launchers beside the package start runs."""
+"""``python -m rbc_warp COMMAND``: tools that look at the machine or at a run. The launchers beside the package start runs."""
 
 from __future__ import annotations
 
 import sys
+from importlib import import_module
+
+from rbc_warp.launch import clean_errors
 
 COMMANDS = {
     "doctor": "what this machine can run, and the remedy for what is missing",
     "bench": "how fast it does so",
+    "report": "a picture of a run",
 }
 
 
@@ -22,14 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
     if command in ("-h", "--help"):
         print(usage())
         return 0
-    if command == "doctor":
-        from rbc_warp.doctor import main as doctor
-
-        return doctor(given[1:])
-    if command == "bench":
-        from rbc_warp.bench import main as bench
-
-        return bench(given[1:])
+    if command in COMMANDS:
+        with clean_errors():
+            return import_module(f"rbc_warp.{command}").main(given[1:])
     print(f"{f'unknown command {command!r}' if command else 'no command given'}\n{usage()}", file=sys.stderr)
     return 2
 
