@@ -1,4 +1,4 @@
-"""``python -m rbc_warp COMMAND``: tools that look at the machine or at a run. The launchers beside the package start runs."""
+"""``python -m rbc_warp COMMAND``: tools that look at the machine or at a run; the launchers start runs."""
 
 from __future__ import annotations
 

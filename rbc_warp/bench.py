@@ -1,13 +1,14 @@
 """``python -m rbc_warp bench``: how fast this machine runs the economy and the published training iteration.
 
-Every figure is the fastest of several repetitions in one process, so that another load on the machine disturbs it
-least. Figures to be compared are taken side by side in one run.
+Every figure is the fastest of several rounds in one process; a round takes each figure once, so that figures to be
+compared are taken side by side, whatever else the machine does meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import resource
 import sys
@@ -22,7 +23,7 @@ from rbc_warp import curriculum, reference
 from rbc_warp.backends import choose_backend
 from rbc_warp.config import Config, load_config
 from rbc_warp.economy import AGENT_TYPES, Economy
-from rbc_warp.policies import HIDDEN
+from rbc_warp.policies import HIDDEN, make_policies
 from rbc_warp.ppo import block_rows
 from rbc_warp.simulation import make_envs
 from rbc_warp.trainer import Draw, RbcTrainer
@@ -40,6 +41,7 @@ PUBLISHED: dict[str, dict[str, object]] = {
     "train": {"batch_size": 128, "ppo_num_updates": 4},
 }
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+ROLLOUT_PARTS = ("forward", "sampling", "step")
 
 
 def published_config(num_envs: int = 128, precision: str = "auto", **agents: int) -> Config:
@@ -50,16 +52,18 @@ def published_config(num_envs: int = 128, precision: str = "auto", **agents: int
     return load_config(settings)
 
 
-def fastest(run: Callable[[], object], repetitions: int, device: torch.device) -> float:
-    """Seconds of the fastest of several calls, after one that does not count."""
-    times = []
-    for _ in range(repetitions + 1):
-        _wait(device)
-        start = time.perf_counter()
-        run()
-        _wait(device)
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
+def fastest(parts: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
+    """Seconds of each part, the least over the rounds; a first round does not count."""
+    least = dict.fromkeys(parts, math.inf)
+    for number in range(rounds + 1):
+        for name, run in parts.items():
+            _wait(device)
+            start = time.perf_counter()
+            run()
+            _wait(device)
+            if number:
+                least[name] = min(least[name], time.perf_counter() - start)
+    return least
 
 
 def _wait(device: torch.device) -> None:
@@ -78,115 +82,111 @@ def random_actions(economy: Economy, num_envs: int, seed: int = 0) -> dict[str, 
     }
 
 
-def time_step(economy: Economy, num_envs: int, backend: str, repetitions: int) -> float:
-    """Seconds per env-step of the economy alone, at random actions."""
+def step_part(economy: Economy, num_envs: int, backend: str) -> tuple[Callable[[], None], int]:
+    """The economy alone at random actions: something to time, and how many env-steps it makes."""
     envs = make_envs(economy, num_envs, backend)
     data = envs.cuda_data_manager.data_on_device_via_torch
     for agent, indices in random_actions(economy, num_envs).items():
         placeholder = data(f"sampled_actions_{agent}")
         placeholder.copy_(torch.from_numpy(indices).reshape(placeholder.shape))
-    steps = max(1, 2048 // num_envs)
+    steps = max(1, 8192 // num_envs)
 
     def run() -> None:
         envs.reset_all_envs()
         for _ in range(steps):
             envs.step_all_envs()
 
-    return fastest(run, repetitions, envs.device) / (steps * num_envs)
+    return run, steps * num_envs
 
 
-def time_reference(economy: Economy, num_envs: int, repetitions: int) -> float:
-    """Seconds per env-step of the NumPy reference, its environments in one array operation each."""
+def reference_part(economy: Economy, num_envs: int) -> tuple[Callable[[], None], int]:
+    """The NumPy reference, its environments in one array operation each."""
     actions = random_actions(economy, num_envs)
     state = reference.initial_state(economy, num_envs)
-    run = lambda: reference.step(economy, state, actions["consumer"], actions["firm"], actions["government"])  # noqa: E731
-    return fastest(run, repetitions, torch.device("cpu")) / num_envs
+    steps = max(1, 128 // num_envs)
+
+    def run() -> None:
+        for _ in range(steps):
+            reference.step(economy, state, actions["consumer"], actions["firm"], actions["government"])
+
+    return run, steps * num_envs
 
 
-def time_iteration(config: Config, backend: str, repetitions: int) -> dict[str, float]:
-    """Seconds of one whole training iteration and of its parts; every type learns.
+def iteration_parts(config: Config, backend: str) -> tuple[RbcTrainer, dict[str, Callable[[], object]]]:
+    """One whole training iteration in which every type learns, and its parts.
 
-    ``forward``, ``sampling`` and ``step`` are those of the rollout's T periods; ``other`` is its copies and reset.
+    ``forward``, ``sampling`` and ``step`` are those of the rollout's T periods.
     """
     trainer = RbcTrainer(config, backend)
-    device, periods = trainer.device, trainer.economy.num_periods
+    periods = trainer.economy.num_periods
     trainer.set_iteration(0)
-    parts = {"rollout": fastest(lambda: trainer.play(Draw(0)), repetitions, device)}
-
-    def each_period(part: Callable[[int], object]) -> Callable[[], None]:
-        def run() -> None:
-            for t in range(periods):
-                part(t)
-
-        return run
-
-    def sample(t: int) -> None:
-        trainer._sample_actions(trainer._logits, t)
-
-    parts["forward"] = fastest(each_period(trainer._evaluate_policies), repetitions, device)
-    trainer.cuda_envs.reset_all_envs()
-    parts["sampling"] = fastest(each_period(sample), repetitions, device)
-    parts["step"] = fastest(each_period(lambda t: trainer.cuda_envs.step_all_envs()), repetitions, device)
-    parts["other"] = parts["rollout"] - parts["forward"] - parts["sampling"] - parts["step"]
-    trainer.play(Draw(0))
-    for agent in AGENT_TYPES:
-        entropy = curriculum.entropy_coefficient(config, agent, 0)
-        update = lambda agent=agent, entropy=entropy: trainer.update_type(agent, entropy, 0)  # noqa: E731
-        parts[f"update {agent}"] = fastest(update, repetitions, device)
 
     def iteration() -> None:
         trainer.train_iteration(0)
         trainer.update(0)
 
-    parts["iteration"] = fastest(iteration, repetitions, device)
-    return parts
+    def forward() -> None:
+        for t in range(periods):
+            trainer._evaluate_policies(t)
+
+    def sampling() -> None:
+        trainer.cuda_envs.reset_all_envs()
+        for t in range(periods):
+            trainer._sample_actions(trainer._logits, t)
+
+    def step() -> None:
+        trainer.cuda_envs.reset_all_envs()
+        for _ in range(periods):
+            trainer.cuda_envs.step_all_envs()
+
+    def update(agent: str) -> Callable[[], object]:
+        return lambda: trainer.update_type(agent, curriculum.entropy_coefficient(config, agent, 0), 0)
+
+    parts: dict[str, Callable[[], object]] = {"iteration": iteration, "rollout": lambda: trainer.play(Draw(0))}
+    parts |= {f"update {agent}": update(agent) for agent in AGENT_TYPES}
+    return trainer, parts | {"forward": forward, "step": step, "sampling": sampling}
 
 
-def time_products(config: Config, precision: torch.dtype, device: torch.device, repetitions: int) -> float:
-    """Seconds of the bare matrix products of one iteration, in the same blocks: the floor that hardware sets."""
+def products_part(config: Config, precision: torch.dtype, device: torch.device) -> Callable[[], None]:
+    """The bare matrix products of one iteration, in the same blocks: the floor that the hardware sets."""
     economy, passes = Economy.from_config(config), config.train.ppo_num_updates
-    total = 0.0
     observations = economy.num_periods * config.train.batch_size
+    policies = make_policies(config, economy)
+    calls: list[tuple[int, Callable[[], None]]] = []
     for agent, count in economy.num_agents.items():
         block = max(1, block_rows(device, precision) // count) * count
-        rows = min(block, observations * count)
-        outputs = sum(economy.head_sizes[agent]) + 1
-        inputs = {"consumer": 11, "firm": 12 + economy.num_firms, "government": 0}[agent]
-        forward, backward = 0.0, 0.0
-        for k, n, needs_input_gradient in ((inputs, HIDDEN, False), (HIDDEN, HIDDEN, True), (HIDDEN, outputs, True)):
+        repeats = -(-observations * count // block)
+        inputs, outputs = policies[agent].encoder.num_private, policies[agent].num_actions + 1
+        for k, n in ((inputs, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, outputs)):
             if k:
-                once, back = _time_layer(rows, k, n, needs_input_gradient, precision, device, repetitions)
-                forward, backward = forward + once, backward + back
-        total += (forward * (1 + passes) + backward * passes) * observations * count / rows
-    return total
+                forward, backward = _layer(min(block, observations * count), k, n, k != inputs, precision, device)
+                calls += [(repeats * (1 + passes), forward), (repeats * passes, backward)]
+
+    def run() -> None:
+        for repeats, call in calls:
+            for _ in range(repeats):
+                call()
+
+    return run
 
 
-def _time_layer(
-    rows: int,
-    k: int,
-    n: int,
-    needs_input_gradient: bool,
-    precision: torch.dtype,
-    device: torch.device,
-    repetitions: int,
-) -> tuple[float, float]:
-    """Seconds of a layer's product on (rows, k) → (rows, n), and of the products of its backward pass."""
+def _layer(
+    rows: int, k: int, n: int, needs_input_gradient: bool, precision: torch.dtype, device: torch.device
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    """A layer's product on (rows, k) → (rows, n), and the products of its backward pass."""
     x = torch.randn(rows, k, dtype=precision, device=device)
     weight = torch.randn(n, k, dtype=precision, device=device)
-    out, gradient = x.new_empty(rows, n), torch.empty_like(x)
-    calls = 10
+    out, gradient = torch.randn(rows, n, dtype=precision, device=device), torch.empty_like(x)
 
     def forward() -> None:
-        for _ in range(calls):
-            torch.mm(x, weight.T, out=out)
+        torch.mm(x, weight.T, out=out)
 
     def backward() -> None:
-        for _ in range(calls):
-            _ = x.T @ out if k < n else out.T @ x
-            if needs_input_gradient:
-                torch.mm(out, weight, out=gradient)
+        _ = x.T @ out if k < n else out.T @ x
+        if needs_input_gradient:
+            torch.mm(out, weight, out=gradient)
 
-    return fastest(forward, repetitions, device) / calls, fastest(backward, repetitions, device) / calls
+    return forward, backward
 
 
 def peak_memory(device: torch.device) -> int:
@@ -212,49 +212,66 @@ def machine(backend: str) -> dict[str, object]:
 
 def run_benchmark(backend: str, quick: bool, published_only: bool, show: Callable[[str], None]) -> dict:
     """All figures; ``show`` gets each table as it is ready."""
-    repetitions = 2 if quick else 5
+    rounds = 3 if quick else 8
     device = torch.device("cuda" if backend == "pycuda" else "cpu")
     result: dict = {"machine": machine(backend)}
     show("  ".join(f"{name} {value}" for name, value in result["machine"].items()))
 
-    result["iteration_parts"], result["iteration_seconds"], result["matrix_products_seconds"] = {}, {}, {}
+    parts: dict[str, Callable[[], object]] = {}
+    trainers = []  # kept: their parts use them
     for precision, dtype in PRECISIONS.items():
         config = published_config(precision=precision)
-        parts = time_iteration(config, backend, repetitions)
-        result["iteration_parts"][precision] = parts
-        result["iteration_seconds"][precision] = parts["iteration"]
-        result["matrix_products_seconds"][precision] = time_products(config, dtype, device, repetitions)
+        trainer, timed = iteration_parts(config, backend)
+        trainers.append(trainer)
+        timed["bare matrix products"] = products_part(config, dtype, device)
+        parts |= {f"{precision} {name}": run for name, run in timed.items()}
     economy = Economy.from_config(published_config())
+    counts = {}
+    parts["step alone"], counts["step alone"] = step_part(economy, 128, backend)
+    parts["reference"], counts["reference"] = reference_part(economy, 1)
+    parts["batched reference"], counts["batched reference"] = reference_part(economy, 128)
+    seconds = fastest(parts, rounds, device)
+
+    result["parts_seconds"] = {
+        precision: {name: seconds[f"{precision} {name}"] for name in (*iteration_names(), "bare matrix products")}
+        for precision in PRECISIONS
+    }
+    result["iteration_seconds"] = {name: result["parts_seconds"][name]["iteration"] for name in PRECISIONS}
     env_steps = 128 * economy.num_periods
     best = min(result["iteration_seconds"].values())
     result["training_env_steps_per_second"] = env_steps / best
     result["training_agent_steps_per_second"] = env_steps * sum(economy.num_agents.values()) / best
     result["peak_memory_bytes"] = peak_memory(device)
-    show(_iteration_table(result))
-    result["env_steps_per_second"] = 1.0 / time_step(economy, 128, backend, 4 * repetitions)
-    result["reference_env_steps_per_second"] = 1.0 / time_reference(economy, 1, repetitions)
-    result["batched_reference_env_steps_per_second"] = 1.0 / time_reference(economy, 128, repetitions)
+    for name, key in (("step alone", ""), ("reference", "reference_"), ("batched reference", "batched_reference_")):
+        result[f"{key}env_steps_per_second"] = counts[name] / seconds[name]
     result["step_over_reference"] = result["env_steps_per_second"] / result["reference_env_steps_per_second"]
+    show(_iteration_table(result))
     show(
-        f"economy step alone, 128 environments: {result['env_steps_per_second']:,.0f} env-steps/s; NumPy reference, one "
-        f"environment at a time: {result['reference_env_steps_per_second']:,.0f} (ratio "
-        f"{result['step_over_reference']:.0f}), 128 at a time: {result['batched_reference_env_steps_per_second']:,.0f}"
+        f"economy step alone, 128 environments: {result['env_steps_per_second']:,.0f} env-steps/s; NumPy reference,\n"
+        f"one environment at a time: {result['reference_env_steps_per_second']:,.0f} "
+        f"(ratio {result['step_over_reference']:.0f}), 128 at a time: "
+        f"{result['batched_reference_env_steps_per_second']:,.0f}"
     )
     if not published_only:
         result["scaling"] = scaling(backend, quick, show)
     return result
 
 
+def iteration_names() -> list[str]:
+    """The parts of an iteration, in the order of the table."""
+    return ["iteration", "rollout", "forward", "sampling", "step", *(f"update {agent}" for agent in AGENT_TYPES)]
+
+
 def _iteration_table(result: Mapping) -> str:
     names = list(PRECISIONS)
     title = "one published iteration (128 × 10 × 111, 4 passes), ms"
     rows = [f"{title:56}" + "".join(f"{name:>12}" for name in names)]
-    for part in result["iteration_parts"]["float32"]:
-        figures = (1e3 * result["iteration_parts"][name][part] for name in names)
-        rows.append(f"{'  ' + part:56}" + "".join(f"{figure:12.1f}" for figure in figures))
-    products = result["matrix_products_seconds"]
-    rows.append(f"{'bare matrix products of it':56}" + "".join(f"{1e3 * products[n]:12.1f}" for n in names))
-    ratios = [result["iteration_seconds"][n] / products[n] for n in names]
+    for part in (*iteration_names(), "bare matrix products"):
+        indent = "" if part in ("iteration", "bare matrix products") else "    " if part in ROLLOUT_PARTS else "  "
+        figures = (1e3 * result["parts_seconds"][name][part] for name in names)
+        rows.append(f"{indent + part:56}" + "".join(f"{figure:12.1f}" for figure in figures))
+    parts = result["parts_seconds"]
+    ratios = [parts[name]["iteration"] / parts[name]["bare matrix products"] for name in names]
     rows.append(f"{'iteration over its products':56}" + "".join(f"{ratio:12.2f}" for ratio in ratios))
     rows.append(
         f"training: {result['training_env_steps_per_second']:,.0f} env-steps/s, "
@@ -282,17 +299,12 @@ def scaling(backend: str, quick: bool, show: Callable[[str], None]) -> dict:
 
 
 def _scaling_row(config: Config, num_envs: int, backend: str, quick: bool) -> dict[str, float]:
-    economy = Economy.from_config(config)
-    trainer = RbcTrainer(config, backend)
-
-    def iteration() -> None:
-        trainer.train_iteration(0)
-        trainer.update(0)
-
-    repetitions = 1 if quick or num_envs > 512 else 3
-    seconds = fastest(iteration, repetitions, trainer.device) / (num_envs * economy.num_periods)
-    step = time_step(economy, num_envs, backend, 4 * repetitions)
-    return {"step_us": 1e6 * step, "iteration_us": 1e6 * seconds}
+    trainer, parts = iteration_parts(config, backend)
+    step, count = step_part(trainer.economy, num_envs, backend)
+    rounds = 1 if quick or num_envs > 512 else 3
+    seconds = fastest({"iteration": parts["iteration"], "step": step}, rounds, trainer.device)
+    iteration_us = 1e6 * seconds["iteration"] / (num_envs * trainer.economy.num_periods)
+    return {"step_us": 1e6 * seconds["step"] / count, "iteration_us": iteration_us}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -77,6 +77,11 @@ enum DrawWord { RBC_DRAW(RBC_ENUMERATOR) NUM_DRAW_WORDS };
 #undef RBC_ENUMERATOR
 enum DrawFlags { DRAW_GREEDY = 1, DRAW_FROM_PROBABILITIES = 2, DRAW_BFLOAT16 = 4 };
 
+// Where a draw is recorded: a finished episode that is not reset keeps to its last slot.
+RBC_FN int recorded_period(int timestep, int num_periods) {
+  return timestep < num_periods ? timestep : num_periods - 1;
+}
+
 // Arrays of one draw for all agents: E environments, n agents of a type, h heads, a actions; `*_batch` begin with T.
 #define RBC_SAMPLE_TYPE(type)                                                                              \
   int type##_heads, const int *type##_offsets, const unsigned char *type##_allowed, void *type##_logits,   \

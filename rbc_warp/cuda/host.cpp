@@ -225,7 +225,7 @@ void CudaRbcSample(int num_envs, int num_threads, RBC_SAMPLE_ARGUMENTS) {
     Rows rows(width + 1);
 #pragma omp for schedule(static)
     for (int e = 0; e < num_envs; ++e) {
-      const int period = timestep[e];
+      const int period = recorded_period(timestep[e], sizes[NUM_PERIODS]);
 #define RBC_SAMPLE(type, n, first)                                                                              \
   sample_type(rows, e, num_envs, n, first, draw_words, period, type##_heads, type##_offsets, type##_allowed,    \
               type##_logits, type##_actions, type##_actions_batch, type##_log_probabilities_batch, type##_values_batch)

@@ -86,7 +86,8 @@ __global__ void CudaRbcReset(RBC_RESET_ARGUMENTS) {
 }
 
 __global__ void CudaRbcSample(RBC_SAMPLE_ARGUMENTS) {
-  const int I = sizes[NUM_CONSUMERS], J = sizes[NUM_FIRMS], e = blockIdx.x, period = timestep[e];
+  const int I = sizes[NUM_CONSUMERS], J = sizes[NUM_FIRMS], e = blockIdx.x;
+  const int period = recorded_period(timestep[e], sizes[NUM_PERIODS]);
   for (int n = threadIdx.x; n < I + J + 1; n += blockDim.x) {
 #define RBC_SAMPLE(type, count, first)                                                                            \
   sample_row(e, gridDim.x, count, n - (first), first, draw_words, period, type##_heads, type##_offsets,           \
