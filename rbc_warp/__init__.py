@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
     from rbc_warp.policies import Policy
 
 __all__ = ["Config", "ConfigError", "load_config", "load_policies", "simulate"]
+
+with contextlib.suppress(ImportError):  # WarpDrive imports gym, which would print that users should move on
+    import gym_notices.notices
+
+    gym_notices.notices.notices.clear()
 
 
 def load_policies(run_dir: str | os.PathLike, episode: int | str = "latest") -> dict[str, Policy]:

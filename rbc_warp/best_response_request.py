@@ -121,9 +121,7 @@ def _prepare_run(run: RunDir, request: Request) -> Plan:
         if missing:
             notes.append(f"checkpoint {label}: left out, there is no {missing[0].name}")
         else:
-            iteration = int(label) if label.isdecimal() else _last_iteration(run, config)
-            noponzi = _noponzi(run, config, label, notes)
-            checkpoints.append(Checkpoint(label, iteration, load_policies(run, config, label), noponzi))
+            checkpoints.append(open_checkpoint(run, config, label, notes))
     if not checkpoints:
         saved = ", ".join(run.labels(learning[0])) or "none"
         raise RunFileError(
@@ -144,6 +142,12 @@ def _prepare_run(run: RunDir, request: Request) -> Plan:
         Results.read(run),
         notes,
     )
+
+
+def open_checkpoint(run: RunDir, config: Config, label: str, notes: list[str]) -> Checkpoint:
+    """A checkpoint's policies and stage; ``notes`` gets what is not known of it. RunFileError if it cannot be used."""
+    iteration = int(label) if label.isdecimal() else last_iteration(run, config)
+    return Checkpoint(label, iteration, load_policies(run, config, label), _noponzi(run, config, label, notes))
 
 
 def _check_plans(config: Config, request: Request, types: list[str], notes: list[str]) -> None:
@@ -167,7 +171,7 @@ def _first_middle_last(run: RunDir) -> list[str]:
     return list(dict.fromkeys([*chosen, "latest"]))
 
 
-def _last_iteration(run: RunDir, config: Config) -> int:
+def last_iteration(run: RunDir, config: Config) -> int:
     """The iteration that 'latest' was saved at."""
     numbers = [int(label) for label in run.labels("consumer") if label.isdecimal()]
     status = run.read_status()

@@ -8,10 +8,6 @@ join the two (``policies.py``).
 from __future__ import annotations
 
 import numpy as np
-
-import rbc_warp.backends  # noqa: F401  first, since it imports gym without its notice
-
-# isort: split
 from gym.spaces import Discrete, MultiDiscrete
 from warp_drive.utils.data_feed import DataFeed
 from warp_drive.utils.gpu_environment_context import CUDAEnvironmentContext

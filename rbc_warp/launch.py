@@ -92,7 +92,7 @@ def clean_errors() -> Iterator[None]:
     """Faults of the user end in one message on stderr and exit code 2; faults of ours keep their traceback."""
     from rbc_warp.config import ConfigError
 
-    _silence_gym()
+    warnings.filterwarnings("ignore", module="gym")  # not for our users
     try:
         yield
     except ConfigError as error:
@@ -109,14 +109,6 @@ def clean_errors() -> Iterator[None]:
         if not isinstance(error, BackendError | BuildError | ResumeError | RunFileError):
             raise
         _stop(error)
-
-
-def _silence_gym() -> None:
-    """gym's notice about its successor is not for our users."""
-    import gym_notices.notices
-
-    gym_notices.notices.notices.clear()
-    warnings.filterwarnings("ignore", module="gym")
 
 
 def _stop(error: Exception) -> None:

@@ -9,13 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-
-from rbc_warp.backends import RbcEnvWrapper, choose_backend  # first, since it imports gym without its notice
-
-# isort: split
 from warp_drive.training.utils.data_loader import create_and_push_data_placeholders
 
 from rbc_warp import reference
+from rbc_warp.backends import RbcEnvWrapper, choose_backend
 from rbc_warp.config import Config, load_config
 from rbc_warp.economy import AGENT_TYPES, Economy
 from rbc_warp.env import RbcEnv

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import rbc_warp.backends  # noqa: F401  first, since it imports gym without its notice
+import rbc_warp  # noqa: F401  before WarpDrive, which imports gym: keeps gym from printing its notice
 
 
 @pytest.fixture(autouse=True)

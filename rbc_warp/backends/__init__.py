@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import io
 from typing import Any
 
 import torch
-
-with contextlib.redirect_stderr(io.StringIO()):  # WarpDrive needs gym, which tells users at import to move on
-    import gym  # noqa: F401
-
-# isort: split
 from warp_drive.env_wrapper import EnvWrapper
 from warp_drive.managers.function_manager import CUDAFunctionFeed
 

@@ -70,7 +70,6 @@ struct Environment {
   RBC_FN float* demand(int j) const { return consumption + static_cast<size_t>(j) * num_consumers; }
   RBC_FN float& firm_budget(int j) const { return firm[j * (FIRM_ONE_HOT + num_firms) + FIRM_BUDGET]; }
   RBC_FN float& capital(int j) const { return firm[j * (FIRM_ONE_HOT + num_firms) + FIRM_CAPITAL]; }
-  RBC_FN float alpha(int j) const { return firm[j * (FIRM_ONE_HOT + num_firms) + FIRM_ALPHA]; }
   RBC_FN bool last_period() const { return *timestep + 1 >= num_periods; }
 };
 
@@ -197,42 +196,36 @@ template <class Lanes> RBC_FN auto pay_wages(Lanes lanes, const Environment& env
   return lanes.gather(env.wages, lanes.load(env.employer)) * lanes.load(env.hours);
 }
 
-// Step 5: what is left of a firm's inventory, up to the importer's quantity, at a price that the importer accepts.
-RBC_FN float export_goods(const Environment& env, int j, float sold) {
-  const bool exporting = env.parameter(USE_IMPORTER) != 0.0f && env.prices[j] >= env.parameter(IMPORTER_PRICE);
-  return exporting ? minimum(env.inventories[j] - sold, env.parameter(IMPORTER_QUANTITY)) : 0.0f;
+// Step 5: what is left of an inventory, up to the importer's quantity, at a price that the importer accepts.
+template <class V> RBC_FN V export_goods(const Environment& env, V price, V left) {
+  const float quantity = env.parameter(USE_IMPORTER) != 0.0f ? env.parameter(IMPORTER_QUANTITY) : 0.0f;
+  return select(price >= env.parameter(IMPORTER_PRICE), minimum(left, splat<V>(quantity)), splat<V>(0.0f));
 }
 
 // Step 6: a firm's period in money; profit is after investment and before tax.
-struct FirmAccounts {
-  float revenue, investment, profit, corporate_tax;
+template <class V> struct FirmAccounts {
+  V revenue, investment, profit, corporate_tax;
 };
-RBC_FN FirmAccounts close_firm_accounts(const Environment& env, int j, float sold, float exported, float labor) {
-  const float revenue = env.prices[j] * (sold + exported);
-  const float gross = revenue - env.wages[j] * labor;
-  const float share = env.firm_choices[env.firm_actions[j] * 3 + 2];
-  const float investment = maximum(share * gross, 0.0f);
-  const float profit = gross - investment;
-  return {revenue, investment, profit, *env.corporate_tax * maximum(profit, 0.0f)};
+template <class V>
+RBC_FN FirmAccounts<V> close_firm_accounts(V price, V wage, V units, V labor, V investment_share, float tax_rate) {
+  const V revenue = price * units, gross = revenue - wage * labor;
+  const V investment = maximum(investment_share * gross, splat<V>(0.0f)), profit = gross - investment;
+  return {revenue, investment, profit, tax_rate * maximum(profit, splat<V>(0.0f))};
 }
 
 // Step 6: the change of the budget, and a share of revenue where the new budget, before interest, is positive.
-RBC_FN float reward_firms(const Environment& env, float budget, float change, float revenue) {
-  const float boost = env.parameter(BOOST_FIRM_REWARD_FACTOR);
-  return change + (boost != 0.0f && budget > 0.0f ? boost * revenue : 0.0f);
+template <class V> RBC_FN V reward_firms(const Environment& env, V budget, V change, V revenue) {
+  return change + select(budget > 0.0f, env.parameter(BOOST_FIRM_REWARD_FACTOR) * revenue, splat<V>(0.0f));
 }
 
 // Step 7: Y = A k^(1-alpha) L^alpha; a workforce below the floor produces nothing.
-RBC_FN float produce(const Environment& env, int j, float labor) {
-  const float alpha = env.alpha(j);
-  const float effective = labor < env.parameter(LABOR_FLOOR) ? 0.0f : labor;
-  return env.parameter(TECHNOLOGY) * power(env.capital(j), 1.0f - alpha) * power(effective, alpha);
+template <class V> RBC_FN V produce(const Environment& env, V capital, V alpha, V labor) {
+  const V effective = select(labor < env.parameter(LABOR_FLOOR), splat<V>(0.0f), labor);
+  return env.parameter(TECHNOLOGY) * power(capital, 1.0f - alpha) * power(effective, alpha);
 }
 
 // Step 7: y - C - x + Y.
-RBC_FN float restock(float inventory, float sold, float exported, float produced) {
-  return inventory - sold - exported + produced;
-}
+template <class V> RBC_FN V restock(V left, V exported, V produced) { return left - exported + produced; }
 
 // Step 8: all taxes of the period.
 template <class Team> RBC_FN float redistribute(Team& team, const Environment& env, const Scratch& scratch) {
@@ -260,25 +253,36 @@ template <class V> RBC_FN V charge_debt(V reward, V budget, float price) {
   return reward - price * maximum(-budget, V{});
 }
 
-// Steps 5, 6, 7 and 10 for firms. Posted prices and wages stay as they are.
-template <class Team> RBC_FN void run_firms(Team& team, const Environment& env, const Scratch& scratch) {
-  const float price = price_of_debt(env, FIRM_NOPONZI, FIRM_PENALTY_SCALE);
+// Step 3: what each firm sells to consumers; rounding must not sell what is not there.
+template <class Team> RBC_FN void sell(Team& team, const Environment& env, const Scratch& scratch) {
   team.each_group(env.num_firms, [&](int j) {
     const float total = team.sum(env.num_consumers, [&](auto lanes) { return lanes.load(env.demand(j)); });
-    if (!team.leads()) return;
-    const float inventory = env.inventories[j], labor = scratch.labor[j];
-    const float sold = minimum(total, inventory);  // rounding must not sell what is not there
-    const float exported = export_goods(env, j, sold);
-    const FirmAccounts accounts = close_firm_accounts(env, j, sold, exported, labor);
-    const float change = accounts.profit - accounts.corporate_tax;
-    const float budget = env.firm_budget(j) + change;
-    const float settled = settle_budgets(budget, env.parameter(INTEREST_RATE));
-    env.firm_rewards[j] = charge_debt(reward_firms(env, budget, change, accounts.revenue), settled, price);
-    env.exports[j] = exported;
-    scratch.corporate_tax[j] = accounts.corporate_tax;
-    env.inventories[j] = restock(inventory, sold, exported, produce(env, j, labor));
-    env.firm_budget(j) = settled;
-    env.capital(j) += accounts.investment;
+    if (team.leads()) scratch.sold[j] = minimum(total, env.inventories[j]);
+  });
+}
+
+// Steps 5, 6, 7 and 10 for firms. Posted prices and wages stay as they are.
+template <class Team> RBC_FN void run_firms(Team& team, const Environment& env, const Scratch& scratch) {
+  const float debt_price = price_of_debt(env, FIRM_NOPONZI, FIRM_PENALTY_SCALE);
+  const int width = FIRM_ONE_HOT + env.num_firms;
+  team.each_lanes(env.num_firms, [&](auto lanes) {
+    const auto price = lanes.load(env.prices), labor = lanes.load(scratch.labor), sold = lanes.load(scratch.sold);
+    const auto left = lanes.load(env.inventories) - sold;
+    const auto exported = export_goods(env, price, left);
+    const auto share = lanes.gather(env.firm_choices + 2, lanes.load(env.firm_actions) * 3);
+    const auto wage = lanes.load(env.wages);
+    const auto accounts = close_firm_accounts(price, wage, sold + exported, labor, share, *env.corporate_tax);
+    const auto change = accounts.profit - accounts.corporate_tax;
+    const auto budget = lanes.load(env.firm + FIRM_BUDGET, width) + change;
+    const auto settled = settle_budgets(budget, env.parameter(INTEREST_RATE));
+    const auto reward = reward_firms(env, budget, change, accounts.revenue);
+    const auto capital = lanes.load(env.firm + FIRM_CAPITAL, width), alpha = lanes.load(env.firm + FIRM_ALPHA, width);
+    lanes.store(env.firm_rewards, charge_debt(reward, settled, debt_price));
+    lanes.store(env.exports, exported);
+    lanes.store(scratch.corporate_tax, accounts.corporate_tax);
+    lanes.store(env.inventories, restock(left, exported, produce(env, capital, alpha, labor)));
+    lanes.store(env.firm + FIRM_BUDGET, settled, width);
+    lanes.store(env.firm + FIRM_CAPITAL, capital + accounts.investment, width);
   });
 }
 
@@ -386,6 +390,8 @@ template <class Team> RBC_FN void step(Team& team, const Environment& env, const
   ration(team, env, scratch);
   team.barrier();
   reward_consumers(team, env, scratch);
+  team.barrier();
+  sell(team, env, scratch);
   team.barrier();
   run_firms(team, env, scratch);
   team.barrier();

@@ -41,7 +41,10 @@ struct Lanes {
     for (int lane = 0; lane < count; ++lane) out[lane] = from[(first + lane) * stride];
     return out;
   }
-  RBC_FN Floats gather(const float* from, Ints index) const {
+  RBC_FN Floats gather(const float* from, Ints index) const {  // unused lanes have index 0
+#ifdef __AVX512F__
+    return (Floats)_mm512_mask_i32gather_ps(_mm512_setzero_ps(), 0xffff, (__m512i)index, from, sizeof(float));
+#endif
     Floats out;
     for (int lane = 0; lane < kLanes; ++lane) out[lane] = from[index[lane]];
     return out;

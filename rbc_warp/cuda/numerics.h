@@ -30,7 +30,6 @@ template <class To, class From> RBC_FN To bits(From from) {
 RBC_FN float fma(float a, float b, float c) { return fmaf(a, b, c); }
 RBC_FN float select(bool take, float a, float b) { return take ? a : b; }
 RBC_FN float to_float(int32_t i) { return static_cast<float>(i); }
-RBC_FN int32_t to_int(float x) { return static_cast<int32_t>(x); }
 RBC_FN float sqrt(float x) { return sqrtf(x); }
 
 #ifndef __CUDACC__
@@ -54,21 +53,22 @@ RBC_FN Floats fma(Floats a, Floats b, Floats c) {
 }
 RBC_FN Floats select(Ints take, Floats a, Floats b) { return take ? a : b; }
 RBC_FN Floats to_float(Ints i) { return __builtin_convertvector(i, Floats); }
-RBC_FN Ints to_int(Floats x) { return __builtin_convertvector(x, Ints); }
 #endif
 
 template <class V> RBC_FN V splat(float x) { return V{} + x; }
 template <class V> RBC_FN V maximum(V a, V b) { return select(a > b, a, b); }
 template <class V> RBC_FN V minimum(V a, V b) { return select(a < b, a, b); }
-
-constexpr float kLn2 = 0.693147182f;
+#if !defined(__CUDACC__) && defined(__AVX512F__)  // the same choices in one instruction
+RBC_FN Floats maximum(Floats a, Floats b) { return (Floats)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b); }
+RBC_FN Floats minimum(Floats a, Floats b) { return (Floats)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b); }
+#endif
 
 // e^x - 1 = 2^n e^r - 1 with |r| <= ln2/2. Relative error below 3 ulp; x clamped to [-87, 88].
 template <class V> RBC_FN void exp_parts(V x, V& power, V& expm1_rest) {
   using Int = typename Types<V>::Int;
   x = minimum(maximum(x, splat<V>(-87.0f)), splat<V>(88.0f));
-  const V magic = splat<V>(12582912.0f);  // 1.5 * 2^23: adding it rounds to the nearest integer
-  V n = fma(x, splat<V>(1.44269502f), magic) - magic;
+  const V magic = splat<V>(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, kept in the lowest bits
+  const V rounded = fma(x, splat<V>(1.44269502f), magic), n = rounded - magic;
   V r = fma(n, splat<V>(-0.693145752f), x);
   r = fma(n, splat<V>(-1.42860677e-6f), r);
   V q = splat<V>(0.0013947595143690705f);
@@ -77,8 +77,7 @@ template <class V> RBC_FN void exp_parts(V x, V& power, V& expm1_rest) {
   q = fma(q, r, splat<V>(0.16666537523269653f));
   q = fma(q, r, splat<V>(0.5f));
   expm1_rest = fma(r * r, q, r);
-  Int exponent = (to_int(n) + 127) << 23;
-  power = bits<V>(exponent);
+  power = bits<V>((bits<Int>(rounded) + 127) << 23);
 }
 
 template <class V> RBC_FN V exp(V x) {
@@ -93,26 +92,26 @@ template <class V> RBC_FN V expm1(V x) {
   return fma(power, rest, power - 1.0f);
 }
 
-// log(m 2^k) = k ln2 + log1p(f), f = m - 1 in [-1/4, 1/2). Absolute error of the series below 1e-8.
+// log(m 2^k) = k ln2 + log1p(f), f = m - 1 in [-1/4, 1/2); k comes as k 2^23. Absolute error of the series below 2e-8.
 template <class V> RBC_FN V log_from_parts(V k, V f) {
-  V p = splat<V>(-0.04620278254151344f);
-  p = fma(p, f, splat<V>(0.10589853674173355f));
-  p = fma(p, f, splat<V>(-0.13190847635269165f));
-  p = fma(p, f, splat<V>(0.14467944204807281f));
-  p = fma(p, f, splat<V>(-0.1664341688156128f));
-  p = fma(p, f, splat<V>(0.19991038739681244f));
-  p = fma(p, f, splat<V>(-0.2500019967556f));
-  p = fma(p, f, splat<V>(0.3333345055580139f));
+  V p = splat<V>(0.05722660571336746f);
+  p = fma(p, f, splat<V>(-0.12279431521892548f));
+  p = fma(p, f, splat<V>(0.14934894442558289f));
+  p = fma(p, f, splat<V>(-0.16775217652320862f));
+  p = fma(p, f, splat<V>(0.19978591799736023f));
+  p = fma(p, f, splat<V>(-0.24996618926525116f));
+  p = fma(p, f, splat<V>(0.3333354890346527f));
   V f2 = f * f;
   V series = fma(f2 * f, p, fma(f2, splat<V>(-0.5f), f));
-  return fma(k, splat<V>(kLn2), series);
+  return fma(k, splat<V>(8.26295829e-8f), series);  // ln2 / 2^23
 }
 
+// u = m 2^k with m in [3/4, 3/2): k 2^23 and 2^-k.
 template <class V> RBC_FN void log_split(V u, V& k, V& scale) {
   using Int = typename Types<V>::Int;
-  Int e = (bits<Int>(u) - 0x3f400000) >> 23;  // 0x3f400000 is 0.75
-  k = to_float(e);
-  scale = bits<V>((127 - e) << 23);
+  Int exponent = (bits<Int>(u) - 0x3f400000) & ~0x7fffff;  // 0x3f400000 is 3/4
+  k = to_float(exponent);
+  scale = bits<V>(0x3f800000 - exponent);
 }
 
 // log(x) for normal x > 0.
@@ -130,7 +129,10 @@ template <class V> RBC_FN V log1p(V x) {
 }
 
 // x^a for x > 0 and a >= 0; for x <= 0 as 0^a: 1 at a = 0, else 0.
-RBC_FN float power(float x, float a) { return x > 0.0f ? exp(a * log(x)) : (a == 0.0f ? 1.0f : 0.0f); }
+template <class V> RBC_FN V power(V x, V a) {
+  const V at_zero = select(a == 0.0f, splat<V>(1.0f), splat<V>(0.0f));
+  return select(x > 0.0f, exp(a * log(x)), at_zero);
+}
 
 // Philox4x32-10 (Salmon et al., SC'11): four random words from a counter and a key, no state.
 template <class U> struct Philox {
