@@ -11,6 +11,7 @@ COMMANDS = {
     "doctor": "what this machine can run, and the remedy for what is missing",
     "bench": "how fast it does so",
     "report": "a picture of a run",
+    "phases": "what each type of a run learned, and what changed when firms began to learn",
 }
 
 

@@ -3,15 +3,21 @@
 For each checkpoint and agent type, :func:`fine_tune` trains the type (or one agent of it) further against the others
 as they are; fixed actions and enumerated plans (``deviations.py``, ``exact.py``) are tried where asked for. The largest
 gain that any of them finds bounds the exploitability from below. ``docs/equilibrium.md`` says what each figure means.
+
+A measurement that was stopped goes on when it is asked for again: what best_response.json holds is not repeated, and
+the fine-tuning at work continues from its last state.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +26,7 @@ import torch
 from rbc_warp import curriculum
 from rbc_warp.best_response_request import Checkpoint, Plan, Request, prepare
 from rbc_warp.best_response_results import Record, Results
+from rbc_warp.config import Config
 from rbc_warp.deviations import (
     ENVIRONMENTS_PER_REPEAT,
     FINE_TUNING_STREAM,
@@ -39,8 +46,9 @@ from rbc_warp.deviations import (
 from rbc_warp.economy import AGENT_TYPES
 from rbc_warp.exact import best_plan
 from rbc_warp.policies import Policy
-from rbc_warp.run import save_episode
-from rbc_warp.rundir import RunDir
+from rbc_warp.ppo import Learner
+from rbc_warp.run import RESUMABLE, ResumeError, continue_from, read_state, save_episode, save_state
+from rbc_warp.rundir import RunDir, RunFileError
 from rbc_warp.trainer import Draw, RbcTrainer
 
 # How often the fine-tuning looks for its best policy, unless told.
@@ -62,6 +70,28 @@ class Departure:
     policy: Policy
 
 
+@dataclass(frozen=True)
+class Bookmark:
+    """Keeps a fine-tuning's last state in its folder, and takes up only one that ``settings`` describe, too."""
+
+    folder: RunDir
+    config: Config
+    settings: Mapping[str, Any]
+
+    def save(self, trainer: RbcTrainer, done: int, progress: Mapping[str, Any]) -> None:
+        save_state(self.folder, trainer, self.config, done, settings=dict(self.settings), progress=dict(progress))
+
+    def read(self) -> dict[str, Any] | None:
+        try:
+            state = read_state(self.folder, self.config)
+        except (ResumeError, RunFileError):
+            state = {}
+        if state is None or state.get("settings") == self.settings:
+            return state
+        print(f"note: {self.folder.path}: what was begun there is of another kind, or damaged: anew", file=sys.stderr)
+        return None
+
+
 def fine_tune(
     game: Game,
     agent: str,
@@ -70,12 +100,14 @@ def fine_tune(
     repeat: int = 0,
     index: int | None = None,
     save: Callable[[int | str, Policy], None] = lambda label, policy: None,
+    bookmark: Bookmark | None = None,
 ) -> Departure:
     """Trains one type further, or one agent of it (``index``), while everybody else stays as in the checkpoint.
 
     Algorithm, learning rate and entropy weight are those of the run at this iteration; the stage stays. Every ``every``
     updates the policy becomes a candidate; the checkpoint's own policy is one too. The best on the selection draws is
-    compared with the checkpoint's policy on the report draws. ``save`` gets each candidate, then the best.
+    compared with the checkpoint's policy on the report draws. ``save`` gets each candidate, then the best. With a
+    ``bookmark`` it goes on from the state there, and leaves one with each candidate and when one is due.
     """
     game.restore()
     trainer, config = game.trainer, game.trainer.settings
@@ -94,27 +126,48 @@ def fine_tune(
     def reward(stream: int) -> np.ndarray:
         return of_deviator(game.evaluate(*own, stream=stream, repeat=repeat), agent, index)
 
-    selection = {0: float(of_deviator(game.baseline(SELECTION_STREAM, repeat), agent, index).mean())}
-    best, best_flat = 0, policy.flat.detach().clone()
-    seconds = 0.0
-    for done in range(1, iterations + 1):
-        start = time.monotonic()
+    progress: dict[str, Any] = {
+        "selection": {0: float(of_deviator(game.baseline(SELECTION_STREAM, repeat), agent, index).mean())},
+        "best": 0,
+        "best_flat": policy.flat.detach().clone(),
+        "seconds": 0.0,
+    }
+    start = 0
+    if bookmark and (state := bookmark.read()):
+        start, progress = continue_from(trainer, state), state["progress"]
+        if index is not None:
+            _put(learner, progress["own"])
+    selection = progress["selection"]
+    for done in range(start + 1, iterations + 1):
+        began_at = time.monotonic()
         first = repeat * ENVIRONMENTS_PER_REPEAT
         with game.changed(*([MostLikely(trainer, peers)] if peers else []), *own):
             trainer.play(Draw(game.iteration + done, FINE_TUNING_STREAM, first_environment=first))
         trainer.update_type(agent, entropy, game.iteration + done, learner if index is not None else None, index)
-        seconds += time.monotonic() - start
-        if done % every == 0 or done == iterations:
+        progress["seconds"] += time.monotonic() - began_at
+        is_candidate = done % every == 0 or done == iterations
+        if is_candidate:
             selection[done] = float(reward(SELECTION_STREAM).mean())
             save(done, policy)
-            if selection[done] > selection[best]:
-                best, best_flat = done, policy.flat.detach().clone()
+            if selection[done] > selection[progress["best"]]:
+                progress |= {"best": done, "best_flat": policy.flat.detach().clone()}
+        if bookmark and (is_candidate or done % config.train.save_state_every == 0):
+            mine = {"policy": policy.flat.detach(), "optimizer": learner.optimizer.state_dict()}
+            bookmark.save(trainer, done, progress | ({} if index is None else {"own": mine}))
     with torch.no_grad():
-        policy.flat.copy_(best_flat)
+        policy.flat.copy_(progress["best_flat"])
     save("best", policy)
     after = reward(REPORT_STREAM)
     gain = paired_gain(after, before, game.greedy)
-    return Departure(before, after, gain, best, selection, seconds / iterations, copy.deepcopy(policy))
+    seconds = progress["seconds"] / iterations
+    return Departure(before, after, gain, progress["best"], selection, seconds, copy.deepcopy(policy))
+
+
+@torch.no_grad()
+def _put(learner: Learner, kept: Mapping[str, Any]) -> None:
+    """One agent's own policy and optimizer, which the trainer's state does not know."""
+    learner.policy.flat.copy_(kept["policy"])
+    learner.optimizer.load_state_dict(kept["optimizer"])
 
 
 def run_request(request: Request) -> list[Results]:
@@ -139,27 +192,40 @@ def run_request(request: Request) -> list[Results]:
 
 
 def measure(plan: Plan, request: Request) -> Results:
-    """Measures all that was asked of one run; files are written as results come in."""
+    """Measures all that was asked of one run and is not known; files are written as results come in."""
     trainer = RbcTrainer(plan.config, request.backend)
+    known = 0
     for checkpoint in plan.checkpoints:
         args = (checkpoint.iteration, request.episodes, request.greedy, checkpoint.noponzi)
-        earlier: dict[str, dict[str, float]] = {}
+        game = Game(trainer, checkpoint.policies, *args)
+        steps: dict[str, list[Step]] = {}
+        for agent in plan.agent_types:
+            wanted = _steps(plan, request, game, checkpoint, agent)
+            steps[agent] = [step for step in wanted if request.restart or not plan.results.hold(step.what)]
+            known += len(wanted) - len(steps[agent])
+        # Games share the trainer; each puts its own policies back before it plays.
+        earlier: dict[str, dict[str, float]] = {agent: {} for agent in steps}
         if plan.untrained and checkpoint.iteration > 0:
             at_start = Game(trainer, plan.untrained, *args)
-            for agent in plan.agent_types:  # before the next game takes over the trainer
-                earlier[agent] = {"training_gain": _reward_of(at_start, agent)}
-            for agent in plan.agent_types:
-                unlearned = Game(trainer, {**checkpoint.policies, agent: plan.untrained[agent]}, *args)
-                earlier[agent]["learning_gain"] = _reward_of(unlearned, agent)
-        game = Game(trainer, checkpoint.policies, *args)
-        for agent in plan.agent_types:
-            now = _reward_of(game, agent)
-            measures = {name: now - reward for name, reward in earlier.get(agent, {}).items()}
-            for record in _departures(plan, request, game, checkpoint, agent):
+            for agent in steps:
+                if steps[agent]:
+                    earlier[agent]["training_gain"] = _reward_of(at_start, agent)
+            for agent in steps:
+                if steps[agent]:
+                    unlearned = Game(trainer, {**checkpoint.policies, agent: plan.untrained[agent]}, *args)
+                    earlier[agent]["learning_gain"] = _reward_of(unlearned, agent)
+        for agent in steps:
+            for step in steps[agent]:
+                measures = {name: _reward_of(game, agent) - reward for name, reward in earlier[agent].items()}
+                record = step.measure()
                 plan.results.add(record.compared_with(**measures))
                 plan.results.write(plan.run)
+                if step.folder:
+                    step.folder.remove_state()  # only now is it not needed any more
                 if not request.quiet:
                     print(f"{plan.run.path.name}: {record.line()}", file=sys.stderr)
+    if known:
+        print(f"{plan.run.path}: {known} known from before; --restart measures them again", file=sys.stderr)
     return plan.results
 
 
@@ -167,57 +233,92 @@ def _reward_of(game: Game, agent: str) -> float:
     return float(game.baseline()[agent].mean())
 
 
-def _departures(plan: Plan, request: Request, game: Game, checkpoint: Checkpoint, agent: str) -> Iterator[Record]:
-    """All that was asked of one type at one checkpoint, result by result."""
+@dataclass(frozen=True)
+class Step:
+    """One departure to measure. ``what``: the fields of its record that say which one, and under what settings."""
+
+    what: dict[str, Any]
+    measure: Callable[[], Record]
+    folder: RunDir | None = None
+    """Where it leaves its state while it is not finished."""
+
+
+def _steps(plan: Plan, request: Request, game: Game, checkpoint: Checkpoint, agent: str) -> list[Step]:
+    """All that was asked of one type at one checkpoint, in order. Each puts back what the one before changed."""
     count = game.economy.num_agents[agent]
     chosen: list[int | None] = [None]
     if agent != "government":
         chosen = list(dict.fromkeys(request.agents or sample_of_agents(count)))
-    common: dict[str, Any] = {
+    settings = {
+        "overrides": list(request.overrides),
+        "episodes": request.episodes,
+        "precision": str(game.trainer.precision).removeprefix("torch."),
+        "game": _fingerprint(plan.config, checkpoint),
+    }
+    common = {
         "checkpoint": checkpoint.label,
         "iteration": checkpoint.iteration,
         "agent": agent,
         "greedy": request.greedy,
-        "settings": {"overrides": list(request.overrides), "episodes": request.episodes},
     }
+
+    def what(method: str, index: int | None = None, repeat: int = 0, **more: int) -> dict[str, Any]:
+        return {**common, "method": method, "index": index, "repeat": repeat, "settings": {**settings, **more}}
+
     if not game.has_choice(agent):
-        yield Record.without_choice(game.baseline()[agent].mean(axis=1), **common)
-        return
+        return [Step(stuck := what("fixed"), partial(_without_choice, game, stuck))]
+    steps = []
+    every = request.checkpoint_every or max(1, plan.iterations // CHECKPOINTS)
     for index in chosen if request.individual else [None]:
         for repeat in range(request.repeats):
-            yield _fine_tuned(plan, request, game, common, index, repeat)
-    game.restore()
+            tuned = what("fine-tuned", index, repeat, iterations=plan.iterations, every=every)
+            folder = result_folder(plan.run, agent, checkpoint.label, repeat, index, game.greedy)
+            steps.append(Step(tuned, partial(_fine_tuned, plan, request, game, folder, tuned), folder))
     if request.scan:
         # All firms at once, too: that is what the type's fine-tuning is compared with.
         for index in [None, *chosen] if agent == "firm" and count > 1 else chosen:
-            found = scan(game, agent, index)
-            plan.results.add_scan({**common, "index": index, "gains": found.gains, "rewards": found.rewards})
-            after = found.before + found.gain.mean
-            yield Record(
-                method="fixed", index=index, found=found.best.name, before=found.before, after=after,
-                **_interval(found.gain), **common,
-            )  # fmt: skip
+            fixed = what("fixed", index)
+            steps.append(Step(fixed, partial(_scanned, plan, game, fixed)))
     sizes = np.prod(np.array(game.economy.head_sizes[agent], dtype=object))
     if request.max_plans is not None and sizes <= request.max_plans:
         for index in chosen:
-            yield _planned(request.max_plans, game, common, index)
+            planned = what("planned", index, plans=request.max_plans)
+            steps.append(Step(planned, partial(_planned, request.max_plans, game, planned)))
+    return steps
+
+
+def _fingerprint(config: Config, checkpoint: Checkpoint) -> str:
+    """Of all that decides how a checkpoint's agents play: configuration, policies, prices of final debt."""
+    sections = config.to_dict()
+    # The first three say how far a run goes and what it leaves; the others are settings of their own.
+    free = {*RESUMABLE, "precision", "best_response_episodes"}
+    train = {key: value for key, value in sections["train"].items() if key not in free}
+    text = json.dumps([sections["agents"], sections["world"], train, checkpoint.noponzi], sort_keys=True)
+    digest = hashlib.sha256(text.encode())
+    for agent in AGENT_TYPES:
+        digest.update(checkpoint.policies[agent].flat.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _interval(gain: Estimate) -> dict[str, Any]:
     return {"gain": gain.mean, "low": gain.low, "high": gain.high}
 
 
-def _fine_tuned(
-    plan: Plan, request: Request, game: Game, common: Mapping[str, Any], index: int | None, repeat: int
-) -> Record:
-    agent, iterations = common["agent"], plan.iterations
-    every = request.checkpoint_every or max(1, iterations // CHECKPOINTS)
-    folder = result_folder(plan.run, agent, common["checkpoint"], repeat, index, game.greedy)
+def _without_choice(game: Game, what: Mapping[str, Any]) -> Record:
+    return Record.without_choice(game.baseline()[what["agent"]].mean(axis=1), **what)
+
+
+def _fine_tuned(plan: Plan, request: Request, game: Game, folder: RunDir, what: Mapping[str, Any]) -> Record:
+    agent, index, repeat, settings = (what[name] for name in ("agent", "index", "repeat", "settings"))
+    iterations = settings["iterations"]
+    if request.restart:
+        folder.remove_state()
 
     def save(label: int | str, policy: Policy) -> None:
         folder.save_policy(agent, label, policy.state_dict())
 
-    departure = fine_tune(game, agent, iterations, every, repeat, index, save)
+    bookmark = Bookmark(folder, plan.config, settings)
+    departure = fine_tune(game, agent, iterations, settings["every"], repeat, index, save, bookmark)
     save("latest", departure.policy)
     if index is None and repeat == 0:
         for other in plan.agent_types:
@@ -227,9 +328,6 @@ def _fine_tuned(
         save_episode(folder, game.trainer, "final")
     selection = departure.selection
     return Record(
-        method="fine-tuned",
-        index=index,
-        repeat=repeat,
         found=f"update {departure.best_iteration} of {iterations}",
         before=float(departure.before.mean()),
         after=float(departure.after.mean()),
@@ -243,13 +341,24 @@ def _fine_tuned(
             "folder": str(folder.path.relative_to(plan.run.path)),
         },
         **_interval(departure.gain),
-        **{**common, "settings": {**common["settings"], "iterations": iterations, "every": every}},
+        **what,
     )
 
 
-def _planned(max_plans: int, game: Game, common: Mapping[str, Any], index: int | None) -> Record:
+def _scanned(plan: Plan, game: Game, what: Mapping[str, Any]) -> Record:
+    """The best fixed action; all that were tried go to the scans."""
+    game.restore()
+    found = scan(game, what["agent"], what["index"])
+    place = {name: what[name] for name in ("checkpoint", "iteration", "agent", "greedy", "settings", "index")}
+    plan.results.add_scan({**place, "gains": found.gains, "rewards": found.rewards})
+    after = found.before + found.gain.mean
+    return Record(found=found.best.name, before=found.before, after=after, **_interval(found.gain), **what)
+
+
+def _planned(max_plans: int, game: Game, what: Mapping[str, Any]) -> Record:
     """The best plan against deterministic play; in a game of drawn actions, what that plan gains there."""
-    agent = common["agent"]
+    game.restore()
+    agent, index = what["agent"], what["index"]
     best = best_plan(game, agent, index, max_plans)
     details = {
         "actions": best.actions.tolist(),
@@ -264,8 +373,8 @@ def _planned(max_plans: int, game: Game, common: Mapping[str, Any], index: int |
     after = of_deviator(game.evaluate(plan), agent, index)
     found = f"best of {best.num_plans} plans of {best.num_periods} periods{', exact' if best.is_exact else ''}"
     return Record(
-        method="planned", index=index, found=found, before=float(before.mean()), after=float(after.mean()),
-        details=details, **_interval(paired_gain(after, before, game.greedy)), **common,
+        found=found, before=float(before.mean()), after=float(after.mean()), details=details,
+        **_interval(paired_gain(after, before, game.greedy)), **what,
     )  # fmt: skip
 
 

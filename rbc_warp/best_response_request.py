@@ -45,6 +45,8 @@ class Request:
     backend: str = "auto"
     overrides: tuple[str, ...] = ()
     quiet: bool = False
+    restart: bool = False
+    """Measures again what is known, and begins anew what was begun."""
 
 
 @dataclass(frozen=True)

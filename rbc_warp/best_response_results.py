@@ -56,10 +56,8 @@ class Record:
     def without_choice(cls, rewards: np.ndarray, **common: Any) -> Record:
         """A type whose stage leaves it one action: it cannot gain."""
         reward = float(rewards.mean())
-        return cls(
-            **common, method="fixed", found="only one action is allowed", before=reward, after=reward,
-            gain=0.0, low=0.0, high=0.0,
-        )  # fmt: skip
+        found = "only one action is allowed"
+        return cls(**common, found=found, before=reward, after=reward, gain=0.0, low=0.0, high=0.0)
 
     @property
     def place(self) -> tuple[str, int, str, bool]:
@@ -134,6 +132,10 @@ class Results:
             lines = [text for record in self.ordered() if record.agent == agent for text in [_output_line(record)]]
             if lines:
                 write_text(run.best_response_output_path(agent), "\n".join([OUTPUT_HEADER, *lines]) + "\n")
+
+    def hold(self, what: Mapping[str, Any]) -> bool:
+        """Whether there is a record with these fields."""
+        return any(all(getattr(record, name) == value for name, value in what.items()) for record in self.records)
 
     def add(self, new: Record) -> None:
         """Takes the place of the same measurement made before, and of those that the run or the settings outdate."""

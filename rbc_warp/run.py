@@ -291,13 +291,13 @@ def save_episode(run: RunDir, trainer: RbcTrainer, label: str, processes: Proces
 # Exact resume. ``read_state`` and ``continue_from`` undo ``save_state``; best response uses them too.
 
 
-def save_state(run: RunDir, trainer: RbcTrainer, config: Config, iteration: int) -> None:
-    """All that continues the run at ``iteration``; the metrics before it are on disk when it is."""
+def save_state(run: RunDir, trainer: RbcTrainer, config: Config, iteration: int, **more: Any) -> None:
+    """All that continues the run at ``iteration``, and ``more``; the metrics before it are on disk when it is."""
     if run.metrics_path.exists():
         with open(run.metrics_path, "rb") as file:
             os.fsync(file.fileno())
     state = {"version": STATE_VERSION, "iteration": iteration, "precision": str(trainer.precision)}
-    run.save_state({**state, "config": config.to_dict(), "trainer": trainer.state()})
+    run.save_state({**state, "config": config.to_dict(), "trainer": trainer.state(), **more})
 
 
 def read_state(run: RunDir, config: Config) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ import pickle
 import pickletools
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -219,6 +220,10 @@ class RunDir:
             with suppress(OSError):  # out of the way: the next save must not put it over the good one
                 os.replace(self.state_path, self.state_path.with_name("damaged.pt"))
             return state, f"{error.path}: {error.problem}; resuming from {self.previous_state_path} instead"
+
+    def remove_state(self) -> None:
+        """Remove what a resume would need, when there is nothing left to resume."""
+        shutil.rmtree(self.state_path.parent, ignore_errors=True)
 
     def append_metrics(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Append one JSON line per record, each with an integer ``iteration``; NaN and infinity become null."""

@@ -97,7 +97,15 @@ class MLflow:
         import mlflow
 
         self._mlflow = mlflow
-        note = run.path / "mlflow.json"
+        try:
+            self._start(run, config)
+        except mlflow.exceptions.MlflowException as error:
+            reason = " ".join(str(error).split())
+            remedy = "`pip install mlflow` whole, or set MLFLOW_TRACKING_URI to a server that answers"
+            raise ConfigError(f"--track mlflow: {reason}; {remedy}") from error
+
+    def _start(self, run: RunDir, config: Config) -> None:
+        mlflow, note = self._mlflow, run.path / "mlflow.json"
         if note.exists():
             mlflow.start_run(run_id=json.loads(note.read_text())["run_id"])
             return
