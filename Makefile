@@ -2,6 +2,7 @@
 # make test       set up and run the tests            make slow      the tests that take minutes
 # make check      format, lint, types, tests          make test-gpu  the tests that need a GPU
 # make setup-gpu  pycuda, on a machine with a GPU     make bench     time the simulation
+# make setup-ray  Ray, to run sweeps on it; without it `make slow` runs what is installed and skips the tests of Ray
 # Needs Python 3.11 or newer (PYTHON=python3.12), a C++ compiler, make and a package index, or WHEELS=folder without one.
 
 PYTHON ?= python3
@@ -14,10 +15,11 @@ PIP = $(RUN) -m pip --disable-pip-version-check install --quiet --no-warn-confli
 STAMP := $(VENV)/.installed
 STAMP_DEV := $(VENV)/.installed-dev
 STAMP_GPU := $(VENV)/.installed-gpu
+STAMP_RAY := $(VENV)/.installed-ray
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 
 .DELETE_ON_ERROR:
-.PHONY: train setup setup-dev setup-gpu test test-gpu slow check bench clean
+.PHONY: train setup setup-dev setup-gpu setup-ray test test-gpu slow check bench clean
 
 train: setup
 	$(RUN) run_training.py --config $(CONFIG)
@@ -66,6 +68,12 @@ $(STAMP): requirements.txt requirements-warpdrive.txt
 
 $(STAMP_DEV): $(STAMP) requirements-dev.txt
 	$(PIP) -r requirements-dev.txt
+	@touch $@
+
+setup-ray: $(STAMP_RAY)
+
+$(STAMP_RAY): $(STAMP) requirements-ray.txt
+	$(PIP) -r requirements-ray.txt
 	@touch $@
 
 setup-gpu: $(STAMP_GPU)

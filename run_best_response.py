@@ -15,13 +15,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("rollout_dir", nargs="?", metavar="ROLLOUT_DIR", help="a run (default: the newest finished one)")
     add("num_episodes", nargs="?", type=int, help="iterations of fine-tuning (default: train.best_response_episodes)")
-    add(
-        "--experiment-dir",
-        nargs="?",
-        const="",
-        metavar="DIR",
-        help="ROLLOUT_DIR, or DIR, is a folder of runs: all of them",
-    )
+    add("--experiment-dir", nargs="?", const="", metavar="DIR", help="all runs in the folder ROLLOUT_DIR, or DIR")
     add("--ep-strs", nargs="+", metavar="N", help="checkpoints: iterations, or latest (default: first, middle, latest)")
     add("--agent-type", choices=["all", "consumer", "firm", "government"], default="all", help="who departs")
     add("--repeat-runs", type=int, default=1, metavar="N", help="seeds of each fine-tuning")

@@ -88,7 +88,7 @@ class Bookmark:
             state = {}
         if state is None or state.get("settings") == self.settings:
             return state
-        print(f"note: {self.folder.path}: what was begun there is of another kind, or damaged: anew", file=sys.stderr)
+        print(f"note: {self.folder.path}: its state is of another request, or damaged; begun anew", file=sys.stderr)
         return None
 
 
@@ -200,9 +200,13 @@ def measure(plan: Plan, request: Request) -> Results:
         game = Game(trainer, checkpoint.policies, *args)
         steps: dict[str, list[Step]] = {}
         for agent in plan.agent_types:
-            wanted = _steps(plan, request, game, checkpoint, agent)
-            steps[agent] = [step for step in wanted if request.restart or not plan.results.hold(step.what)]
-            known += len(wanted) - len(steps[agent])
+            steps[agent] = []
+            for step in _steps(plan, request, game, checkpoint, agent):
+                if request.restart or not plan.results.hold(step.what):
+                    steps[agent].append(step)
+                else:
+                    step.forget()
+                    known += 1
         # Games share the trainer; each puts its own policies back before it plays.
         earlier: dict[str, dict[str, float]] = {agent: {} for agent in steps}
         if plan.untrained and checkpoint.iteration > 0:
@@ -220,8 +224,7 @@ def measure(plan: Plan, request: Request) -> Results:
                 record = step.measure()
                 plan.results.add(record.compared_with(**measures))
                 plan.results.write(plan.run)
-                if step.folder:
-                    step.folder.remove_state()  # only now is it not needed any more
+                step.forget()
                 if not request.quiet:
                     print(f"{plan.run.path.name}: {record.line()}", file=sys.stderr)
     if known:
@@ -241,6 +244,11 @@ class Step:
     measure: Callable[[], Record]
     folder: RunDir | None = None
     """Where it leaves its state while it is not finished."""
+
+    def forget(self) -> None:
+        """Its record is written: its state is not needed any more."""
+        if self.folder:
+            self.folder.remove_state()
 
 
 def _steps(plan: Plan, request: Request, game: Game, checkpoint: Checkpoint, agent: str) -> list[Step]:
@@ -290,7 +298,7 @@ def _steps(plan: Plan, request: Request, game: Game, checkpoint: Checkpoint, age
 def _fingerprint(config: Config, checkpoint: Checkpoint) -> str:
     """Of all that decides how a checkpoint's agents play: configuration, policies, prices of final debt."""
     sections = config.to_dict()
-    # The first three say how far a run goes and what it leaves; the others are settings of their own.
+    # The resumable ones say how far a run goes and what it leaves; the other two are settings of their own.
     free = {*RESUMABLE, "precision", "best_response_episodes"}
     train = {key: value for key, value in sections["train"].items() if key not in free}
     text = json.dumps([sections["agents"], sections["world"], train, checkpoint.noponzi], sort_keys=True)

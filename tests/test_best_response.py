@@ -5,12 +5,17 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from stops import Killed, kill_at
 
 from rbc_warp import exact
 from rbc_warp.best_response import fine_tune
@@ -36,6 +41,8 @@ from rbc_warp.rundir import RunDir
 from rbc_warp.simulation import simulate
 from rbc_warp.trainer import Draw, RbcTrainer
 from run_best_response import main
+
+ROOT = Path(__file__).parents[1]
 
 # Two consumers, two firms, three periods: small enough to try every plan.
 TINY = {
@@ -126,6 +133,31 @@ def launch(*arguments: object) -> int:
 
 def files(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def content(run_dir: Path) -> dict[str, object]:
+    """What a measurement leaves, besides the seconds it took."""
+    found: dict[str, object] = {
+        name: (run_dir / name).read_bytes() for name in files(run_dir) if not name.endswith(".tmp")
+    }
+    results = json.loads(found["best_response.json"])
+    for record in results["records"]:
+        record["seconds_per_iteration"] = None
+    return found | {"best_response.json": results}
+
+
+def assert_equal(run_dir: Path, expected: dict[str, object]) -> None:
+    found = content(run_dir)
+    assert sorted(found) == sorted(expected)
+    assert [name for name in expected if found[name] != expected[name]] == []
 
 
 def test_intervals_are_students() -> None:
@@ -370,6 +402,142 @@ def test_without_arguments_the_newest_finished_run_is_taken(
     assert launch("--experiment-dir", "experiment", 2, "--ep-strs", "0", "--agent-type", "firm") == 0
     settings = [r["settings"] for r in json.loads((run_dir / "best_response.json").read_text())["records"]]
     assert {entry.get("iterations") for entry in settings} == {1, 2}
+
+
+# Intervals that share no rhythm. A fine-tuning writes 5 states; 5 policies of its own and, of the type, 3 episodes.
+TYPES = ["7", "--ep-strs", "2", "latest", "--agent-type", "firm", "--repeat-runs", "2"]
+ALONE_AND_ALL = ["7", "--ep-strs", "latest", "--deviator", "individual", "--agents", "0", "--scan", "--exact", "300"]
+EVERY = ["--checkpoint-model", "3", "--set", "train.save_state_every=2"]
+REQUESTS = {"types": [*TYPES, *EVERY], "alone": [*ALONE_AND_ALL, *EVERY], "greedy": [*TYPES, *EVERY, "--greedy"]}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object]]:
+    """What each request leaves when nothing stops it."""
+    left, threads = {}, torch.get_num_threads()
+    torch.set_num_threads(1)
+    for name, request in REQUESTS.items():
+        run_dir = Path(shutil.copytree(trained, tmp_path_factory.mktemp("whole") / trained.name))
+        assert launch(run_dir, *request) == 0
+        left[name] = content(run_dir)
+        assert not [file for file in left[name] if file.startswith("br") and "state" in file]
+    torch.set_num_threads(threads)
+    return left
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(
+    ("name", "method", "call"),
+    [
+        ("types", "save_state", 1), ("types", "save_state", 5), ("types", "save_state", 14),
+        ("types", "save_policy", 5), ("types", "write_episode", 2), ("types", "write_best_response", 3),
+        ("types", "remove_state", 2), ("alone", "save_state", 3), ("alone", "save_state", 9),
+        ("alone", "write_best_response", 5),
+        ("greedy", "save_state", 4),
+    ],
+)  # fmt: skip
+def test_a_measurement_killed_anywhere_and_started_again_equals_an_uninterrupted_one(
+    name, method, call, done, uninterrupted, run_dir, monkeypatch
+) -> None:
+    with monkeypatch.context() as patched:
+        kill_at(patched, method, call, done)
+        with pytest.raises(Killed):
+            launch(run_dir, *REQUESTS[name])
+    updates = []
+    with monkeypatch.context() as patched:
+        update = RbcTrainer.update_type
+        patched.setattr(RbcTrainer, "update_type", lambda *given: (updates.append(given), update(*given))[1])
+        assert launch(run_dir, *REQUESTS[name]) == 0
+    assert_equal(run_dir, uninterrupted[name])
+    fine_tunings = {"types": 4, "alone": 3, "greedy": 4}[name]
+    if (method, call, done) != ("save_state", 1, False):
+        assert len(updates) < 7 * fine_tunings
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_measurement_stopped_again_and_again_equals_an_uninterrupted_one(uninterrupted, run_dir, monkeypatch) -> None:
+    with monkeypatch.context() as patched:
+        for _ in range(8):
+            kill_at(patched, "save_state", 3, done=False)  # two states further each time
+            with pytest.raises(Killed):
+                launch(run_dir, *REQUESTS["types"])
+            patched.undo()
+    assert launch(run_dir, *REQUESTS["types"]) == 0
+    assert_equal(run_dir, uninterrupted["types"])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_a_process_killed_and_started_again_equals_an_uninterrupted_one(trained, run_dir, tmp_path) -> None:
+    request = ["120", "--ep-strs", "latest", "--agent-type", "firm", "--deviator", "individual", "--agents", "1"]
+    request += ["--checkpoint-model", "60", "--set", "train.save_state_every=2"]
+    command = [sys.executable, "run_best_response.py", run_dir, *request, "--backend=host", "--threads=1", "--quiet"]
+    folder = RunDir(run_dir / "brfirm" / "ep_latest" / "seed_0" / "agent_1", must_exist=False)
+    process = subprocess.Popen(command, cwd=ROOT)
+    deadline = time.monotonic() + 120
+    while not folder.previous_state_path.exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert 2 <= folder.load_state()[0]["iteration"] < 120 and not (run_dir / "best_response.json").exists()
+    assert launch(run_dir, *request) == 0
+    whole = Path(shutil.copytree(trained, tmp_path / "whole" / trained.name))
+    assert launch(whole, *request) == 0
+    assert_equal(run_dir, content(whole))
+
+
+def test_what_is_known_is_not_measured_again(run_dir, monkeypatch, capsys) -> None:
+    request = [run_dir, 2, "--ep-strs", "2", "--agent-type", "firm", "--scan"]
+    assert launch(*request) == 0
+    before = (run_dir / "best_response.json").read_bytes()
+    capsys.readouterr()
+    with monkeypatch.context() as patched:
+        patched.setattr(RbcTrainer, "play", lambda *given, **options: pytest.fail("plays again"))
+        assert launch(*request) == 0
+    said = capsys.readouterr()
+    assert "4 known from before; --restart measures them again" in said.err and "fine-tuned" in said.out
+    assert (run_dir / "best_response.json").read_bytes() == before
+
+    plays = []
+    play = RbcTrainer.play
+    monkeypatch.setattr(RbcTrainer, "play", lambda *given, **options: (plays.append(1), play(*given, **options))[1])
+    for more, known in (
+        (["--restart"], 0),
+        (["--checkpoint-model", 2], 3),  # only fine-tuning depends on it
+        (["--eval-episodes", 80], 0),
+        (["--set", "train.lr=0.02"], 0),
+        (["--set", "train.precision=bfloat16"], 0),
+    ):
+        plays.clear()
+        assert launch(*request, *more) == 0
+        assert plays and ("known from before" in (said := capsys.readouterr().err)) == (known > 0)
+        assert not known or f": {known} known" in said
+    shutil.copy(run_dir / "saved_models/government_policy_4.pt", run_dir / "saved_models/government_policy_2.pt")
+    assert launch(*request, *more) == 0  # the government now plays otherwise
+    assert "known from before" not in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("spoil", ["another request", "another economy", "damaged", "restart"])
+def test_a_state_of_something_else_is_not_continued(spoil, uninterrupted, run_dir, monkeypatch, capsys) -> None:
+    first = list(REQUESTS["types"])
+    if spoil == "another request":
+        first[0] = "9"
+    if spoil == "another economy":
+        first += ["--set", "world.interest_rate=0.1"]
+    with monkeypatch.context() as patched:
+        kill_at(patched, "save_state", 3, done=True)
+        with pytest.raises(Killed):
+            launch(run_dir, *first)
+    folder = RunDir(run_dir / "brfirm/ep_2/seed_0")
+    if spoil == "damaged":
+        folder.state_path.write_bytes(b"")
+        folder.previous_state_path.write_bytes(b"")
+    assert launch(run_dir, *REQUESTS["types"], *(["--restart"] if spoil == "restart" else [])) == 0
+    assert ("begun anew" in capsys.readouterr().err) == (spoil != "restart")
+    assert_equal(run_dir, uninterrupted["types"])
 
 
 def damage(run_dir: Path) -> None:

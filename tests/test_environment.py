@@ -16,7 +16,10 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 REQUIREMENT_FILES = ("requirements.txt", "requirements-warpdrive.txt", "requirements-gpu.txt", "requirements-dev.txt")
-DISTRIBUTION_OF_MODULE = {"yaml": "pyyaml", "warp_drive": "rl-warp-drive"}
+# gym brings gym_notices.
+DISTRIBUTION_OF_MODULE = {"yaml": "pyyaml", "warp_drive": "rl-warp-drive", "gym_notices": "gym"}
+# Who asks for one of these installs it; nothing else may need it.
+OPTIONAL = {"mlflow", "ray", "wandb"}
 CONDA_NAMES = {"pytorch": "torch"}
 
 
@@ -107,12 +110,16 @@ def sources() -> list[Path]:
 def imported_distributions() -> set[str]:
     ours = {"rbc_warp", *(path.stem for path in ROOT.glob("*.py"))}
     modules = {module for path in sources() for module in imported_modules(path)} - ours - sys.stdlib_module_names
-    return {canonicalize_name(DISTRIBUTION_OF_MODULE.get(module, module)) for module in modules}
+    return {canonicalize_name(DISTRIBUTION_OF_MODULE.get(module, module)) for module in modules - OPTIONAL}
 
 
 def test_every_import_is_declared():
     declared = set(pins("requirements.txt", "requirements-warpdrive.txt", "requirements-gpu.txt"))
     assert imported_distributions() <= declared
+
+
+def test_optional_packages_are_imported_only_when_asked_for():
+    assert not [path for path in sources() if any(imported_modules(path).get(name, False) for name in OPTIONAL)]
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
@@ -134,10 +141,21 @@ def test_package_data_covers_the_kernels():
 def test_makefile_has_the_targets_that_others_call():
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
-    assert {"train", "test", "check", "setup", "setup-gpu", "test-gpu", "bench", "slow", "clean"} <= targets
+    assert {
+        "train",
+        "test",
+        "check",
+        "setup",
+        "setup-gpu",
+        "setup-ray",
+        "test-gpu",
+        "bench",
+        "slow",
+        "clean",
+    } <= targets
     assert "run_training.py --config $(CONFIG)" in makefile
     assert "CONFIG ?= configs/rbc.yaml" in makefile
-    for name in REQUIREMENT_FILES:
+    for name in (*REQUIREMENT_FILES, "requirements-ray.txt"):
         assert f"-r {name}" in makefile, f"the set-up does not install {name}"
     assert "--no-deps -r requirements-warpdrive.txt" in makefile
 

@@ -9,9 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from stops import Killed, kill_at, values
 
 from rbc_warp.config import Config, ConfigError, load_config
 from rbc_warp.run import ResumeError, locked, prepare_run, read_state, summary, train_run
@@ -39,10 +41,6 @@ TINY = [
 ]
 # What may differ between equal runs: times and notes of how it went.
 NOTES = re.compile(r"status\.json|log\.txt|events\..*|lock|previous\.pt|damaged\.pt")
-
-
-class Killed(BaseException):
-    """Stands in for the end of the process."""
 
 
 @pytest.fixture(autouse=True)
@@ -76,15 +74,6 @@ def content(run: RunDir) -> dict[str, object]:
     }
 
 
-def values(state: object) -> object:
-    """Nested dicts and lists with the bytes of their tensors."""
-    if isinstance(state, torch.Tensor):
-        return str(state.dtype), tuple(state.shape), state.numpy().tobytes()
-    if isinstance(state, dict):
-        return {key: values(value) for key, value in state.items()}
-    return [values(value) for value in state] if isinstance(state, list) else state
-
-
 def assert_equal(run: RunDir, expected: dict[str, object], besides: str = "") -> None:
     found = {name: data for name, data in content(run).items() if not (besides and re.fullmatch(besides, name))}
     assert sorted(found) == sorted(expected)
@@ -99,20 +88,6 @@ def uninterrupted(tmp_path_factory) -> dict[str, object]:
     files = content(run)
     assert {"state/last.pt", "metrics.jsonl", "episode_final_firm.npz", "saved_models/firm_policy_11.pt"} <= set(files)
     return files
-
-
-def kill_at(monkeypatch, method: str, call: int, done: bool) -> None:
-    """Ends the process in the n-th call of a method that writes, before or after it did."""
-    original, calls = getattr(RunDir, method), iter(range(1, 1000))
-
-    def dying(self, *arguments, **options):
-        last = next(calls) == call
-        if not last or done:
-            original(self, *arguments, **options)
-        if last:
-            raise Killed
-
-    monkeypatch.setattr(RunDir, method, dying)
 
 
 @pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
@@ -278,6 +253,19 @@ def test_a_tracker_gets_the_metrics_and_finds_its_run_again(tracker, tmp_path, m
         assert {(options["id"], options["resume"]) for called, _, options in calls if called == "init"} == {
             (run.path.name, "allow")
         }
+
+
+def test_what_mlflow_cannot_do_is_said_in_one_line(tmp_path, monkeypatch):
+    class MlflowException(Exception):
+        """What mlflow raises."""
+
+    def refuse(name: str) -> None:
+        raise MlflowException("unsupported URI\n'sqlite:///mlflow.db'")
+
+    package = SimpleNamespace(exceptions=SimpleNamespace(MlflowException=MlflowException), set_experiment=refuse)
+    monkeypatch.setitem(sys.modules, "mlflow", package)
+    with pytest.raises(ConfigError, match="--track mlflow: unsupported URI 'sqlite:.*; `pip install mlflow` whole"):
+        MLflow(RunDir.create(tmp_path), tiny())
 
 
 @pytest.mark.parametrize("name", TRACKERS)

@@ -228,3 +228,9 @@ def test_an_unknown_reset_pool_or_constant_is_harmless() -> None:
     wrapper.init_reset_pool(seed=1)
     wrapper.cuda_function_manager.initialize_shared_constants(wrapper.cuda_data_manager, constant_names=["k"])
     assert callable(wrapper.cuda_function_manager.get_function("CudaRbcStep"))
+
+
+def test_the_trainer_can_be_imported_first_without_the_notice_of_gym() -> None:
+    code = "import sys, rbc_warp; assert 'torch' not in sys.modules; import rbc_warp.trainer"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
