@@ -126,11 +126,11 @@ class Learner:
         first, second = self._buffer("first", rows), self._buffer("second", rows)
         if private.shape[1]:
             torch.mm(private, layers.private.T, out=first)
-            first.view(len(shared), -1, HIDDEN).add_(shared.unsqueeze(1))
+            self.kernels.add_relu(first, shared)
         else:
-            first.copy_(shared)
-        first.relu_()
-        torch.addmm(layers.bias2, first, layers.weight2.T, out=second).relu_()
+            torch.clamp_min(shared, 0.0, out=first)
+        torch.mm(first, layers.weight2.T, out=second)
+        self.kernels.add_relu(second, layers.bias2.unsqueeze(0))
         return first, second
 
     @torch.no_grad()
@@ -169,19 +169,23 @@ class Learner:
             sample = {name: getattr(batch, name)[rows] for name in columns}
             self.kernels.loss(self.heads, logits, sample, loss, self.statistics)  # logits now hold their gradient
             grad.weight3.add_(logits.T @ second)
-            grad.bias3.add_(logits.sum(0))
+            grad.bias3.add_(self._masked_sum(logits, None, agents))
             second_grad, first_grad = self._buffer("second_grad", len(second)), self._buffer("first_grad", len(first))
             torch.mm(logits, layers.weight3, out=second_grad)
-            torch.ops.aten.threshold_backward.grad_input(second_grad, second, 0.0, grad_input=second_grad)
+            grad.bias2.add_(self._masked_sum(second_grad, second, agents))
             grad.weight2.add_(second_grad.T @ first)
-            grad.bias2.add_(second_grad.sum(0))
             torch.mm(second_grad, layers.weight2, out=first_grad)
-            torch.ops.aten.threshold_backward.grad_input(first_grad, first, 0.0, grad_input=first_grad)
+            self.kernels.mask_and_sum(first_grad, first, shared_grad[observations])
             if private.shape[1]:
                 grad.private.add_((private.T @ first_grad).T)  # this way round the narrow product is four times faster
-            torch.sum(first_grad.view(-1, agents, HIDDEN), dim=1, dtype=torch.float32, out=shared_grad[observations])
         grad.public.add_(shared_grad.T @ batch.public)
         grad.bias1.add_(shared_grad.sum(0))
+
+    def _masked_sum(self, gradient: torch.Tensor, activation: torch.Tensor | None, agents: int) -> torch.Tensor:
+        """The sum of a gradient's rows (columns,), after masking it in place by the activation it belongs to."""
+        sums = torch.empty(len(gradient) // agents, gradient.shape[1], device=self.device)
+        self.kernels.mask_and_sum(gradient, activation, sums)
+        return sums.sum(0)
 
     def standardise(self, advantage: torch.Tensor) -> torch.Tensor:
         """(x − mean) / std over the batch of all processes."""

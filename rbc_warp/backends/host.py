@@ -121,6 +121,29 @@ class HostFunctionManager(CUDAFunctionManager):
             self.pointer(statistics),
         )
 
+    def add_relu(self, x: torch.Tensor, shared: torch.Tensor) -> None:
+        """As :meth:`TorchActivations.add_relu`, in one pass."""
+        rows, columns = x.shape
+        half = int(x.dtype == torch.bfloat16)
+        self.library.RbcAddRelu(
+            rows, threads_for(rows * 16), rows // len(shared), columns, self.pointer(x), self.pointer(shared), half
+        )
+
+    def mask_and_sum(self, gradient: torch.Tensor, activation: torch.Tensor | None, sums: torch.Tensor) -> None:
+        """As :meth:`TorchActivations.mask_and_sum`, in one pass."""
+        groups, columns = sums.shape
+        masks = None if activation is None else self.pointer(activation)
+        self.library.RbcMaskAndSum(
+            groups,
+            threads_for(len(gradient) * 16),
+            len(gradient) // groups,
+            columns,
+            self.pointer(gradient),
+            masks,
+            self.pointer(sums),
+            int(gradient.dtype == torch.bfloat16),
+        )
+
 
 def load_library() -> ctypes.CDLL:
     """The built library. torch is loaded before it, so both use one pool of threads."""

@@ -41,6 +41,25 @@ class Kernels(Protocol):
         weights: torch.Tensor,
         statistics: torch.Tensor,
     ) -> None: ...
+    def add_relu(self, x: torch.Tensor, shared: torch.Tensor) -> None: ...
+    def mask_and_sum(self, gradient: torch.Tensor, activation: torch.Tensor | None, sums: torch.Tensor) -> None: ...
+
+
+class TorchActivations:
+    """What stands between a network's matrix products, as torch states it. Rows come in groups of equal size."""
+
+    @staticmethod
+    def add_relu(x: torch.Tensor, shared: torch.Tensor) -> None:
+        """x (rows, columns) becomes max(x + shared, 0), one row of ``shared`` (groups, columns) to each group."""
+        x.view(len(shared), -1, x.shape[1]).add_(shared.unsqueeze(1)).relu_()
+
+    @staticmethod
+    def mask_and_sum(gradient: torch.Tensor, activation: torch.Tensor | None, sums: torch.Tensor) -> None:
+        """Sets the gradient to 0 where the activation is not positive; ``sums`` (groups, columns) float32 becomes the
+        sum of each group's rows."""
+        if activation is not None:
+            torch.ops.aten.threshold_backward.grad_input(gradient, activation, 0.0, grad_input=gradient)
+        torch.sum(gradient.view(len(sums), -1, gradient.shape[1]), dim=1, dtype=torch.float32, out=sums)
 
 
 class Heads:

@@ -14,7 +14,14 @@ from warp_drive.managers.pycuda_managers.pycuda_data_manager import CudaTensorHo
 from warp_drive.managers.pycuda_managers.pycuda_function_manager import PyCUDAFunctionManager
 
 from rbc_warp.backends.build import build_device
-from rbc_warp.backends.kernels import DEFAULT_KERNELS, LOSS_KERNEL, LOSS_STATISTICS, THREADS_PER_BLOCK, Heads
+from rbc_warp.backends.kernels import (
+    DEFAULT_KERNELS,
+    LOSS_KERNEL,
+    LOSS_STATISTICS,
+    THREADS_PER_BLOCK,
+    Heads,
+    TorchActivations,
+)
 
 FIRM_SCRATCH_BYTES = 4 * 4  # kScratchPerFirm floats
 LOSS_ROWS_PER_BLOCK = 32
@@ -36,7 +43,7 @@ def loss_block(width: int, num_heads: int) -> tuple[int, int]:
     return rows, rows * per_row
 
 
-class RbcFunctionManager(PyCUDAFunctionManager):
+class RbcFunctionManager(TorchActivations, PyCUDAFunctionManager):
     """Loads our fatbin; blocks have a fixed number of threads that loop over an environment's agents."""
 
     device = torch.device("cuda")
