@@ -44,7 +44,7 @@ check: setup-dev
 	$(RUN) -m pytest
 
 bench: setup
-	$(RUN) -m rbc_warp.bench
+	$(RUN) -m rbc_warp bench
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache

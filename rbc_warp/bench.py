@@ -315,8 +315,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     options = parser.parse_args(arguments)
+    from rbc_warp.files import write_text
     from rbc_warp.launch import prepare_process
-    from rbc_warp.rundir import write_text
 
     prepare_process(options)
     result = run_benchmark(choose_backend(options.backend), options.quick, options.published, print)

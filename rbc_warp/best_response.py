@@ -45,10 +45,11 @@ from rbc_warp.deviations import (
 )
 from rbc_warp.economy import AGENT_TYPES
 from rbc_warp.exact import best_plan
+from rbc_warp.files import RunFileError
 from rbc_warp.policies import Policy
 from rbc_warp.ppo import Learner
 from rbc_warp.run import RESUMABLE, ResumeError, continue_from, read_state, save_episode, save_state
-from rbc_warp.rundir import RunDir, RunFileError
+from rbc_warp.rundir import RunDir
 from rbc_warp.trainer import Draw, RbcTrainer
 
 # How often the fine-tuning looks for its best policy, unless told.

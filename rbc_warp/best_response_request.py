@@ -11,9 +11,10 @@ from rbc_warp import curriculum
 from rbc_warp.best_response_results import Results
 from rbc_warp.config import Config, ConfigError, load_config
 from rbc_warp.economy import AGENT_TYPES, Economy
+from rbc_warp.files import RunFileError
 from rbc_warp.policies import Policy
 from rbc_warp.run import load_policies
-from rbc_warp.rundir import RunDir, RunFileError, find_runs, newest_finished_run
+from rbc_warp.rundir import RunDir, find_runs, newest_finished_run
 
 MAX_REPEATS = 2000
 

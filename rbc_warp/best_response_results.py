@@ -10,7 +10,8 @@ import numpy as np
 
 from rbc_warp.deviations import Estimate
 from rbc_warp.economy import AGENT_TYPES
-from rbc_warp.rundir import RunDir, RunFileError, write_text
+from rbc_warp.files import RunFileError, write_text
+from rbc_warp.rundir import RunDir
 
 METHODS = ("fine-tuned", "fixed", "planned")
 # Best-response gain as a share of the training gain in the paper, worst of 10 seeds [%].

@@ -400,7 +400,7 @@ def load_config(
     data, derived = split_public_keys(data, frozenset(_DEFAULTS.derived()))
     agents = data["agents"]
     if tables is not None and tables.is_file() and isinstance(agents, dict):
-        from rbc_warp.rundir import read_action_arrays
+        from rbc_warp.files import read_action_arrays
 
         fill_grids(agents, tables, read_action_arrays)
     config = None

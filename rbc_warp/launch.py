@@ -103,8 +103,8 @@ def clean_errors() -> Iterator[None]:
     except (ValueError, RuntimeError) as error:
         from rbc_warp.backends import BackendError
         from rbc_warp.backends.build import BuildError
+        from rbc_warp.files import RunFileError
         from rbc_warp.run import ResumeError
-        from rbc_warp.rundir import RunFileError
 
         if not isinstance(error, BackendError | BuildError | ResumeError | RunFileError):
             raise

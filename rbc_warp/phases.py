@@ -21,10 +21,11 @@ from rbc_warp.best_response_results import text_table
 from rbc_warp.config import Config, load_config
 from rbc_warp.deviations import Estimate, Game, of_deviator, paired_gain
 from rbc_warp.economy import AGENT_TYPES
+from rbc_warp.files import RunFileError, write_text
 from rbc_warp.policies import Policy
 from rbc_warp.report import series
 from rbc_warp.run import load_policies
-from rbc_warp.rundir import RunDir, RunFileError, write_text
+from rbc_warp.rundir import RunDir
 from rbc_warp.trainer import RbcTrainer
 
 # What the paper reports when firms begin to learn: path in a metrics record, name with unit, and direction.

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from rbc_warp.config import Config, load_config
-from rbc_warp.rundir import RunDir, RunFileError, write_atomically
+from rbc_warp.files import RunFileError, write_atomically
+from rbc_warp.rundir import RunDir
 
 # Panels: title, unit, and the series as (path in a metrics record, label).
 PANELS = (

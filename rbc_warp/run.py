@@ -22,8 +22,9 @@ from rbc_warp.config import Config, load_config
 from rbc_warp.config_errors import show
 from rbc_warp.distributed import Processes
 from rbc_warp.economy import AGENT_TYPES, Economy
+from rbc_warp.files import RunFileError
 from rbc_warp.policies import Policy, make_policies
-from rbc_warp.rundir import RunDir, RunFileError
+from rbc_warp.rundir import RunDir
 from rbc_warp.tracking import flat, open_trackers
 from rbc_warp.trainer import RbcTrainer
 

@@ -1,51 +1,44 @@
 """Paths and files of a run, in one place; the only module that opens files which may come from a stranger.
 
-Nothing read here can run code: tensors load with ``weights_only=True``, arrays with ``allow_pickle=False``, and
-action_arrays.pickle through a reader that knows arrays of numbers and nothing else. Every file is written beside its
-target and renamed over it: a full disk or a killed process leaves the old content. A fault is a :class:`RunFileError`.
+``files.py`` reads and writes them: nothing read can run code, and a full disk or a killed process leaves what was
+there before.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
 import pickle
-import pickletools
 import re
-import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 import yaml
 
 from rbc_warp.economy import AGENT_TYPES
+from rbc_warp.files import (
+    COPY_AGAIN,
+    RunFileError,
+    load_torch,
+    read_bytes,
+    reading,
+    save_torch,
+    write_atomically,
+    write_text,
+    writing,
+)
 
 STATUSES = ("created", "running", "interrupted", "finished", "failed")
 EPISODE_KEYS = ("states", "actions", "rewards", "action_array", "aux_array")
 EPISODE_RANKS = {"consumer": (4, 4, 3, 2, 4), "firm": (4, 3, 3, 2, 3), "government": (4, 3, 3, 2, 1)}
-MAX_TEXT_BYTES = 4 * 2**20
-MAX_ACTION_ARRAYS_BYTES = 16 * 2**20
-COPY_AGAIN = "copy it again from the run that wrote it, or use another checkpoint or run"
-
-
-class RunFileError(ValueError):
-    """A file or folder of a run cannot be used: which, what is wrong, and what to do about it."""
-
-    def __init__(self, path: Path | str, problem: str, remedy: str) -> None:
-        super().__init__(str(path), problem, remedy)
-        self.path, self.problem, self.remedy = Path(path), problem, remedy
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.problem}; {self.remedy}"
 
 
 @dataclass(frozen=True)
@@ -94,7 +87,7 @@ class RunDir:
         """Make ``<name>-<seconds>-<fraction>``, new even where several processes create runs at the same time."""
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise RunFileError(experiment_dir, f"no folder name can start with {name!r}", "use letters, digits, _ or -")
-        with _writing(Path(experiment_dir)):
+        with writing(Path(experiment_dir)):
             Path(experiment_dir).mkdir(parents=True, exist_ok=True)
             while True:
                 seconds, fraction = divmod(time.time_ns(), 10**9)
@@ -118,8 +111,8 @@ class RunDir:
         """What was measured so far in best_response.json, an empty dict where there is no file."""
         if not self.best_response_path.exists():
             return {}
-        with _reading(self.best_response_path, "results of best responses", "move it away to measure anew"):
-            content = json.loads(_read_bytes(self.best_response_path, limit=None))
+        with reading(self.best_response_path, "results of best responses", "move it away to measure anew"):
+            content = json.loads(read_bytes(self.best_response_path, limit=None))
             if not isinstance(content, dict) or not all(isinstance(part, list) for part in content.values()):
                 raise TypeError("expected an object of lists")
             return content
@@ -151,8 +144,8 @@ class RunDir:
 
     def read_hparams_text(self) -> str:
         """YAML text of hparams.yaml; its meaning is the configuration's business."""
-        with _reading(self.hparams_path, "UTF-8 text", "save it as UTF-8"):
-            return _read_bytes(self.hparams_path).decode()
+        with reading(self.hparams_path, "UTF-8 text", "save it as UTF-8"):
+            return read_bytes(self.hparams_path).decode()
 
     def write_action_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Write the tables from action index to action, as float32."""
@@ -181,7 +174,7 @@ class RunDir:
     def save_policy(self, agent_type: str, label: int | str, state_dict: Mapping[str, torch.Tensor]) -> Path:
         """Write one type's network as a plain state dict, names and order as given, tensors on the CPU."""
         path = self.policy_path(agent_type, label)
-        _save_torch(path, {key: value.detach().cpu().clone() for key, value in state_dict.items()})
+        save_torch(path, {key: value.detach().cpu().clone() for key, value in state_dict.items()})
         return path
 
     def load_policy_state(
@@ -190,7 +183,7 @@ class RunDir:
         """Weights of a checkpoint, in the order of ``expected`` (name to shape): float32, finite, on the CPU."""
         path = self.policy_path(agent_type, label)
         saved = f"saved {agent_type} checkpoints: {', '.join(self.labels(agent_type)) or 'none'}"
-        state = _load_torch(path, f"{COPY_AGAIN} ({saved})")
+        state = load_torch(path, f"{COPY_AGAIN} ({saved})")
         if set(state) != set(expected):
             missing = ", ".join(sorted(set(expected) - set(state))) or "none"
             extra = ", ".join(sorted(map(str, set(state) - set(expected)))[:10]) or "none"
@@ -206,17 +199,17 @@ class RunDir:
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Save what a resume needs: nested dicts and lists of tensors, numbers, strings. Keeps the state before."""
-        _save_torch(self.state_path, dict(state), keep_as=self.previous_state_path)
+        save_torch(self.state_path, dict(state), keep_as=self.previous_state_path)
 
     def load_state(self) -> tuple[dict[str, Any], str | None]:
         """The last state and None; where that is damaged or missing, the one before and a warning to show."""
         remedy = "start the run anew: only one with a whole state/last.pt or state/previous.pt can be resumed"
         try:
-            return _load_torch(self.state_path, remedy), None
+            return load_torch(self.state_path, remedy), None
         except RunFileError as error:
             if not self.previous_state_path.exists():
                 raise
-            state = _load_torch(self.previous_state_path, remedy)
+            state = load_torch(self.previous_state_path, remedy)
             with suppress(OSError):  # out of the way: the next save must not put it over the good one
                 os.replace(self.state_path, self.state_path.with_name("damaged.pt"))
             return state, f"{error.path}: {error.problem}; resuming from {self.previous_state_path} instead"
@@ -230,7 +223,7 @@ class RunDir:
         records = list(records)
         assert all(isinstance(record.get("iteration"), int | np.integer) for record in records), records
         lines = "".join(map(_json_line, records)).encode()
-        with _writing(self.metrics_path):
+        with writing(self.metrics_path):
             self.path.mkdir(parents=True, exist_ok=True)
             with open(self.metrics_path, "ab", buffering=0) as file:
                 end = _end_of_whole_lines(self.metrics_path)
@@ -244,10 +237,10 @@ class RunDir:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All records, [] where there is no file; a last line torn by a crash is left out."""
-        content = _read_bytes(self.metrics_path, limit=None) if self.metrics_path.exists() else b""
+        content = read_bytes(self.metrics_path, limit=None) if self.metrics_path.exists() else b""
         records = []
         for number, line in enumerate(content[: content.rfind(b"\n") + 1].split(b"\n")[:-1], start=1):
-            with _reading(
+            with reading(
                 self.metrics_path, f"line {number} as an object with an integer 'iteration'", "remove that line"
             ):
                 record = json.loads(line)
@@ -270,8 +263,8 @@ class RunDir:
         """The run's status; None where there is none, as in a run of the public code."""
         if not self.status_path.exists():
             return None
-        with _reading(self.status_path, "a run's status", "delete it if the run is over"):
-            record = json.loads(_read_bytes(self.status_path))
+        with reading(self.status_path, "a run's status", "delete it if the run is over"):
+            record = json.loads(read_bytes(self.status_path))
             status = RunStatus(
                 record["status"], int(record["iteration"]), float(record["time"]), str(record["message"])
             )
@@ -283,7 +276,7 @@ class RunDir:
 def find_runs(experiment_dir: Path | str) -> list[RunDir]:
     """Runs directly inside a folder, oldest first: ``…-<seconds>-<fraction>`` with an hparams.yaml."""
     found = []
-    with _reading(Path(experiment_dir), "a folder of runs", "give the folder that holds rollout-… folders"):
+    with reading(Path(experiment_dir), "a folder of runs", "give the folder that holds rollout-… folders"):
         for path in Path(experiment_dir).iterdir():
             match = re.fullmatch(r".+-([0-9]+)-([0-9]+)", path.name)
             if match and (path / "hparams.yaml").is_file():
@@ -309,7 +302,7 @@ def read_episode(path: Path | str) -> Episode:
     path = Path(path)
     match = re.fullmatch(rf"episode_\w+_({'|'.join(AGENT_TYPES)})\.npz", path.name)
     with (
-        _reading(path, "a dense rollout (.npz of number arrays)", COPY_AGAIN),
+        reading(path, "a dense rollout (.npz of number arrays)", COPY_AGAIN),
         np.load(path, allow_pickle=False) as file,
     ):
         if missing := [key for key in EPISODE_KEYS if f"{key}.npy" not in file.zip.namelist()]:
@@ -319,137 +312,6 @@ def read_episode(path: Path | str) -> Episode:
         arrays = {"aux_array": np.empty(0, np.float32)} | {key: file[key] for key in keys}
     _check_episode(path, arrays, match[1] if match else None)
     return Episode(**arrays)
-
-
-def read_action_arrays(path: Path | str) -> dict[str, np.ndarray]:
-    """A pickled dict of name to array of numbers, as NumPy 1 and 2 write it; of anything else, nothing is run."""
-    path = Path(path)
-    content = _read_bytes(path, MAX_ACTION_ARRAYS_BYTES)
-    with _reading(path, "a pickled dict of name to array of numbers", "use the action_arrays.pickle of the run"):
-        for opcode, argument, _ in pickletools.genops(content):
-            if opcode.name.endswith("PUT") and (argument or 0) > len(content):  # would reserve gigabytes
-                raise pickle.UnpicklingError("memo index")
-        tables = _NumbersUnpickler(io.BytesIO(content)).load()
-        if type(tables) is not dict or not all(type(key) is str for key in tables):
-            raise pickle.UnpicklingError("no dict of names")
-        return {key: _PickledArray.array_of(value) for key, value in tables.items()}
-
-
-class _PickledDtype:
-    """Stands in for numpy.dtype while reading a pickle: integers and floats only."""
-
-    def __init__(self, code: str, align: object = False, copy: object = True) -> None:
-        if not re.fullmatch(r"[iu][1248]|f[248]", code):
-            raise pickle.UnpicklingError("dtype")
-        self.dtype = np.dtype(code)
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.dtype = self.dtype.newbyteorder(state[1])
-
-
-class _PickledArray:
-    """Stands in for numpy.ndarray while reading a pickle; no class or function that a file names is looked up."""
-
-    def __init__(self, *buffer: Any) -> None:
-        if len(buffer) >= 4:  # numpy's _frombuffer(content, dtype, shape, order); _reconstruct sends no content yet
-            self.content, self.dtype, self.shape, self.order = buffer[:4]
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, self.shape, self.dtype, is_fortran, self.content = state
-        self.order = "F" if is_fortran else "C"
-
-    @staticmethod
-    def array_of(value: Any) -> np.ndarray:
-        if type(value) is not _PickledArray or type(value.dtype) is not _PickledDtype or value.order not in ("C", "F"):
-            raise pickle.UnpicklingError("no array")
-        flat = np.frombuffer(value.content, value.dtype.dtype)
-        return flat.astype(flat.dtype.newbyteorder("=")).reshape(value.shape, order=value.order)
-
-
-_STAND_INS: dict[tuple[str, str], Callable[..., Any]] = {
-    ("numpy", "ndarray"): _PickledArray,
-    ("numpy", "dtype"): _PickledDtype,
-    ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),  # protocol 2 spells bytes this way
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _PickledArray for core in ("core", "_core")},
-    **{(f"numpy.{core}.numeric", "_frombuffer"): _PickledArray for core in ("core", "_core")},
-}
-
-
-class _NumbersUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Callable[..., Any]:
-        if (module, name) not in _STAND_INS:
-            raise pickle.UnpicklingError(f"it names {module}.{name}")
-        return _STAND_INS[module, name]
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], object], keep_as: Path | None = None) -> None:
-    """Replace ``path`` by what ``write`` puts into a file, whole or not at all; its content moves to ``keep_as``."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    with _writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "xb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            if keep_as is not None and path.exists():
-                os.replace(path, keep_as)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a UTF-8 text file, whole or not at all."""
-    write_atomically(path, lambda file: file.write(text.encode()))
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        problem = f"cannot be written: {error.strerror or error}"
-        raise RunFileError(path, problem, "free some space or choose a folder that you may write to") from error
-
-
-@contextmanager
-def _reading(path: Path, kind: str, remedy: str, show_reason: bool = True) -> Iterator[None]:
-    try:
-        yield
-    except RunFileError:
-        raise
-    except FileNotFoundError:
-        raise RunFileError(path, "does not exist", remedy) from None
-    except OSError as error:
-        raise RunFileError(path, f"cannot be read: {error.strerror or error}", remedy) from error
-    except Exception as error:  # what a damaged or hostile file makes a parser raise is anyone's guess
-        reason = f": {error}" if show_reason and str(error) else ""
-        raise RunFileError(path, f"cannot be read as {kind} ({type(error).__name__}{reason})", remedy) from error
-
-
-def _read_bytes(path: Path, limit: int | None = MAX_TEXT_BYTES) -> bytes:
-    with _reading(path, "a file", "give the folder of a whole run"):
-        if limit is not None and path.stat().st_size > limit:
-            raise RunFileError(path, f"is larger than {limit} bytes", "a run does not write such a file: use another")
-        return path.read_bytes()
-
-
-def _save_torch(path: Path, content: object, keep_as: Path | None = None) -> None:
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    buffer.seek(0)
-    torch.load(buffer, map_location="cpu", weights_only=True)  # what could not be read back is not written
-    write_atomically(path, lambda file: file.write(buffer.getbuffer()), keep_as)
-
-
-def _load_torch(path: Path, remedy: str) -> dict[str, Any]:
-    # torch's own message advises to load without weights_only, so it is not shown
-    with _reading(path, "a dict of tensors", remedy, show_reason=False):
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(content, Mapping):
-        raise RunFileError(path, f"expected a dict of tensors, found {type(content).__name__}", remedy)
-    return dict(content)
 
 
 def _check_weight(path: Path, key: str, value: Any, shape: tuple[int, ...]) -> None:

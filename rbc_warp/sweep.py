@@ -30,9 +30,10 @@ from rbc_warp.config_errors import show
 from rbc_warp.config_io import copied
 from rbc_warp.distributed import under_torchrun
 from rbc_warp.engines import Engine, LocalEngine, RayEngine
+from rbc_warp.files import write_text
 from rbc_warp.launch import experiment_folder, num_cores
 from rbc_warp.run import RESUMABLE, locked, prepare_run
-from rbc_warp.rundir import RunDir, find_runs, write_text
+from rbc_warp.rundir import RunDir, find_runs
 from rbc_warp.tracking import check_trackers, flat
 
 LAUNCHER = Path(__file__).resolve().parent.parent / "run_training.py"

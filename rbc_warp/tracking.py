@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from rbc_warp.config import Config, ConfigError
-from rbc_warp.rundir import RunDir, write_text
+from rbc_warp.files import write_text
+from rbc_warp.rundir import RunDir
 
 TRACKERS = ("wandb", "mlflow")
 

@@ -272,9 +272,9 @@ def action_tables() -> dict[str, np.ndarray]:
 def run_with_tables(tmp_path, monkeypatch):
     """A hparams.yaml beside an action_arrays.pickle whose reader gives the returned tables."""
     tables = action_tables()
-    reader = types.ModuleType("rbc_warp.rundir")
+    reader = types.ModuleType("rbc_warp.files")
     reader.read_action_arrays = lambda path: tables
-    monkeypatch.setitem(sys.modules, "rbc_warp.rundir", reader)
+    monkeypatch.setitem(sys.modules, "rbc_warp.files", reader)
     (tmp_path / "action_arrays.pickle").write_bytes(b"")
     path = tmp_path / "hparams.yaml"
     path.write_text("agents: {max_possible_price: 7.0, firm_num_actions: 6, work_choices: [0, 5]}\n")

@@ -23,8 +23,9 @@ import run_training
 from rbc_warp import __main__, backends, doctor
 from rbc_warp.backends import build
 from rbc_warp.economy import AGENT_TYPES
+from rbc_warp.files import read_action_arrays
 from rbc_warp.launch import clean_errors
-from rbc_warp.rundir import RunDir, read_action_arrays, read_episode
+from rbc_warp.rundir import RunDir, read_episode
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = ROOT / "configs" / "smoke.yaml"

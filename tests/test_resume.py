@@ -16,8 +16,9 @@ import torch
 from stops import Killed, kill_at, values
 
 from rbc_warp.config import Config, ConfigError, load_config
+from rbc_warp.files import RunFileError
 from rbc_warp.run import ResumeError, locked, prepare_run, read_state, summary, train_run
-from rbc_warp.rundir import RunDir, RunFileError
+from rbc_warp.rundir import RunDir
 from rbc_warp.tracking import TRACKERS, MLflow, WeightsAndBiases, check_trackers, flat
 
 ROOT = Path(__file__).parents[1]

@@ -16,17 +16,8 @@ import pytest
 import torch
 
 from rbc_warp.economy import AGENT_TYPES
-from rbc_warp.rundir import (
-    EPISODE_KEYS,
-    RunDir,
-    RunFileError,
-    find_runs,
-    newest_finished_run,
-    read_action_arrays,
-    read_episode,
-    write_atomically,
-    write_text,
-)
+from rbc_warp.files import RunFileError, read_action_arrays, write_atomically, write_text
+from rbc_warp.rundir import EPISODE_KEYS, RunDir, find_runs, newest_finished_run, read_episode
 
 TABLES = {
     "consumption_choices": np.arange(11, dtype=np.float32)[:, None],
