@@ -104,3 +104,21 @@ def test_device_loss_equals_host(emulator: ctypes.CDLL, use_ppo: float) -> None:
     emulator.emulate_CudaRbcLoss(blocks, threads, rows, len(heads.sizes), *pointers)
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_allclose(partial.sum(0), statistics, rtol=1e-5)
+
+
+@pytest.mark.parametrize("defines, races", [([], False), (["-DWITHOUT_BARRIERS"], True)])
+def test_device_code_has_no_races(tmp_path: Path, defines: list[str], races: bool) -> None:
+    program = tmp_path / "races"
+    flags = ["-O1", "-g", "-std=c++20", "-pthread", "-ffp-contract=off", "-fsanitize=thread", f"-I{SOURCES}", *defines]
+    source = EMULATION.with_name("cuda_races.cpp")
+    built = subprocess.run(
+        [find_host_compiler(), *flags, str(source), "-o", str(program)], capture_output=True, text=True, check=False
+    )
+    if "cannot find" in built.stderr:
+        pytest.skip("the compiler has no thread sanitizer")
+    assert built.returncode == 0, built.stderr
+    result = subprocess.run([str(program)], capture_output=True, text=True, timeout=120, check=False)
+    if "unexpected memory mapping" in result.stderr:
+        pytest.skip("the thread sanitizer does not run under this kernel's address layout")
+    assert ("data race" in result.stderr) == races, result.stderr[-2000:]
+    assert (result.returncode != 0) == races

@@ -1,0 +1,44 @@
+// Plays a few periods of the emulated device code; built with -fsanitize=thread it reports races between its threads.
+#include "cuda_emulation.cpp"
+
+#include <numeric>
+
+int main() {
+  const int E = 2, I = 40, J = 5, T = 3, P = 4 * J + 3, F = 3 + J;
+  const int sizes[] = {I, J, T, 11, 5, 30, 36};
+  const float parameters[] = {0.01f, 0.01f, 0.1f, 0.1f, 0.0f, 1.0f, 500.0f, 100.0f, 0.5f, 0.0025f, 1.0f, 100.0f};
+  const float stage[] = {0.7f, 0.3f, 0.3f};
+  std::vector<float> units(11), hours_of(5), firm_choices(90), taxes(72);
+  std::iota(units.begin(), units.end(), 0.0f);
+  for (int h = 0; h < 5; ++h) hours_of[h] = 260.0f * h;
+  for (int a = 0; a < 30; ++a) {
+    firm_choices[3 * a] = 500.0f * (a / 5);
+    firm_choices[3 * a + 1] = 11.0f * (a % 5);
+    firm_choices[3 * a + 2] = 0.1f;
+  }
+  for (int a = 0; a < 72; ++a) taxes[a] = 0.01f * a;
+  std::vector<float> open_start(E * P), consumer_start(E * I * 2, 2000.0f), firm_start(E * J * F, 0.5f);
+  for (int n = 0; n < E * P; ++n) open_start[n] = n % P < J ? 1000.0f : (n % P < 3 * J ? 20.0f : 0.0f);
+  std::vector<float> open(E * P), consumers(E * I * 2), firms(E * J * F), consumer_rewards(E * I), firm_rewards(E * J);
+  std::vector<float> government_rewards(E), consumption(E * I * J), exports(E * J), hours(E * I), spending(E * I);
+  std::vector<int> actions(E * I * (J + 2)), firm_actions(E * J), taxes_chosen(E, 3), employer(E * I), done(E), timestep(E);
+  for (size_t n = 0; n < actions.size(); ++n) actions[n] = static_cast<int>(n * 7 % 5);
+  for (size_t n = 0; n < firm_actions.size(); ++n) firm_actions[n] = static_cast<int>(n * 11 % 30);
+  emulate_CudaRbcReset(E, 64, sizes, stage, done.data(), timestep.data(), 1, open.data(), consumers.data(), firms.data(),
+                       open_start.data(), consumer_start.data(), firm_start.data());
+  for (int t = 0; t < T; ++t) {
+    emulate_CudaRbcStep(E, 64, sizes, parameters, stage, units.data(), hours_of.data(), firm_choices.data(), taxes.data(),
+                        open.data(), consumers.data(), firms.data(), actions.data(), firm_actions.data(),
+                        taxes_chosen.data(), consumer_rewards.data(), firm_rewards.data(), government_rewards.data(),
+                        consumption.data(), exports.data(), hours.data(), employer.data(), spending.data(), done.data(),
+                        timestep.data());
+  }
+  const int rows = 40, offsets[] = {0, 5, 12};
+  const std::vector<unsigned char> allowed(12, 1);
+  const float loss[] = {0.1f, 0.5f, 1.0f, 0.01f, 1.0f};
+  std::vector<float> logits(rows * 13, 0.3f), figures(rows, 0.1f), statistics(2 * 5);
+  const std::vector<int> chosen(rows * 2, 1);
+  emulate_CudaRbcLoss(2, 32, rows, 2, offsets, allowed.data(), logits.data(), chosen.data(), figures.data(),
+                      figures.data(), figures.data(), figures.data(), loss, statistics.data());
+  return 0;
+}
