@@ -387,10 +387,12 @@ def test_an_interrupted_sweep_saves_its_runs_and_says_so(engine, number, tmp_pat
     if engine == "ray":
         pytest.importorskip("ray")
     words = sweep(tmp_path, "--executor", engine, "--jobs", 2, length=100000)
-    launcher = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    # Where the tests run in a shell's background, SIGINT is ignored, and children inherit that.
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    launcher = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     wait_for(lambda: all_under_way(tmp_path, 2))
     launcher.send_signal(number)
-    assert "interrupted" in launcher.communicate()[1] and launcher.returncode == 130
+    assert "interrupted" in launcher.communicate(timeout=120)[1] and launcher.returncode == 130
     assert statuses(tmp_path) == ["interrupted"] * 2
     assert {row["status"] for row in index(tmp_path)} == {"interrupted"}
 
