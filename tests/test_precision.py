@@ -13,8 +13,8 @@ from rbc_warp.economy import AGENT_TYPES
 from rbc_warp.trainer import RbcTrainer
 
 SMOKE = Path(__file__).parent.parent / "configs" / "smoke.yaml"
-SEEDS = 12
-T_95 = 2.82  # Student's quantile for 11 degrees of freedom, two-sided 95 % for three types together (Bonferroni)
+SEEDS = range(100, 148)
+STANDARD_ERRORS = 3.0  # a difference of 0 strays further once in 120 runs of this test
 
 
 def final_rewards(seed: int, precision: str) -> list[float]:
@@ -34,10 +34,10 @@ def final_rewards(seed: int, precision: str) -> list[float]:
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="this CPU has no bfloat16 products")
 def test_precisions_reach_the_same_reward() -> None:
-    single, half = (np.array([final_rewards(seed, p) for seed in range(SEEDS)]) for p in ("float32", "bfloat16"))
+    single, half = (np.array([final_rewards(seed, p) for seed in SEEDS]) for p in ("float32", "bfloat16"))
     difference = half - single
-    mean, error = difference.mean(0), difference.std(0, ddof=1) / np.sqrt(SEEDS)
+    mean, error = difference.mean(0), difference.std(0, ddof=1) / np.sqrt(len(SEEDS))
     for n, agent in enumerate(AGENT_TYPES):
-        low, high = mean[n] - T_95 * error[n], mean[n] + T_95 * error[n]
-        print(f"{agent}: float32 {single[:, n].mean():.5g}, bfloat16 minus float32 [{low:.3g}, {high:.3g}]")
-        assert low <= 0.0 <= high, f"{agent}: the joint 95 % interval of the difference is [{low:.4g}, {high:.4g}]"
+        shown = f"{agent}: bfloat16 minus float32 is {mean[n]:.4g} ± {error[n]:.4g} of {single[:, n].mean():.5g}"
+        print(shown)
+        assert abs(mean[n]) <= STANDARD_ERRORS * error[n], shown
