@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,12 @@ from rbc_warp.economy import AGENT_TYPES, CONSUMER_BUDGET, CONSUMER_THETA, FIRM_
 
 HIDDEN = 128
 CAPITAL_SCALE = 10000.0
+
+
+@cache
+def _moduli(num_digits: int, device: torch.device) -> torch.Tensor:
+    """10, 100, … (num_digits,), made once per device: a rollout copies nothing there."""
+    return torch.tensor([10.0 ** (k + 1) for k in range(num_digits)], device=device)
 
 
 @dataclass(frozen=True)
@@ -52,17 +59,17 @@ class Encoder:
 
     def digits(self, x: torch.Tensor) -> torch.Tensor:
         """(…) → (…, d)."""
-        modulus = torch.tensor([10.0 ** (k + 1) for k in range(self.num_digits)], device=x.device)
+        modulus = _moduli(self.num_digits, x.device)
         return torch.remainder(x.unsqueeze(-1), modulus) / modulus
 
     def encode_public(self, public: torch.Tensor) -> torch.Tensor:
         """(N, 4J+3) → (N, num_public)."""
         j = self.num_firms
         prices, wages, inventories, rest = public.split([j, j, j, j + 3], dim=-1)
-        scale = torch.ones(j + 3, device=public.device)
-        scale[-1] = float(self.num_periods)
+        rest = rest.clone()
+        rest[..., -1] /= self.num_periods
         return torch.cat(
-            [prices / self.max_price, wages / self.max_wage, self.digits(inventories).flatten(-2), rest / scale], dim=-1
+            [prices / self.max_price, wages / self.max_wage, self.digits(inventories).flatten(-2), rest], dim=-1
         )
 
     def encode_private(self, private: torch.Tensor) -> torch.Tensor:
