@@ -1,8 +1,9 @@
 """The update rules: returns, advantages, and the passes of PPO or plain policy gradient over one batch.
 
-:class:`Learner` computes logits and gradients in blocks that stay in the processor's cache: matrix products by torch,
-everything between the logits and their gradient by the fused kernel of ``cuda/heads.h``. ``tests/test_ppo.py`` replays
-it against :meth:`Policy.outputs` and autograd.
+:class:`Learner` computes logits and gradients in blocks that stay in the processor's cache. Where the backend has the
+whole network as one kernel (``cuda/network.h``) it calls that; elsewhere torch multiplies the matrices and the fused
+kernel of ``cuda/heads.h`` does everything between the logits and their gradient. ``tests/test_ppo.py`` replays both
+against :meth:`Policy.outputs` and autograd.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rbc_warp.backends.kernels import LOSS_PARAMETERS, LOSS_STATISTICS, Heads, Kernels
+from rbc_warp.backends.kernels import LOSS_PARAMETERS, LOSS_STATISTICS, SAMPLE_COLUMNS, Heads, Kernels
 from rbc_warp.policies import HIDDEN, Layers, Policy
 
 # Bytes of one layer's activations in a block: a processor core's cache, or a part of a GPU's memory.
@@ -87,6 +88,7 @@ class Learner:
         self.optimizer = torch.optim.Adam([policy.flat], lr=learning_rate)
         self.reduce, self.world_size = reduce, world_size
         self.device = policy.flat.device
+        self.network = kernels.network(dtype)
         self.statistics = torch.zeros(len(LOSS_STATISTICS), device=self.device)
         policy.flat.grad = torch.zeros_like(policy.flat)
         self._buffers: dict[tuple[str, int], torch.Tensor] = {}
@@ -135,13 +137,20 @@ class Learner:
 
     @torch.no_grad()
     def logits(self, public: torch.Tensor, private: torch.Tensor, out: torch.Tensor) -> None:
-        """Logits and value of encoded states into ``out`` (rows, actions+1)."""
+        """Logits and value of encoded states into ``out`` (rows, actions+1) float32."""
         exact, layers = self._weights()
         agents = len(out) // len(public)
-        shared = torch.addmm(exact.bias1, public, exact.public.T).to(self.dtype)
+        shared = torch.addmm(exact.bias1, public, exact.public.T)
+        if self.network is not None:
+            self.network.network_logits(exact, shared, private, out)
+            return
+        shared = shared.to(self.dtype)
         for observations, rows in self._blocks(len(public), agents):
             _, second = self._hidden(shared[observations], private[rows], layers)
-            torch.addmm(layers.bias3, second, layers.weight3.T, out=out[rows])
+            if self.dtype == torch.float32:
+                torch.addmm(layers.bias3, second, layers.weight3.T, out=out[rows])
+            else:
+                out[rows] = torch.addmm(layers.bias3, second, layers.weight3.T)
 
     @torch.no_grad()
     def gradient(self, batch: Batch, weights: LossWeights) -> None:
@@ -158,15 +167,35 @@ class Learner:
             "USE_PPO": float(weights.use_ppo),
         }
         loss = torch.tensor([figures[name] for name in LOSS_PARAMETERS], device=self.device)
-        shared = torch.addmm(exact.bias1, batch.public, exact.public.T).to(self.dtype)
+        shared = torch.addmm(exact.bias1, batch.public, exact.public.T)
         shared_grad = torch.empty(num_observations, HIDDEN, device=self.device)
-        for observations, rows in self._blocks(num_observations, agents):
+        if self.network is not None:
+            sample = {name: getattr(batch, name) for name in SAMPLE_COLUMNS}
+            self.network.network_gradient(
+                self.heads, exact, shared, batch.private, sample, loss, self.statistics, grad, shared_grad
+            )
+        else:
+            self._gradient_by_blocks(batch, agents, layers, shared.to(self.dtype), loss, grad, shared_grad)
+        grad.public.add_(shared_grad.T @ batch.public)
+        grad.bias1.add_(shared_grad.sum(0))
+
+    def _gradient_by_blocks(
+        self,
+        batch: Batch,
+        agents: int,
+        layers: Layers,
+        shared: torch.Tensor,
+        loss: torch.Tensor,
+        grad: Layers,
+        shared_grad: torch.Tensor,
+    ) -> None:
+        """Adds to ``grad`` all but the first layer's public part, whose gradient goes to ``shared_grad``."""
+        for observations, rows in self._blocks(len(batch.public), agents):
             private = batch.private[rows]
             first, second = self._hidden(shared[observations], private, layers)
             logits = self._buffer("logits", len(second), self.policy.num_actions + 1)
             torch.addmm(layers.bias3, second, layers.weight3.T, out=logits)
-            columns = ("actions", "log_probability", "advantage", "target", "value")
-            sample = {name: getattr(batch, name)[rows] for name in columns}
+            sample = {name: getattr(batch, name)[rows] for name in SAMPLE_COLUMNS}
             self.kernels.loss(self.heads, logits, sample, loss, self.statistics)  # logits now hold their gradient
             grad.weight3.add_(logits.T @ second)
             grad.bias3.add_(self._masked_sum(logits, None, agents))
@@ -178,8 +207,6 @@ class Learner:
             self.kernels.mask_and_sum(first_grad, first, shared_grad[observations])
             if private.shape[1]:
                 grad.private.add_((private.T @ first_grad).T)  # this way round the narrow product is four times faster
-        grad.public.add_(shared_grad.T @ batch.public)
-        grad.bias1.add_(shared_grad.sum(0))
 
     def _masked_sum(self, gradient: torch.Tensor, activation: torch.Tensor | None, agents: int) -> torch.Tensor:
         """The sum of a gradient's rows (columns,), after masking it in place by the activation it belongs to."""

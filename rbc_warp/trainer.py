@@ -19,7 +19,7 @@ from warp_drive.utils.data_feed import DataFeed
 
 from rbc_warp import curriculum
 from rbc_warp.backends import RbcEnvWrapper, choose_backend
-from rbc_warp.backends.kernels import DRAW_BFLOAT16, DRAW_GREEDY, LOSS_STATISTICS, Heads, RbcSampler
+from rbc_warp.backends.kernels import DRAW_GREEDY, LOSS_STATISTICS, Heads, RbcSampler
 from rbc_warp.config import Config
 from rbc_warp.economy import AGENT_TYPES, CONSUMER_BUDGET, FIRM_BUDGET, FIRM_PENALTY_SCALE, Economy
 from rbc_warp.env import RbcEnv
@@ -200,7 +200,7 @@ class RbcTrainer(TrainerA2C):
             self._private[agent] = torch.zeros(
                 periods, envs * count, encoder.num_private, dtype=self.precision, device=self.device
             )
-            self._logits[agent] = torch.zeros(envs * count, width, dtype=self.precision, device=self.device)
+            self._logits[agent] = torch.zeros(envs * count, width, device=self.device)
         self.cuda_envs.cuda_data_manager.push_data_to_device(feed, torch_accessible=True)
         num_public = self.models["consumer"].encoder.num_public
         self._public = torch.zeros(periods, envs, num_public, device=self.device)
@@ -227,7 +227,7 @@ class RbcTrainer(TrainerA2C):
     @torch.no_grad()
     def play(self, draw: Draw, keep_consumption: bool = False) -> None:
         """One episode in every environment, into the rollout arrays; at the stage that is set."""
-        flags = (DRAW_GREEDY if draw.greedy else 0) | (DRAW_BFLOAT16 if self.precision == torch.bfloat16 else 0)
+        flags = DRAW_GREEDY if draw.greedy else 0
         seed = self.settings.train.base_seed
         seed -= (seed >> 31) << 32  # all 32 bits, as a signed word
         first = draw.first_environment + self.first_environment
@@ -278,9 +278,7 @@ class RbcTrainer(TrainerA2C):
     def agent_logits(self, learner: Learner, agent: str, index: int, period: int) -> torch.Tensor:
         """What another policy answers to what one agent of a type sees in the period being played, (E, actions+1)."""
         rows = self._private[agent][period].view(self.num_local_envs, self.economy.num_agents[agent], -1)
-        answer = torch.empty(
-            self.num_local_envs, learner.policy.num_actions + 1, dtype=self.precision, device=self.device
-        )
+        answer = torch.empty(self.num_local_envs, learner.policy.num_actions + 1, device=self.device)
         learner.logits(self._public[period], rows[:, index].contiguous(), answer)
         return answer
 

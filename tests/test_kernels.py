@@ -36,7 +36,6 @@ import rbc_warp
 from rbc_warp import reference
 from rbc_warp.backends import build, host
 from rbc_warp.backends.kernels import (
-    DRAW_BFLOAT16,
     DRAW_FROM_PROBABILITIES,
     DRAW_GREEDY,
     DRAW_WORDS,
@@ -407,7 +406,6 @@ def test_python_s_layout_is_the_kernels() -> None:
     assert {name: int(value) for name, value in re.findall(r"(\w+) = (\d+)", flags)} == {
         "DRAW_GREEDY": DRAW_GREEDY,
         "DRAW_FROM_PROBABILITIES": DRAW_FROM_PROBABILITIES,
-        "DRAW_BFLOAT16": DRAW_BFLOAT16,
     }
     from rbc_warp import economy
 

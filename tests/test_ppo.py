@@ -261,9 +261,7 @@ def test_blocks_only_divide_the_work(kernels: HostFunctionManager, rows: int, mo
 @pytest.mark.parametrize("agent", AGENT_TYPES)
 def test_bfloat16_is_close_to_float32(kernels: HostFunctionManager, agent: str) -> None:
     exact, coarse = (Case(agent, kernels, dtype) for dtype in (torch.float32, torch.bfloat16))
-    logits = [
-        torch.empty(len(c.batch.actions), c.policy.num_actions + 1, dtype=c.learner.dtype) for c in (exact, coarse)
-    ]
+    logits = [torch.empty(len(c.batch.actions), c.policy.num_actions + 1) for c in (exact, coarse)]
     for case, out in zip((exact, coarse), logits, strict=True):
         case.learner.logits(case.batch.public, case.batch.private, out)
     assert (logits[0] - logits[1]).abs().max() < 0.02

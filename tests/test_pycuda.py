@@ -23,7 +23,6 @@ from economies import make_economy, random_actions
 from rbc_warp import backends, metrics
 from rbc_warp.backends import build, choose_backend, host, missing_for_pycuda
 from rbc_warp.backends.kernels import (
-    DRAW_BFLOAT16,
     DRAW_WORDS,
     LOSS_KERNEL,
     LOSS_STATISTICS,
@@ -211,9 +210,6 @@ class FakeDriver:
                 ctypes.memset(statistics, 0, 4 * len(LOSS_STATISTICS) * grid[0])
                 function(rows, 1, heads, offsets, allowed, logits, 0, *sample, loss, statistics)
                 return
-            if name == SAMPLE_KERNEL:  # the device's knows no bfloat16 and is given float32, whatever the flag says
-                words = (ctypes.c_int32 * len(DRAW_WORDS)).from_address(converted[1].value)
-                words[DRAW_WORDS.index("FLAGS")] &= ~DRAW_BFLOAT16
             function(grid[0], 1, *converted)
 
         launch.set_attribute = lambda *_: self.launches.append(Launch(name="set_attribute"))  # type: ignore[attr-defined]
@@ -268,7 +264,8 @@ def test_the_pycuda_path_plays_as_the_host_does(driver: FakeDriver) -> None:
 def test_the_pycuda_path_trains_as_the_host_does(
     driver: FakeDriver, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
-    for name in ("add_relu", "mask_and_sum"):  # the GPU's torch adds rows up in another order than the host's kernel
+    # On the GPU torch multiplies the matrices, and adds rows up in another order than the host's kernels.
+    for name in ("network", "add_relu", "mask_and_sum"):
         monkeypatch.setattr(host.HostFunctionManager, name, staticmethod(getattr(TorchActivations, name)))
     (first, on_host), (second, on_fake) = (trained(backend, precision, 3) for backend in ("host", "pycuda"))
     assert second.backend == "pycuda" and type(second.cuda_envs.cuda_data_manager).__name__ == "DeviceDataManager"

@@ -12,7 +12,7 @@ from warp_drive.utils.data_feed import DataFeed
 
 from rbc_warp.backends import host
 from rbc_warp.backends.host import HostDataManager, HostFunctionManager
-from rbc_warp.backends.kernels import DRAW_BFLOAT16, DRAW_FROM_PROBABILITIES, DRAW_GREEDY, DRAW_WORDS, Heads, RbcSampler
+from rbc_warp.backends.kernels import DRAW_FROM_PROBABILITIES, DRAW_GREEDY, DRAW_WORDS, Heads, RbcSampler
 from rbc_warp.economy import AGENT_TYPES
 
 HEADS = {"consumer": [3, 4, 3, 5, 6, 2], "firm": [30], "government": [36]}  # six heads need two blocks of random words
@@ -51,7 +51,7 @@ def draw(
         if masks and agent in masks:
             heads[agent].allowed.copy_(torch.from_numpy(masks[agent].astype(np.uint8)))
         given = torch.from_numpy(np.ascontiguousarray(inputs[agent], np.float32))
-        logits[agent] = (given.bfloat16() if flags & DRAW_BFLOAT16 else given).clone()
+        logits[agent] = given.clone()
         shape = (num_envs, AGENTS[agent])
         feed.add_data(f"sampled_actions_{agent}", np.full((*shape, len(HEADS[agent])), -7, np.int32))
         feed.add_data(f"sampled_actions_batch_{agent}", np.full((2, *shape, len(HEADS[agent])), -7, np.int32))
@@ -131,15 +131,13 @@ def assert_frequencies(counts: np.ndarray, probabilities: np.ndarray, what: str)
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
-@pytest.mark.parametrize("flags", [0, DRAW_FROM_PROBABILITIES, DRAW_BFLOAT16], ids=["logits", "probabilities", "bf16"])
+@pytest.mark.parametrize("flags", [0, DRAW_FROM_PROBABILITIES], ids=["logits", "probabilities"])
 def test_frequencies_are_the_probabilities(flags: int, masked: bool) -> None:
     inputs = logits(4096, equal_rows=True)
     allowed = masks() if masked else everything_allowed()
     given = inputs
     if flags == DRAW_FROM_PROBABILITIES:
         given = {agent: np.exp(rows) for agent, rows in inputs.items()}  # weights need not add up to 1
-    if flags == DRAW_BFLOAT16:
-        inputs = {a: torch.from_numpy(rows.copy()).bfloat16().float().numpy() for a, rows in inputs.items()}
     drawn = draw(given, allowed, flags, seed=11, iteration=3)
     for agent in AGENT_TYPES:
         row = inputs[agent][0, 0, :-1]
@@ -321,25 +319,20 @@ def test_greedy_draws_take_the_most_likely_allowed_action() -> None:
     for agent in AGENT_TYPES:
         inputs[agent] = inputs[agent].copy()
         inputs[agent][0] = 0.0  # ties: the first allowed action
-    for flags in (DRAW_GREEDY, DRAW_GREEDY | DRAW_BFLOAT16):
-        drawn = draw(inputs, allowed, flags)
-        for agent in AGENT_TYPES:
-            seen = inputs[agent]
-            if flags & DRAW_BFLOAT16:
-                seen = torch.from_numpy(seen).bfloat16().float().numpy()
-            heads = zip(by_head(seen[..., :-1], agent), by_head(allowed[agent], agent), strict=True)
-            for h, (head, mask) in enumerate(heads):
-                expected = np.where(mask, head, -np.inf).argmax(axis=-1)
-                np.testing.assert_array_equal(drawn.actions[agent][..., h], expected, err_msg=f"{agent} head {h}")
+    drawn = draw(inputs, allowed, DRAW_GREEDY)
+    for agent in AGENT_TYPES:
+        heads = zip(by_head(inputs[agent][..., :-1], agent), by_head(allowed[agent], agent), strict=True)
+        for h, (head, mask) in enumerate(heads):
+            expected = np.where(mask, head, -np.inf).argmax(axis=-1)
+            np.testing.assert_array_equal(drawn.actions[agent][..., h], expected, err_msg=f"{agent} head {h}")
 
 
-@pytest.mark.parametrize("flags", [0, DRAW_GREEDY, DRAW_BFLOAT16], ids=["drawn", "greedy", "bfloat16"])
+@pytest.mark.parametrize("flags", [0, DRAW_GREEDY], ids=["drawn", "greedy"])
 def test_recorded_log_probabilities_and_values_are_those_of_the_draw(flags: int) -> None:
     inputs, allowed = logits(64, spread=3.0), masks(1)
     drawn = draw(inputs, allowed, flags)
     for agent in AGENT_TYPES:
-        rows = torch.from_numpy(inputs[agent])
-        rows = (rows.bfloat16().float() if flags & DRAW_BFLOAT16 else rows).numpy()
+        rows = inputs[agent]
         expected = np.zeros(drawn.log_probability[agent].shape)
         heads = zip(by_head(rows[..., :-1], agent), by_head(allowed[agent], agent), strict=True)
         for h, (head, mask) in enumerate(heads):

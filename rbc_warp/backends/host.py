@@ -11,10 +11,12 @@ from warp_drive.managers.data_manager import CUDADataManager
 from warp_drive.managers.function_manager import CUDAFunctionManager
 
 from rbc_warp.backends.build import build_host
-from rbc_warp.backends.kernels import DEFAULT_KERNELS, LOSS_KERNEL, Heads
+from rbc_warp.backends.kernels import DEFAULT_KERNELS, LOSS_KERNEL, SAMPLE_COLUMNS, FusedNetwork, Heads
+from rbc_warp.policies import Layers
 
 # Below so many agents in all environments, waking a second thread costs more than it saves.
 SMALL_WORK = 4096
+FUSED_LAYERS = ("private", "weight2", "bias2", "weight3", "bias3")
 
 
 class HostDataManager(CUDADataManager):
@@ -72,7 +74,6 @@ class HostFunctionManager(CUDAFunctionManager):
     """Loads the C++ library; one call serves all environments of a "grid"."""
 
     device = torch.device("cpu")
-    samples_bfloat16 = True
 
     def __init__(self, **sizes: int):
         super().__init__(**sizes)
@@ -116,9 +117,64 @@ class HostFunctionManager(CUDAFunctionManager):
             self.pointer(heads.allowed),
             self.pointer(logits),
             int(logits.dtype == torch.bfloat16),
-            *(self.pointer(sample[name]) for name in ("actions", "log_probability", "advantage", "target", "value")),
+            *(self.pointer(sample[name]) for name in SAMPLE_COLUMNS),
             self.pointer(weights),
             self.pointer(statistics),
+        )
+
+    def network(self, dtype: torch.dtype) -> FusedNetwork | None:
+        """The network as one kernel, if this processor has what it takes in products of this precision."""
+        fused = self.library.RbcNetworkPrecisions() & (2 if dtype == torch.bfloat16 else 1)
+        return self if fused else None
+
+    def network_logits(self, layers: Layers, shared: torch.Tensor, private: torch.Tensor, out: torch.Tensor) -> None:
+        """Logits and values ``out`` (rows, actions+1) float32. shared: (groups, 128) float32, the first layer's part
+        that the rows of a group have in common; private: (rows, num_private) in the products' precision."""
+        assert out.dtype == torch.float32
+        rows = len(out)
+        network = self._network_arguments(layers, shared, private, rows)
+        self.library.RbcNetworkLogits(rows, threads_for(rows * 16), *network, self.pointer(out))
+
+    def network_gradient(
+        self,
+        heads: Heads,
+        layers: Layers,
+        shared: torch.Tensor,
+        private: torch.Tensor,
+        sample: dict[str, torch.Tensor],
+        weights: torch.Tensor,
+        statistics: torch.Tensor,
+        gradient: Layers,
+        shared_gradient: torch.Tensor,
+    ) -> None:
+        """Adds the loss gradient to ``gradient``, but for the first layer's public part and bias: their gradients
+        follow from that of ``shared``, which ``shared_gradient`` becomes. Adds the loss statistics to ``statistics``."""
+        rows = len(sample["actions"])
+        self.library.RbcNetworkGradient(
+            len(shared),
+            threads_for(rows * 16),
+            *self._network_arguments(layers, shared, private, rows),
+            len(heads.sizes),
+            self.pointer(heads.offsets),
+            self.pointer(heads.allowed),
+            *(self.pointer(sample[name]) for name in SAMPLE_COLUMNS),
+            self.pointer(weights),
+            self.pointer(statistics),
+            *(self.pointer(getattr(gradient, name)) for name in FUSED_LAYERS),
+            self.pointer(shared_gradient),
+        )
+
+    def _network_arguments(
+        self, layers: Layers, shared: torch.Tensor, private: torch.Tensor, rows: int
+    ) -> tuple[Any, ...]:
+        return (
+            int(private.dtype == torch.bfloat16),
+            private.shape[1],
+            len(layers.bias3),
+            *(self.pointer(getattr(layers, name)) for name in FUSED_LAYERS),
+            rows // len(shared),
+            self.pointer(shared),
+            self.pointer(private),
         )
 
     def add_relu(self, x: torch.Tensor, shared: torch.Tensor) -> None:

@@ -14,6 +14,7 @@ from warp_drive.managers.data_manager import CUDADataManager
 from warp_drive.managers.function_manager import CUDAEnvironmentReset, CUDAFunctionManager, CUDASampler
 
 from rbc_warp.economy import AGENT_TYPES
+from rbc_warp.policies import Layers
 
 THREADS_PER_BLOCK = 128
 RESET_KERNEL, SAMPLE_KERNEL, LOSS_KERNEL = "CudaRbcReset", "CudaRbcSample", "CudaRbcLoss"
@@ -23,14 +24,12 @@ DEFAULT_KERNELS = [RESET_KERNEL, SAMPLE_KERNEL, LOSS_KERNEL]
 DRAW_WORDS = ("SEED", "ITERATION", "FIRST_ENVIRONMENT", "STREAM", "FLAGS")
 LOSS_PARAMETERS = ("CLIP", "ENTROPY_WEIGHT", "VALUE_WEIGHT", "ROW_WEIGHT", "USE_PPO")
 LOSS_STATISTICS = ("policy_loss", "value_loss", "entropy", "kl", "clipped")
-DRAW_GREEDY, DRAW_FROM_PROBABILITIES, DRAW_BFLOAT16 = 1, 2, 4
+DRAW_GREEDY, DRAW_FROM_PROBABILITIES = 1, 2
+SAMPLE_COLUMNS = ("actions", "log_probability", "advantage", "target", "value")
 
 
 class Kernels(Protocol):
     """What a backend's function manager adds to WarpDrive's."""
-
-    samples_bfloat16: bool
-    """Whether the sampling kernel reads bfloat16 logits; one that does not is given float32 copies."""
 
     def pointer(self, tensor: torch.Tensor) -> Any: ...
     def loss(
@@ -43,10 +42,36 @@ class Kernels(Protocol):
     ) -> None: ...
     def add_relu(self, x: torch.Tensor, shared: torch.Tensor) -> None: ...
     def mask_and_sum(self, gradient: torch.Tensor, activation: torch.Tensor | None, sums: torch.Tensor) -> None: ...
+    def network(self, dtype: torch.dtype) -> FusedNetwork | None: ...
+
+
+class FusedNetwork(Protocol):
+    """The whole network, with its loss, as one kernel; see ``host.py``."""
+
+    def network_logits(
+        self, layers: Layers, shared: torch.Tensor, private: torch.Tensor, out: torch.Tensor
+    ) -> None: ...
+    def network_gradient(
+        self,
+        heads: Heads,
+        layers: Layers,
+        shared: torch.Tensor,
+        private: torch.Tensor,
+        sample: dict[str, torch.Tensor],
+        weights: torch.Tensor,
+        statistics: torch.Tensor,
+        gradient: Layers,
+        shared_gradient: torch.Tensor,
+    ) -> None: ...
 
 
 class TorchActivations:
     """What stands between a network's matrix products, as torch states it. Rows come in groups of equal size."""
+
+    @staticmethod
+    def network(dtype: torch.dtype) -> FusedNetwork | None:
+        """There is none: torch multiplies the matrices."""
+        return None
 
     @staticmethod
     def add_relu(x: torch.Tensor, shared: torch.Tensor) -> None:
@@ -129,8 +154,6 @@ class RbcSampler(CUDASampler):
         """
         manager = self._function_manager
         arguments = [data_manager.device_data(name) for name in ("sizes", "draw_words", "_timestep_")]
-        if not manager.samples_bfloat16:
-            distribution = {agent: logits.float() for agent, logits in distribution.items()}
         for agent in AGENT_TYPES:
             arguments += [
                 np.int32(len(heads[agent].sizes)),

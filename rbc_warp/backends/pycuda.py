@@ -18,6 +18,7 @@ from rbc_warp.backends.kernels import (
     DEFAULT_KERNELS,
     LOSS_KERNEL,
     LOSS_STATISTICS,
+    SAMPLE_COLUMNS,
     THREADS_PER_BLOCK,
     Heads,
     TorchActivations,
@@ -47,7 +48,6 @@ class RbcFunctionManager(TorchActivations, PyCUDAFunctionManager):
     """Loads our fatbin; blocks have a fixed number of threads that loop over an environment's agents."""
 
     device = torch.device("cuda")
-    samples_bfloat16 = False
 
     def __init__(self, *, num_firms: int, **sizes: int):
         super().__init__(**sizes)
@@ -97,7 +97,7 @@ class RbcFunctionManager(TorchActivations, PyCUDAFunctionManager):
             self.pointer(heads.offsets),
             self.pointer(heads.allowed),
             self.pointer(gradient),
-            *(self.pointer(sample[name]) for name in ("actions", "log_probability", "advantage", "target", "value")),
+            *(self.pointer(sample[name]) for name in SAMPLE_COLUMNS),
             self.pointer(weights),
             self.pointer(partial),
             block=(rows_per_block, 1, 1),

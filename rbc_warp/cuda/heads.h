@@ -75,7 +75,7 @@ template <class V> RBC_FN V pick(const V* x, int stride, int from, int to, typen
 #define RBC_ENUMERATOR(name) DRAW_##name,
 enum DrawWord { RBC_DRAW(RBC_ENUMERATOR) NUM_DRAW_WORDS };
 #undef RBC_ENUMERATOR
-enum DrawFlags { DRAW_GREEDY = 1, DRAW_FROM_PROBABILITIES = 2, DRAW_BFLOAT16 = 4 };
+enum DrawFlags { DRAW_GREEDY = 1, DRAW_FROM_PROBABILITIES = 2 };
 
 // Where a draw is recorded: a finished episode that is not reset keeps to its last slot.
 RBC_FN int recorded_period(int timestep, int num_periods) {
@@ -84,7 +84,7 @@ RBC_FN int recorded_period(int timestep, int num_periods) {
 
 // Arrays of one draw for all agents: E environments, n agents of a type, h heads, a actions; `*_batch` begin with T.
 #define RBC_SAMPLE_TYPE(type)                                                                              \
-  int type##_heads, const int *type##_offsets, const unsigned char *type##_allowed, void *type##_logits,   \
+  int type##_heads, const int *type##_offsets, const unsigned char *type##_allowed, float *type##_logits,   \
       int *type##_actions, int *type##_actions_batch, float *type##_log_probabilities_batch, float *type##_values_batch
 #define RBC_SAMPLE_ARGUMENTS                                                                               \
   const int *sizes, const int *draw_words, const int *timestep, RBC_SAMPLE_TYPE(consumer), RBC_SAMPLE_TYPE(firm), \

@@ -6,10 +6,12 @@
 #include <math.h>
 #include <omp.h>
 
+#include <array>
 #include <vector>
 
 #include "economy.h"
 #include "heads.h"
+#include "network.h"
 
 using namespace rbc;
 
@@ -65,16 +67,6 @@ struct Lanes {
   }
 };
 
-// Adds sixteen lanes as a binary tree: l and l+8, then l+4, l+2, l+1.
-RBC_FN float fold(Floats x) {
-  typedef float Eight __attribute__((vector_size(32)));
-  typedef float Four __attribute__((vector_size(16)));
-  const Eight eight = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) +
-                      __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
-  const Four four = __builtin_shufflevector(eight, eight, 0, 1, 2, 3) + __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
-  return (four[0] + four[2]) + (four[1] + four[3]);
-}
-
 struct HostTeam {
   template <class F> RBC_FN void each(int n, F f) {
     for (int i = 0; i < n; ++i) f(i);
@@ -106,12 +98,6 @@ struct HostTeam {
   RBC_FN bool first() const { return true; }
   RBC_FN void barrier() {}
 };
-
-RBC_FN float from_bfloat16(uint16_t x) { return bits<float>(static_cast<uint32_t>(x) << 16); }
-RBC_FN uint16_t to_bfloat16(float x) {  // round to nearest even; the values here are finite
-  const uint32_t b = bits<uint32_t>(x);
-  return static_cast<uint16_t>((b + 0x7fffu + ((b >> 16) & 1u)) >> 16);
-}
 
 // Up to sixteen rows of `width` numbers, held side by side.
 struct Rows {
@@ -222,7 +208,7 @@ void sample_type(Rows& rows, int e, int num_envs, int num_agents, int first_agen
   const size_t slot = (static_cast<size_t>(period) * num_envs + e) * num_agents;
   for (int i = 0; i < num_agents; i += kLanes) {
     const int count = num_agents - i < kLanes ? num_agents - i : kLanes;
-    rows.load(type_logits, flags & DRAW_BFLOAT16, row + i, count, width);
+    rows.load(type_logits, false, row + i, count, width);
     const Floats value = rows.x[heads.num_actions()];
     Unsigneds agent;
     for (int lane = 0; lane < kLanes; ++lane) agent[lane] = static_cast<uint32_t>(first_agent + i + lane);
@@ -239,6 +225,138 @@ void sample_type(Rows& rows, int e, int num_envs, int num_agents, int first_agen
     }
   }
 }
+
+// What the loss of a batch is computed from, and one thread's memory for sixteen rows of it.
+class LossRows {
+ public:
+  LossRows(const Heads& heads, const int* actions, const float* old_log_probability, const float* advantage,
+           const float* target, const float* old_value, const float* loss)
+      : heads_(heads), actions_(actions), columns_{old_log_probability, advantage, target, old_value}, loss_(loss),
+        scratch_(heads.num_actions() + 1), chosen_(heads.num_heads) {}
+
+  // Turns up to sixteen rows of outputs side by side into their gradient, 0 in unused lanes; adds their statistics.
+  void operator()(Floats* x, size_t row, int count, double* statistics) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int* source = actions_ + (row + (lane < count ? lane : 0)) * heads_.num_heads;
+      for (int h = 0; h < heads_.num_heads; ++h) chosen_[h][lane] = source[h];
+    }
+    const Sample<Floats> sample = {gather(columns_[0] + row, count), gather(columns_[1] + row, count),
+                                   gather(columns_[2] + row, count), gather(columns_[3] + row, count)};
+    Floats sums[NUM_LOSS_STATISTICS] = {};
+    loss_gradient<Floats>(x, scratch_.data(), 1, heads_, sample, loss_, [&](int h) { return chosen_[h]; }, sums);
+    for (int s = 0; s < NUM_LOSS_STATISTICS; ++s) {
+      for (int lane = 0; lane < count; ++lane) statistics[s] += sums[s][lane];
+    }
+    if (count == kLanes) return;
+    for (int n = 0; n <= heads_.num_actions(); ++n) {
+      for (int lane = count; lane < kLanes; ++lane) x[n][lane] = 0.0f;
+    }
+  }
+
+ private:
+  const Heads heads_;
+  const int* actions_;
+  const float* columns_[4];
+  const float* loss_;
+  std::vector<Floats> scratch_;
+  std::vector<Ints> chosen_;
+};
+
+#ifdef __AVX512F__
+template <class T>
+void network_logits(int num_rows, int num_threads, const Layers<const float>& layers, const Inputs<T>& inputs,
+                    float* logits) {
+  const Weights<T> weights(layers);
+  const int width = layers.num_outputs;
+#pragma omp parallel num_threads(num_threads)
+  {
+    Block<T> block(weights, inputs);
+#pragma omp for schedule(static)
+    for (int first = 0; first < num_rows; first += block.kRows) {
+      const int count = std::min(num_rows - first, block.kRows);
+      block.forward(first, count);
+      for (int row = 0; row < count; row += kLanes) {
+        const Floats* const from = block.outputs(row / kLanes);
+        float* const to = logits + static_cast<size_t>(first + row) * width;
+        for (int n = 0; n < width; n += kLanes) {
+          Floats x[kLanes] = {};
+          const int columns = std::min(width - n, kLanes);
+          std::copy_n(from + n, columns, x);
+          transpose(x);
+          for (int lane = 0; lane < kLanes && row + lane < count; ++lane) {
+            _mm512_mask_storeu_ps(to + lane * width + n, static_cast<__mmask16>((1 << columns) - 1), (__m512)x[lane]);
+          }
+        }
+      }
+    }
+  }
+}
+
+template <class T>
+void network_gradient(int num_groups, int num_threads, const Layers<const float>& layers, const Inputs<T>& inputs,
+                      const LossRows& prototype, float* statistics, const Layers<float>& gradient,
+                      float* shared_gradient) {
+  const Weights<T> weights(layers);
+  // What each thread adds up: the gradients in the order of Layers, then the statistics.
+  const size_t sizes[] = {static_cast<size_t>(layers.num_private) * kHidden, kHidden * kHidden, kHidden,
+                          static_cast<size_t>(layers.num_outputs) * kHidden, static_cast<size_t>(layers.num_outputs)};
+  size_t starts[6] = {0};
+  for (int i = 0; i < 5; ++i) starts[i + 1] = starts[i] + (sizes[i] + kLanes - 1) / kLanes * kLanes;
+  std::vector<Memory> memory(num_threads);
+  std::vector<float*> sums(num_threads);
+  std::vector<std::array<double, NUM_LOSS_STATISTICS>> parts(num_threads);
+#pragma omp parallel num_threads(num_threads)
+  {
+    const int thread = omp_get_thread_num();
+    float* const own = sums[thread] = memory[thread].take<float>(starts[5]);
+    const Layers<float> own_layers = {layers.num_private, layers.num_outputs, own, own + starts[1], own + starts[2],
+                                      own + starts[3], own + starts[4]};
+    LossRows loss = prototype;
+    Block<T> block(weights, inputs);
+    const int64_t first_group = static_cast<int64_t>(num_groups) * thread / num_threads;
+    const int64_t end_group = static_cast<int64_t>(num_groups) * (thread + 1) / num_threads;
+    std::fill(shared_gradient + first_group * kHidden, shared_gradient + end_group * kHidden, 0.0f);
+    const int64_t end = end_group * inputs.rows_per_group;
+    for (int64_t first = first_group * inputs.rows_per_group; first < end; first += block.kRows) {
+      const int count = static_cast<int>(std::min<int64_t>(end - first, block.kRows));
+      block.forward(first, count);
+      for (int row = 0; row < block.num_lanes(); row += kLanes) {
+        Floats* const x = block.outputs(row / kLanes);
+        if (row < count) {
+          loss(x, first + row, std::min(count - row, kLanes), parts[thread].data());
+        } else {
+          std::fill_n(x, layers.num_outputs, Floats{});
+        }
+      }
+      block.backward(own_layers, shared_gradient);
+    }
+  }
+  const auto total = [&](size_t at) {
+    float sum = 0.0f;
+    for (const float* part : sums) sum += part[at];
+    return sum;
+  };
+  float* const to[] = {gradient.private_weight, gradient.weight2, gradient.bias2, gradient.weight3, gradient.bias3};
+  for (int p = 0; p < layers.num_private; ++p) {
+    for (int n = 0; n < kHidden; ++n) to[0][n * layers.num_private + p] += total(p * kHidden + n);
+  }
+  for (int i = 1; i < 5; ++i) {
+    for (size_t k = 0; k < sizes[i]; ++k) to[i][k] += total(starts[i] + k);
+  }
+  for (int s = 0; s < NUM_LOSS_STATISTICS; ++s) {
+    double sum = 0.0;
+    for (const auto& part : parts) sum += part[s];
+    statistics[s] += static_cast<float>(sum);
+  }
+}
+
+template <class F> void with_precision(int bfloat16, F f) {
+  if (!bfloat16) return f(Single());
+#ifdef __AVX512BF16__
+  f(Half());
+#endif
+}
+#endif
 
 }  // namespace
 
@@ -305,38 +423,74 @@ void CudaRbcLoss(int num_rows, int num_threads, int num_heads, const int* offset
                  float* statistics) {
   const Heads heads = {num_heads, offsets, allowed};
   const int width = heads.num_actions() + 1, num_blocks = (num_rows + kLanes - 1) / kLanes;
-  std::vector<float> block_sums(static_cast<size_t>(num_blocks) * NUM_LOSS_STATISTICS);
+  std::vector<std::array<double, NUM_LOSS_STATISTICS>> parts(num_blocks);
 #pragma omp parallel num_threads(num_threads)
   {
-    Rows rows(width), scratch(width);
-    std::vector<Ints> chosen(num_heads);
+    Rows rows(width);
+    LossRows rows_loss(heads, actions, old_log_probability, advantage, target, old_value, loss);
 #pragma omp for schedule(static)
     for (int block = 0; block < num_blocks; ++block) {
       const int row = block * kLanes, count = num_rows - row < kLanes ? num_rows - row : kLanes;
       rows.load(logits, bfloat16, row, count, width);
-      for (int lane = 0; lane < kLanes; ++lane) {
-        const int* source = actions + static_cast<size_t>(row + (lane < count ? lane : 0)) * num_heads;
-        for (int h = 0; h < num_heads; ++h) chosen[h][lane] = source[h];
-      }
-      const Sample<Floats> sample = {gather(old_log_probability + row, count), gather(advantage + row, count),
-                                     gather(target + row, count), gather(old_value + row, count)};
-      Floats sums[NUM_LOSS_STATISTICS] = {};
-      loss_gradient<Floats>(rows.x.data(), scratch.x.data(), 1, heads, sample, loss, [&](int h) { return chosen[h]; },
-                            sums);
+      rows_loss(rows.x.data(), row, count, parts[block].data());
       rows.store(logits, bfloat16, row, count, width);
-      for (int s = 0; s < NUM_LOSS_STATISTICS; ++s) {
-        float sum = 0.0f;
-        for (int lane = 0; lane < count; ++lane) sum += sums[s][lane];
-        block_sums[static_cast<size_t>(block) * NUM_LOSS_STATISTICS + s] = sum;
-      }
     }
   }
   for (int s = 0; s < NUM_LOSS_STATISTICS; ++s) {
     double sum = 0.0;
-    for (int block = 0; block < num_blocks; ++block) sum += block_sums[static_cast<size_t>(block) * NUM_LOSS_STATISTICS + s];
+    for (const auto& part : parts) sum += part[s];
     statistics[s] += static_cast<float>(sum);
   }
 }
+
+// The network with its loss in one pass (network.h), where the processor has what it takes. Bits of the answer: 1 in
+// float32, 2 in bfloat16. AMX multiplies bfloat16 several times as fast, by way of torch.
+int RbcNetworkPrecisions() {
+#ifdef __AVX512F__
+#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+  return 3;
+#else
+  return 1;
+#endif
+#else
+  return 0;
+#endif
+}
+
+#ifdef __AVX512F__
+// Logits and values (rows, num_outputs); layers and inputs as in network.h.
+void RbcNetworkLogits(int num_rows, int num_threads, int bfloat16, int num_private, int num_outputs,
+                      const float* private_weight, const float* weight2,
+                      const float* bias2, const float* weight3, const float* bias3, int rows_per_group, const float* shared, const void* private_rows,
+                      float* logits) {
+  const Layers<const float> layers = {num_private, num_outputs, private_weight, weight2, bias2, weight3, bias3};
+  with_precision(bfloat16, [&](auto precision) {
+    using T = decltype(precision);
+    const Inputs<T> inputs = {rows_per_group, shared, static_cast<const typename T::Stored*>(private_rows)};
+    network_logits<T>(num_rows, num_threads, layers, inputs, logits);
+  });
+}
+
+// Adds the gradient of the loss to that of the layers, and statistics; shared_gradient (groups, 128) is overwritten.
+void RbcNetworkGradient(int num_groups, int num_threads, int bfloat16, int num_private, int num_outputs,
+                        const float* private_weight, const float* weight2,
+                      const float* bias2, const float* weight3, const float* bias3, int rows_per_group, const float* shared, const void* private_rows,
+                        int num_heads, const int* offsets, const unsigned char* allowed, const int* actions,
+                        const float* old_log_probability, const float* advantage, const float* target,
+                        const float* old_value, const float* loss, float* statistics, float* gradient_private_weight,
+                        float* gradient_weight2, float* gradient_bias2, float* gradient_weight3, float* gradient_bias3,
+                        float* shared_gradient) {
+  const Layers<const float> layers = {num_private, num_outputs, private_weight, weight2, bias2, weight3, bias3};
+  const Layers<float> gradient = {num_private, num_outputs, gradient_private_weight, gradient_weight2, gradient_bias2,
+                                  gradient_weight3, gradient_bias3};
+  const LossRows rows({num_heads, offsets, allowed}, actions, old_log_probability, advantage, target, old_value, loss);
+  with_precision(bfloat16, [&](auto precision) {
+    using T = decltype(precision);
+    const Inputs<T> inputs = {rows_per_group, shared, static_cast<const typename T::Stored*>(private_rows)};
+    network_gradient<T>(num_groups, num_threads, layers, inputs, rows, statistics, gradient, shared_gradient);
+  });
+}
+#endif
 
 // What stands between a network's matrix products; see Kernels in kernels.py.
 void RbcAddRelu(int num_rows, int num_threads, int rows_per_shared, int columns, void* x, const void* shared,

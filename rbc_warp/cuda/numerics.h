@@ -53,6 +53,22 @@ RBC_FN Floats fma(Floats a, Floats b, Floats c) {
 }
 RBC_FN Floats select(Ints take, Floats a, Floats b) { return take ? a : b; }
 RBC_FN Floats to_float(Ints i) { return __builtin_convertvector(i, Floats); }
+
+// Adds sixteen lanes as a binary tree: l and l+8, then l+4, l+2, l+1.
+RBC_FN float fold(Floats x) {
+  typedef float Eight __attribute__((vector_size(32)));
+  typedef float Four __attribute__((vector_size(16)));
+  const Eight eight = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) +
+                      __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
+  const Four four = __builtin_shufflevector(eight, eight, 0, 1, 2, 3) + __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
+  return (four[0] + four[2]) + (four[1] + four[3]);
+}
+
+RBC_FN float from_bfloat16(uint16_t x) { return bits<float>(static_cast<uint32_t>(x) << 16); }
+RBC_FN uint16_t to_bfloat16(float x) {  // round to nearest even; the values here are finite
+  const uint32_t b = bits<uint32_t>(x);
+  return static_cast<uint16_t>((b + 0x7fffu + ((b >> 16) & 1u)) >> 16);
+}
 #endif
 
 template <class V> RBC_FN V splat(float x) { return V{} + x; }
