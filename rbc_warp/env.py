@@ -15,6 +15,7 @@ from warp_drive.utils.gpu_environment_context import CUDAEnvironmentContext
 from rbc_warp import reference
 from rbc_warp.backends.kernels import DRAW_WORDS
 from rbc_warp.economy import AGENT_TYPES, FIRM_PENALTY_SCALE, Economy
+from rbc_warp.utility import fit_utility
 
 # The order in which the kernels index their tables (a test compares it with the built library).
 SIZES = (
@@ -25,6 +26,7 @@ SIZES = (
     "NUM_WORK_CHOICES",
     "NUM_FIRM_ACTIONS",
     "NUM_GOVERNMENT_ACTIONS",
+    "UTILITY_SHIFT",
 )
 PARAMETERS = (
     "TECHNOLOGY",
@@ -46,6 +48,7 @@ STEP_ARGUMENTS = [
     "sizes",
     "parameters",
     "stage",
+    "utility",
     "consumption_choices",
     "work_choices",
     "firm_choices",
@@ -94,6 +97,7 @@ class RbcEnv(CUDAEnvironmentContext):
             {"consumer": private["consumer"], "firm": private["firm"], "government": economy.initial_public()[None]}
         )
         self._state: reference.State | None = None
+        self._utility = fit_utility(economy.crra, float(economy.consumption_choices.max()))
 
     def _by_agent(self, arrays: dict[str, np.ndarray]) -> dict[int, np.ndarray]:
         rows = {agent: zip(ids, arrays[agent].astype(np.float32), strict=True) for agent, ids in self.agent_ids.items()}
@@ -112,7 +116,9 @@ class RbcEnv(CUDAEnvironmentContext):
         heads = economy.head_sizes
         feed = DataFeed()
         sizes = [num_consumers, num_firms, economy.num_periods, heads["consumer"][0], heads["consumer"][-2]]
-        feed.add_data("sizes", np.array([*sizes, heads["firm"][0], heads["government"][0]], dtype=np.int32))
+        sizes += [heads["firm"][0], heads["government"][0], self._utility.shift]
+        feed.add_data("sizes", np.array(sizes, dtype=np.int32))
+        feed.add_data("utility", self._utility.tables)
         feed.add_data("parameters", self._parameters())
         for name in ("consumption_choices", "work_choices", "firm_choices", "government_choices"):
             feed.add_data(name, np.ascontiguousarray(getattr(economy, name), dtype=np.float32))

@@ -2,7 +2,7 @@
 //
 // A Team says how agents are spread: `each(n, f)` calls f(0..n-1), in a plain loop on the host and over a block's
 // threads on the device; `each_group(n, f)` does so for work that contains sums; `each_lanes(n, f)` hands f some agents
-// side by side, sixteen on the host and one on the device; `sum(n, term)` adds term(lanes) over n agents in 32
+// side by side, sixteen on the host and one on the device; `table(values, n)` holds n numbers for look-ups; `sum(n, term)` adds term(lanes) over n agents in 32
 // interleaved partial sums folded as a binary tree, so that host and device round alike; `barrier()` ends a phase.
 // No thread index, shared memory or global stands here.
 #pragma once
@@ -17,7 +17,7 @@
 namespace rbc {
 
 #define RBC_SIZES(X) X(NUM_CONSUMERS) X(NUM_FIRMS) X(NUM_PERIODS) X(NUM_CONSUMPTION_CHOICES) X(NUM_WORK_CHOICES) \
-  X(NUM_FIRM_ACTIONS) X(NUM_GOVERNMENT_ACTIONS)
+  X(NUM_FIRM_ACTIONS) X(NUM_GOVERNMENT_ACTIONS) X(UTILITY_SHIFT)
 #define RBC_PARAMETERS(X) X(TECHNOLOGY) X(BUDGET_DRIP) X(INTEREST_RATE) X(CRRA) X(LABOR_FLOOR) X(USE_IMPORTER) \
   X(IMPORTER_PRICE) X(IMPORTER_QUANTITY) X(BOOST_FIRM_REWARD_FACTOR) X(FIRM_REWARD_FOR_GOVERNMENT_FACTOR) \
   X(CONSUMER_PENALTY_SCALE) X(FIRM_PENALTY_SCALE)
@@ -32,26 +32,27 @@ enum StageValue { RBC_STAGE(RBC_ENUMERATOR) NUM_STAGE_VALUES };
 enum ConsumerState { RBC_CONSUMER(RBC_ENUMERATOR) CONSUMER_PRIVATE_SIZE };
 enum FirmState { RBC_FIRM(RBC_ENUMERATOR) FIRM_PRIVATE_HEAD };  // ONE_HOT begins a row of NUM_FIRMS
 #undef RBC_ENUMERATOR
-static_assert(NUM_SIZES == 7 && NUM_PARAMETERS == 12 && NUM_STAGE_VALUES == 3, "tables of env.py");
+static_assert(NUM_SIZES == 8 && NUM_PARAMETERS == 12 && NUM_STAGE_VALUES == 3, "tables of env.py");
 static_assert(CONSUMER_PRIVATE_SIZE == 2 && FIRM_ONE_HOT == 3, "layout of economy.py");
 
 // Everything a step reads and writes, as WarpDrive's data manager holds it. E environments, I consumers, J firms.
 #define RBC_STEP_ARGUMENTS                                                                                        \
-  const int *sizes, const float *parameters, const float *stage, const float *consumption_choices,               \
-      const float *work_choices, const float *firm_choices, const float *government_choices,                     \
+  const int *sizes, const float *parameters, const float *stage, const float *utility,                           \
+      const float *consumption_choices, const float *work_choices, const float *firm_choices, const float *government_choices,                     \
       float *public_state, float *consumer_state, float *firm_state, const int *consumer_actions,                \
       const int *firm_actions, const int *government_actions, float *consumer_rewards, float *firm_rewards,      \
       float *government_rewards, float *consumption, float *exports, float *hours, int *employer, float *spending, \
       int *done, int *timestep
 #define RBC_STEP_VALUES                                                                                           \
-  sizes, parameters, stage, consumption_choices, work_choices, firm_choices, government_choices, public_state,   \
+  sizes, parameters, stage, utility, consumption_choices, work_choices, firm_choices, government_choices, public_state,   \
       consumer_state, firm_state, consumer_actions, firm_actions, government_actions, consumer_rewards,          \
       firm_rewards, government_rewards, consumption, exports, hours, employer, spending, done, timestep
 
 // One environment's slices of those arrays.
 struct Environment {
-  int num_consumers, num_firms, num_periods;
-  const float *parameters, *stage, *consumption_choices, *work_choices;
+  int num_consumers, num_firms, num_periods, num_consumption_choices, num_work_choices;
+  int utility_shift;
+  const float *parameters, *stage, *utility, *consumption_choices, *work_choices;
   float *prices, *wages, *inventories, *overdemanded, *income_tax, *corporate_tax, *time;
   float *consumer, *firm;           // (I, 2), (J, 3+J)
   const int* actions;               // (I, J+2)
@@ -83,8 +84,12 @@ RBC_FN Environment environment(int e, RBC_STEP_ARGUMENTS) {
   env.num_consumers = I;
   env.num_firms = J;
   env.num_periods = sizes[NUM_PERIODS];
+  env.num_consumption_choices = sizes[NUM_CONSUMPTION_CHOICES];
+  env.num_work_choices = sizes[NUM_WORK_CHOICES];
   env.parameters = parameters;
   env.stage = stage;
+  env.utility_shift = sizes[UTILITY_SHIFT];
+  env.utility = utility;
   env.consumption_choices = consumption_choices;
   env.work_choices = work_choices;
   env.prices = open;
@@ -124,18 +129,25 @@ constexpr int kScratchPerFirm = 4;
 // Step 1: asked demand, scaled to what the budget buys. Also notes hours and employer.
 template <class Team> RBC_FN void affordable_demand(Team& team, const Environment& env) {
   const int I = env.num_consumers, J = env.num_firms;
-  const float* const units = env.consumption_choices;
-  team.each(I, [&](int i) {
-    const int* const chosen = env.actions + static_cast<size_t>(i) * (J + 2);
-    float* demand = env.consumption + i;
-    for (int j = 0; j < J; ++j, demand += I) *demand = units[chosen[j]];
-    env.hours[i] = env.work_choices[chosen[J]];
-    env.employer[i] = chosen[J + 1];
-  });
-  team.barrier();
+  const auto units = team.table(env.consumption_choices, env.num_consumption_choices);
+  const auto hours = team.table(env.work_choices, env.num_work_choices);
   team.each_lanes(I, [&](auto lanes) {
     auto cost = lanes.zero();
-    for (int j = 0; j < J; ++j) cost = fma(lanes.splat(env.prices[j]), lanes.load(env.demand(j)), cost);
+    lanes.each_choice(env.actions, J + 2, [&](int column, auto chosen) {
+      if (column < J) {
+        const auto asked = lanes.look_up(units, chosen);
+        cost = fma(lanes.splat(env.prices[column]), asked, cost);
+        lanes.store(env.demand(column), asked);
+      } else if (column == J) {
+        lanes.store(env.hours, lanes.look_up(hours, chosen));
+      } else {
+        lanes.store(env.employer, chosen);
+      }
+    });
+    lanes.store(env.spending, cost);
+  });
+  team.each_lanes(I, [&](auto lanes) {
+    const auto cost = lanes.load(env.spending);
     const auto budget = lanes.load(&env.budget(0), CONSUMER_PRIVATE_SIZE);
     const auto ratio = maximum(budget, lanes.zero()) / cost;  // unused where nothing is asked
     const auto scale = select((cost > 0.0f) & (cost > budget), ratio, lanes.splat(1.0f));
@@ -174,9 +186,36 @@ template <class V> RBC_FN V utility(V consumption, float crra, float inverse) {
   return crra == 1.0f ? log_units : expm1((1.0f - crra) * log_units) * inverse;
 }
 
+// The same from the tables that utility.py fits, `env.utility`: with 1 + c = m (1 + f), u = u(m - 1) + m^(1-eta) g(f).
+constexpr int kUtilityEntries = 16, kUtilityTables = 3;
+template <class Table> struct FittedUtility {
+  int shift;
+  Table reciprocal, factor, offset;
+  float q5, q4, q3, q2, q1, q0;
+
+  template <class Team> RBC_FN FittedUtility(Team& team, const Environment& env)
+      : shift(env.utility_shift), reciprocal(team.table(env.utility, kUtilityEntries)),
+        factor(team.table(env.utility + kUtilityEntries, kUtilityEntries)),
+        offset(team.table(env.utility + 2 * kUtilityEntries, kUtilityEntries)) {
+    const float* const q = env.utility + kUtilityTables * kUtilityEntries;
+    q5 = q[0], q4 = q[1], q3 = q[2], q2 = q[3], q1 = q[4], q0 = q[5];
+  }
+  template <class Lanes, class V> RBC_FN V operator()(Lanes lanes, V consumption) const {
+    using Int = typename Types<V>::Int;
+    const Int entry = ((bits<Int>(consumption + 1.0f) + (1 << (shift - 1))) >> shift) & (kUtilityEntries - 1);
+    const V m = lanes.look_up(reciprocal, entry), f = fma(consumption, m, m - 1.0f);
+    V q = fma(splat<V>(q5), f, splat<V>(q4));
+    q = fma(q, f, splat<V>(q3));
+    q = fma(q, f, splat<V>(q2));
+    q = fma(q, f, splat<V>(q1));
+    q = fma(q, f, splat<V>(q0));
+    return fma(lanes.look_up(factor, entry), fma(f * f, q, f), lanes.look_up(offset, entry));
+  }
+};
+
 // Steps 3 and 4: units served, their utility less the disutility of work, and the bill.
-template <class Team> RBC_FN void reward_consumers(Team& team, const Environment& env, const Scratch& scratch) {
-  const float crra = env.parameter(CRRA), inverse = 1.0f / (1.0f - crra);
+template <class Team, class Utility>
+RBC_FN void reward_consumers(Team& team, const Environment& env, const Scratch& scratch, Utility utility_of) {
   team.each_lanes(env.num_consumers, [&](auto lanes) {
     const auto theta = lanes.load(&env.budget(0) + CONSUMER_THETA, CONSUMER_PRIVATE_SIZE);
     auto reward = -0.5f * theta * lanes.load(env.hours), bill = lanes.zero();
@@ -184,16 +223,25 @@ template <class Team> RBC_FN void reward_consumers(Team& team, const Environment
       const auto served = lanes.load(env.demand(j)) * scratch.ration[j];
       lanes.store(env.demand(j), served);
       bill = fma(lanes.splat(env.prices[j]), served, bill);
-      reward = reward + utility(served, crra, inverse);
+      reward = reward + utility_of(lanes, served);
     }
     lanes.store(env.spending, bill);
     lanes.store(env.consumer_rewards, reward);
   });
 }
+template <class Team> RBC_FN void reward_consumers(Team& team, const Environment& env, const Scratch& scratch) {
+  if (env.utility_shift) {
+    using Table = decltype(team.table(env.utility, 0));
+    reward_consumers(team, env, scratch, FittedUtility<Table>(team, env));
+  } else {
+    const float crra = env.parameter(CRRA), inverse = 1.0f / (1.0f - crra);
+    reward_consumers(team, env, scratch, [=](auto, auto units) { return utility(units, crra, inverse); });
+  }
+}
 
 // Step 4: income before tax, w_f(i) h_i.
-template <class Lanes> RBC_FN auto pay_wages(Lanes lanes, const Environment& env) {
-  return lanes.gather(env.wages, lanes.load(env.employer)) * lanes.load(env.hours);
+template <class Lanes, class Table> RBC_FN auto pay_wages(Lanes lanes, const Environment& env, const Table& wages) {
+  return lanes.look_up(wages, lanes.load(env.employer)) * lanes.load(env.hours);
 }
 
 // Step 5: what is left of an inventory, up to the importer's quantity, at a price that the importer accepts.
@@ -228,16 +276,18 @@ template <class V> RBC_FN V produce(const Environment& env, V capital, V alpha, 
 template <class V> RBC_FN V restock(V left, V exported, V produced) { return left - exported + produced; }
 
 // Step 8: all taxes of the period.
-template <class Team> RBC_FN float redistribute(Team& team, const Environment& env, const Scratch& scratch) {
+template <class Team, class Table>
+RBC_FN float redistribute(Team& team, const Environment& env, const Scratch& scratch, const Table& wages) {
   const float rate = *env.income_tax;
-  const float income_taxes = team.sum(env.num_consumers, [&](auto lanes) { return rate * pay_wages(lanes, env); });
+  const float income_taxes = team.sum(env.num_consumers, [&](auto lanes) { return rate * pay_wages(lanes, env, wages); });
   return income_taxes + team.sum(env.num_firms, [&](auto lanes) { return lanes.load(scratch.corporate_tax); });
 }
 
 // Step 8: net wages and the transfer, which everybody gets, less the bill.
-template <class Lanes> RBC_FN auto change_consumer_budgets(Lanes lanes, const Environment& env, float transfer) {
+template <class Lanes, class Table>
+RBC_FN auto change_consumer_budgets(Lanes lanes, const Environment& env, const Table& wages, float transfer) {
   const auto kept = lanes.splat(1.0f - *env.income_tax);
-  return fma(kept, pay_wages(lanes, env), lanes.splat(transfer)) - lanes.load(env.spending);
+  return fma(kept, pay_wages(lanes, env, wages), lanes.splat(transfer)) - lanes.load(env.spending);
 }
 
 // Step 10: interest on a positive balance. V is one budget or several.
@@ -289,11 +339,12 @@ template <class Team> RBC_FN void run_firms(Team& team, const Environment& env, 
 // Steps 4, 8 and 10 for consumers: wages, taxes, the equal share of all taxes, budgets.
 template <class Team> RBC_FN void settle_consumers(Team& team, const Environment& env, const Scratch& scratch) {
   const int I = env.num_consumers;
-  const float transfer = redistribute(team, env, scratch) / static_cast<float>(I) + env.parameter(BUDGET_DRIP);
+  const auto wages = team.table(env.wages, env.num_firms);
+  const float transfer = redistribute(team, env, scratch, wages) / static_cast<float>(I) + env.parameter(BUDGET_DRIP);
   const float price = price_of_debt(env, CONSUMER_NOPONZI, CONSUMER_PENALTY_SCALE);
   team.each_lanes(I, [&](auto lanes) {
     const auto budget = lanes.load(&env.budget(0), CONSUMER_PRIVATE_SIZE);
-    const auto change = change_consumer_budgets(lanes, env, transfer);
+    const auto change = change_consumer_budgets(lanes, env, wages, transfer);
     const auto settled = settle_budgets(budget + change, env.parameter(INTEREST_RATE));
     lanes.store(&env.budget(0), settled, CONSUMER_PRIVATE_SIZE);
     lanes.store(env.consumer_rewards, charge_debt(lanes.load(env.consumer_rewards), settled, price));

@@ -17,7 +17,12 @@ struct Lane {
   __device__ int load(const int* from) const { return from[i]; }
   __device__ float load(const float* from, int stride) const { return from[i * stride]; }
   __device__ float gather(const float* from, int index) const { return from[index]; }
+  __device__ float look_up(const float* table, int index) const { return table[index]; }
+  template <class F> __device__ void each_choice(const int* from, int width, F f) const {
+    for (int column = 0; column < width; ++column) f(column, from[static_cast<size_t>(i) * width + column]);
+  }
   __device__ void store(float* to, float x) const { to[i] = x; }
+  __device__ void store(int* to, int x) const { to[i] = x; }
   __device__ void store(float* to, float x, int stride) const { to[i * stride] = x; }
 };
 
@@ -45,6 +50,7 @@ struct BlockTeam {
     for (int width = 16; width > 0; width /= 2) partial += __shfl_xor_sync(0xffffffffu, partial, width);
     return partial;
   }
+  __device__ const float* table(const float* values, int) const { return values; }
   __device__ bool leads() const { return lane == 0; }
   __device__ bool first() const { return thread == 0; }
   __device__ void barrier() { __syncthreads(); }
