@@ -109,11 +109,9 @@ class Learner:
             return encoded, encoded.new_empty(len(encoded), 0, dtype=self.dtype)
         return encoded, encoder.encode_private(private).to(self.dtype)
 
-    def _weights(self) -> tuple[Layers, Layers]:
-        """The parameters in float32 and in the products' precision."""
-        flat = self.policy.flat.detach()
-        exact = self.policy.layers(flat)
-        return exact, exact if self.dtype == torch.float32 else self.policy.layers(flat.to(self.dtype))
+    def _rounded_layers(self) -> Layers:
+        """The parameters in the products' precision."""
+        return self.policy.layers(self.policy.flat.detach().to(self.dtype))
 
     def _blocks(self, num_observations: int, agents: int) -> Iterator[tuple[slice, slice]]:
         """Observations and rows of each block."""
@@ -138,13 +136,13 @@ class Learner:
     @torch.no_grad()
     def logits(self, public: torch.Tensor, private: torch.Tensor, out: torch.Tensor) -> None:
         """Logits and value of encoded states into ``out`` (rows, actions+1) float32."""
-        exact, layers = self._weights()
+        exact = self.policy.layers(self.policy.flat.detach())
         agents = len(out) // len(public)
         shared = torch.addmm(exact.bias1, public, exact.public.T)
         if self.network is not None:
             self.network.network_logits(exact, shared, private, out)
             return
-        shared = shared.to(self.dtype)
+        layers, shared = self._rounded_layers(), shared.to(self.dtype)
         for observations, rows in self._blocks(len(public), agents):
             _, second = self._hidden(shared[observations], private[rows], layers)
             if self.dtype == torch.float32:
@@ -155,7 +153,7 @@ class Learner:
     @torch.no_grad()
     def gradient(self, batch: Batch, weights: LossWeights) -> None:
         """Adds the loss gradient to ``policy.flat.grad`` and the loss statistics to ``statistics``."""
-        exact, layers = self._weights()
+        exact = self.policy.layers(self.policy.flat.detach())
         grad = self.policy.layers(self.policy.flat.grad)
         num_observations, num_rows = len(batch.public), len(batch.actions)
         agents = num_rows // num_observations
@@ -175,7 +173,7 @@ class Learner:
                 self.heads, exact, shared, batch.private, sample, loss, self.statistics, grad, shared_grad
             )
         else:
-            self._gradient_by_blocks(batch, agents, layers, shared.to(self.dtype), loss, grad, shared_grad)
+            self._gradient_by_blocks(batch, agents, shared.to(self.dtype), loss, grad, shared_grad)
         grad.public.add_(shared_grad.T @ batch.public)
         grad.bias1.add_(shared_grad.sum(0))
 
@@ -183,13 +181,13 @@ class Learner:
         self,
         batch: Batch,
         agents: int,
-        layers: Layers,
         shared: torch.Tensor,
         loss: torch.Tensor,
         grad: Layers,
         shared_grad: torch.Tensor,
     ) -> None:
         """Adds to ``grad`` all but the first layer's public part, whose gradient goes to ``shared_grad``."""
+        layers = self._rounded_layers()
         for observations, rows in self._blocks(len(batch.public), agents):
             private = batch.private[rows]
             first, second = self._hidden(shared[observations], private, layers)

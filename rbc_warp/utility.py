@@ -33,7 +33,9 @@ class UtilityFit:
         bits = (1.0 + units).astype(np.float32).view(np.int32)
         entry = ((bits + (1 << (self.shift - 1))) >> self.shift) % ENTRIES
         f = (1.0 + units) * reciprocal[entry] - 1.0
-        return offset[entry] + factor[entry] * (f + f * f * np.polyval(self.tables[3 * ENTRIES :].astype(np.float64), f))
+        return offset[entry] + factor[entry] * (
+            f + f * f * np.polyval(self.tables[3 * ENTRIES :].astype(np.float64), f)
+        )
 
 
 def fit_utility(crra: float, most_units: float) -> UtilityFit:

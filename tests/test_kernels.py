@@ -44,9 +44,9 @@ from rbc_warp.backends.kernels import (
 )
 from rbc_warp.economy import AGENT_TYPES, Economy
 from rbc_warp.env import PARAMETERS, SIZES, STAGE, STEP_ARGUMENTS
-from rbc_warp.utility import fit_utility
 from rbc_warp.reference import Outcome, Stage, State
 from rbc_warp.simulation import ActionError, make_envs, play, set_stage
+from rbc_warp.utility import fit_utility
 
 FLOAT32 = {"rtol": 2e-6, "money_atol": 2e-3, "goods_atol": 2e-4}
 ALL_SIZES = [(100, 10), (17, 4), (1, 1)]

@@ -26,9 +26,19 @@ RULES = {"ppo": PPO, "policy gradient": POLICY_GRADIENT}
 OBSERVATIONS = 61  # so that blocks and groups of sixteen rows end inside a batch
 
 
-@pytest.fixture(scope="module")
-def kernels() -> HostFunctionManager:
-    return HostFunctionManager(num_agents=1, num_envs=1, blocks_per_env=1)
+class Unfused(HostFunctionManager):
+    """The host's kernels where the processor cannot run the network as one: torch multiplies the matrices."""
+
+    def network(self, dtype: torch.dtype) -> None:
+        return None
+
+
+@pytest.fixture(scope="module", params=[HostFunctionManager, Unfused], ids=["fused", "blocks"])
+def kernels(request: pytest.FixtureRequest) -> HostFunctionManager:
+    made = request.param(num_agents=1, num_envs=1, blocks_per_env=1)
+    if request.param is HostFunctionManager and made.network(torch.float32) is None:
+        pytest.skip("the network is one kernel on processors with AVX-512 only")
+    return made
 
 
 class Case:
@@ -256,6 +266,38 @@ def test_blocks_only_divide_the_work(kernels: HostFunctionManager, rows: int, mo
     case.learner.logits(case.batch.public, case.batch.private, out)
     expected = case.policy.outputs(case.states).detach().flatten(0, 1)
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("agents, observations", [(1, 1), (1, 65), (3, 50), (100, 3), (130, 2)])
+def test_groups_of_any_size_fill_the_blocks(
+    kernels: HostFunctionManager, agents: int, observations: int, dtype: torch.dtype
+) -> None:
+    """Against the whole batch's rows one by one, and with another number of threads."""
+    case = Case("consumer", kernels, dtype)
+    learner, batch = case.learner, case.batch
+    some = torch.arange(agents * observations) % len(batch.actions)
+    rows = {name: getattr(batch, name)[some] for name in vars(batch) if name != "public"}
+    chosen = Batch(public=batch.public[torch.arange(observations) % OBSERVATIONS], **rows)
+    apart = Batch(public=chosen.public.repeat_interleave(agents, 0), **rows)  # every row a group of its own
+    gradients = [case.learner_gradient(PPO, b) for b in (chosen, apart)]
+    scale = float(gradients[1].abs().max())
+    torch.testing.assert_close(
+        gradients[0], gradients[1], rtol=0, atol=(1e-5 if dtype == torch.float32 else 5e-3) * scale
+    )
+    logits = [torch.full((len(some), case.policy.num_actions + 1), torch.nan) for _ in range(3)]
+    learner.logits(chosen.public, chosen.private, logits[0])
+    learner.logits(apart.public, apart.private, logits[1])
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3 - min(threads, 2))
+        learner.logits(chosen.public, chosen.private, logits[2])
+        again = case.learner_gradient(PPO, chosen)
+    finally:
+        torch.set_num_threads(threads)
+    for other in logits[1:]:
+        torch.testing.assert_close(other, logits[0], rtol=0, atol=1e-6 if dtype == torch.float32 else 2e-2)
+    torch.testing.assert_close(again, gradients[0], rtol=0, atol=(1e-5 if dtype == torch.float32 else 5e-3) * scale)
 
 
 @pytest.mark.parametrize("agent", AGENT_TYPES)

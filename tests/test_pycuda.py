@@ -23,10 +23,8 @@ from economies import make_economy, random_actions
 from rbc_warp import backends, metrics
 from rbc_warp.backends import build, choose_backend, host, missing_for_pycuda
 from rbc_warp.backends.kernels import (
-    DRAW_WORDS,
     LOSS_KERNEL,
     LOSS_STATISTICS,
-    SAMPLE_KERNEL,
     THREADS_PER_BLOCK,
     TorchActivations,
 )

@@ -147,8 +147,8 @@ class HostFunctionManager(CUDAFunctionManager):
         gradient: Layers,
         shared_gradient: torch.Tensor,
     ) -> None:
-        """Adds the loss gradient to ``gradient``, but for the first layer's public part and bias: their gradients
-        follow from that of ``shared``, which ``shared_gradient`` becomes. Adds the loss statistics to ``statistics``."""
+        """Adds the loss gradient to ``gradient``, but for the first layer's public part and bias: their
+        gradients follow from that of ``shared``, which ``shared_gradient`` becomes. Adds the loss statistics."""
         rows = len(sample["actions"])
         self.library.RbcNetworkGradient(
             len(shared),

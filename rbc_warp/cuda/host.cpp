@@ -5,7 +5,9 @@
 #endif
 #include <math.h>
 #include <omp.h>
+#include <stddef.h>
 
+#include <algorithm>
 #include <array>
 #include <vector>
 
@@ -75,7 +77,7 @@ struct Lanes {
   }
   RBC_FN Floats look_up(const Table& table, Ints index) const {
 #ifdef __AVX512F__
-    if (table.count <= kLanes) return (Floats)_mm512_permutexvar_ps((__m512i)index, (__m512)table.first);
+    if (table.count <= kLanes) return (Floats)_mm512_maskz_permutexvar_ps(0xffff, (__m512i)index, (__m512)table.first);
 #endif
     return gather(table.values, index);
   }

@@ -3,7 +3,7 @@
 //
 // Matrices are held in units of 32 bits: one float, or two neighbouring bfloat16 numbers that a product adds up (Single,
 // Half). Every product is C[m][n] = sum over u of A[m][u] B[u][n], sixteen n to a vector; A is read unit by unit in
-// any layout (Operand), B lies in panels of 64 columns, [panel][unit][column]. An activation is kept twice: `rows`,
+// any layout (Operand), B lies in panels of columns, [panel][unit][column]. An activation is kept twice: `rows`,
 // [row][unit] with units of neighbouring columns, and `pairs`, panels with units of neighbouring rows. Sums are float32.
 #pragma once
 
@@ -18,13 +18,14 @@
 namespace rbc {
 
 typedef uint32_t Unit;
-constexpr int kHidden = 128, kPanel = 64, kVectors = kPanel / kLanes, kPanels = kHidden / kPanel;
+constexpr int kHidden = 128;
 
 // Products in float32.
 struct Single {
   using Stored = float;
-  static constexpr int kNumbers = 1;     // in a unit
-  static constexpr int kBlockRows = 64;  // of which all activations fit a cache of half a megabyte
+  static constexpr int kNumbers = 1;                    // in a unit
+  static constexpr int kBlockRows = 64;                 // of which all activations fit a cache of half a megabyte
+  static constexpr int kTileRows = 8, kTileVectors = 2; // of a product that registers hold
   RBC_FN static Floats multiply_add(Unit a, const Unit* b, Floats sum) {
     return (Floats)_mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_set1_epi32(a)), _mm512_loadu_ps(b), (__m512)sum);
   }
@@ -48,6 +49,7 @@ struct Half {
   using Stored = uint16_t;
   static constexpr int kNumbers = 2;
   static constexpr int kBlockRows = 128;
+  static constexpr int kTileRows = 4, kTileVectors = 4;
   RBC_FN static Floats multiply_add(Unit a, const Unit* b, Floats sum) {
     return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(a), (__m512bh)_mm512_loadu_si512(b));
   }
@@ -74,61 +76,69 @@ struct Half {
 
 template <class T> constexpr int units(int numbers) { return (numbers + T::kNumbers - 1) / T::kNumbers; }
 template <class T> constexpr int kHiddenUnits = kHidden / T::kNumbers;
+template <class T> constexpr int kPanel = T::kTileVectors * kLanes;
+template <class T> constexpr int kPanels = kHidden / kPanel<T>;
 
-// The left factor of a product: unit u of row m is at data[(m / 64) panel + (m % 64) row + u unit].
-struct Operand {
+// The left factor of a product: unit u of row m is at data[m row + u unit], or in panels of rows at
+// data[(m / kPanel) panel + (m % kPanel) row + u unit].
+template <class T> struct Operand {
   const Unit* data;
   size_t row, unit, panel;
-  RBC_FN const Unit* at(int m) const { return data + (m / kPanel) * panel + (m % kPanel) * row; }
+  Operand(const Unit* data, size_t row, size_t unit = 1) : Operand(data, row, unit, kPanel<T> * row) {}
+  Operand(const Unit* data, size_t row, size_t unit, size_t panel) : data(data), row(row), unit(unit), panel(panel) {}
+  RBC_FN const Unit* at(int m) const { return data + m / kPanel<T> * panel + m % kPanel<T> * row; }
 };
-RBC_FN Operand by_rows(const Unit* data, size_t row, size_t unit = 1) { return {data, row, unit, kPanel * row}; }
 
 template <class T, int M, class Start, class Finish>
-RBC_FN void multiply_tile(const Operand& a, int m, int num_units, const Unit* b, int column, Start start,
+RBC_FN void multiply_tile(const Operand<T>& a, int m, int num_units, const Unit* b, int column, Start start,
                           Finish finish) {
-  Floats sum[M][kVectors];
-#pragma GCC unroll 4
+  Floats sum[M][T::kTileVectors];
+#pragma GCC unroll 8
   for (int i = 0; i < M; ++i) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) sum[i][v] = start(m + i, column + v * kLanes);
+    for (int v = 0; v < T::kTileVectors; ++v) sum[i][v] = start(m + i, column + v * kLanes);
   }
   const Unit* from = a.at(m);
-  for (int u = 0; u < num_units; ++u, from += a.unit, b += kPanel) {
-#pragma GCC unroll 4
+  for (int u = 0; u < num_units; ++u, from += a.unit, b += kPanel<T>) {
+#pragma GCC unroll 8
     for (int i = 0; i < M; ++i) {
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sum[i][v] = T::multiply_add(from[i * a.row], b + v * kLanes, sum[i][v]);
+      for (int v = 0; v < T::kTileVectors; ++v) sum[i][v] = T::multiply_add(from[i * a.row], b + v * kLanes, sum[i][v]);
     }
   }
   finish(m, column, sum);
 }
 
+// The tiles of M rows from row m on, then smaller ones for what is left.
+template <class T, int M, class Start, class Finish>
+RBC_FN void multiply_rows(const Operand<T>& a, int m, int num_rows, int num_units, const Unit* b, int column,
+                          Start start, Finish finish) {
+  for (; m + M <= num_rows; m += M) multiply_tile<T, M>(a, m, num_units, b, column, start, finish);
+  if constexpr (M > 1) {
+    if (m < num_rows) multiply_rows<T, M / 2>(a, m, num_rows, num_units, b, column, start, finish);
+  }
+}
+
 // C = start + A B for rows 0 … num_rows-1 of A and all panels of B. start(m, column) gives the first value of sixteen
-// columns, finish(m, column, sum) takes four rows of 64 columns from there; with kRest fewer in the end, else the number
-// of rows must be a multiple of four.
-template <class T, bool kRest, class Start, class Finish>
-void multiply(const Operand& a, int num_rows, int num_units, const Unit* b, int num_panels, Start start,
+// columns, finish(m, column, sum) takes the tile of rows and columns from there.
+template <class T, class Start, class Finish>
+void multiply(const Operand<T>& a, int num_rows, int num_units, const Unit* b, int num_panels, Start start,
               Finish finish) {
-  for (int panel = 0; panel < num_panels; ++panel, b += static_cast<size_t>(num_units) * kPanel) {
-    const int column = panel * kPanel;
-    int m = 0;
-    for (; m + 4 <= num_rows; m += 4) multiply_tile<T, 4>(a, m, num_units, b, column, start, finish);
-    if constexpr (kRest) {
-      for (; m < num_rows; ++m) multiply_tile<T, 1>(a, m, num_units, b, column, start, finish);
-    }
+  for (int panel = 0; panel < num_panels; ++panel, b += static_cast<size_t>(num_units) * kPanel<T>) {
+    multiply_rows<T, T::kTileRows>(a, 0, num_rows, num_units, b, panel * kPanel<T>, start, finish);
   }
 }
 
 // sums (rows, columns) += A B.
 template <class T>
-void multiply_into(float* sums, const Operand& a, int num_rows, int num_units, const Unit* b) {
-  multiply<T, true>(
-      a, num_rows, num_units, b, kPanels,
+void multiply_into(float* sums, const Operand<T>& a, int num_rows, int num_units, const Unit* b) {
+  multiply<T>(
+      a, num_rows, num_units, b, kPanels<T>,
       [&](int m, int column) { return (Floats)_mm512_loadu_ps(sums + m * kHidden + column); },
       [&](int m, int column, auto& sum) {
         float* to = sums + m * kHidden + column;
         for (auto& row : sum) {
-          for (int v = 0; v < kVectors; ++v) _mm512_storeu_ps(to + v * kLanes, (__m512)row[v]);
+          for (int v = 0; v < T::kTileVectors; ++v) _mm512_storeu_ps(to + v * kLanes, (__m512)row[v]);
           to += kHidden;
         }
       });
@@ -203,7 +213,7 @@ template <class T> struct Weights : Layers<const float> {
     for (int u = 0; u < num_units; ++u) {
       const int first = u * T::kNumbers, last = first + T::kNumbers - 1;
       for (int n = 0; n < kHidden; ++n) {
-        to[(n / kPanel * num_units + u) * kPanel + n % kPanel] = T::unit(value(first, n), last < count ? value(last, n) : 0.0f);
+        to[(n / kPanel<T> * num_units + u) * kPanel<T> + n % kPanel<T>] = T::unit(value(first, n), last < count ? value(last, n) : 0.0f);
       }
     }
     return to;
@@ -238,7 +248,7 @@ template <class T> class Block {
   // Logits and values of rows first … first+count-1: vector n of sixteen rows is at outputs(group of sixteen)[n].
   void forward(size_t first, int count) {
     first_ = first, count_ = count;
-    padded_ = (count + kPanel - 1) / kPanel * kPanel, row_units_ = padded_ / T::kNumbers;
+    padded_ = (count + kPanel<T> - 1) / kPanel<T> * kPanel<T>, row_units_ = padded_ / T::kNumbers;
     load_private();
     const Weights<T>& w = weights_;
     const auto relu = [this](Unit* rows, Unit* pairs) {
@@ -249,24 +259,24 @@ template <class T> class Block {
         keep(m, column, sum, rows, pairs);
       };
     };
-    multiply<T, false>(by_rows(private_rows_, units<T>(w.num_private)), padded_, units<T>(w.num_private), w.private_forward,
-                kPanels, [&](int m, int column) { return load(shared_of(m) + column); }, relu(rows1_, pairs1_));
-    multiply<T, false>(by_rows(rows1_, kHiddenUnits<T>), padded_, kHiddenUnits<T>, w.forward2, kPanels,
+    multiply<T>(Operand<T>(private_rows_, units<T>(w.num_private)), padded_, units<T>(w.num_private), w.private_forward,
+                kPanels<T>, [&](int m, int column) { return load(shared_of(m) + column); }, relu(rows1_, pairs1_));
+    multiply<T>(Operand<T>(rows1_, kHiddenUnits<T>), padded_, kHiddenUnits<T>, w.forward2, kPanels<T>,
                 [&](int, int column) { return load(w.bias2 + column); }, relu(rows2_, pairs2_));
     for (int row = 0; row < padded_; row += kLanes) {
       for (int u = 0; u < kHiddenUnits<T>; u += kLanes) {
         Floats x[kLanes];
         for (int i = 0; i < kLanes; ++i) x[i] = load(rows2_ + (row + i) * kHiddenUnits<T> + u);
         transpose(x);
-        Unit* const to = columns2_ + (row / kPanel * kHiddenUnits<T> + u) * kPanel + row % kPanel;
-        for (int i = 0; i < kLanes; ++i) store(to + i * kPanel, x[i]);
+        Unit* const to = columns2_ + (row / kPanel<T> * kHiddenUnits<T> + u) * kPanel<T> + row % kPanel<T>;
+        for (int i = 0; i < kLanes; ++i) store(to + i * kPanel<T>, x[i]);
       }
     }
-    multiply<T, true>(by_rows(w.rows3, kHiddenUnits<T>), w.num_outputs, kHiddenUnits<T>, columns2_, padded_ / kPanel,
+    multiply<T>(Operand<T>(w.rows3, kHiddenUnits<T>), w.num_outputs, kHiddenUnits<T>, columns2_, padded_ / kPanel<T>,
                 [&](int n, int) { return splat<Floats>(w.bias3[n]); },
                 [&](int n, int row, auto& sum) {
                   for (auto& output : sum) {
-                    for (int v = 0; v < kVectors; ++v) outputs(row / kLanes + v)[n] = output[v];
+                    for (int v = 0; v < T::kTileVectors; ++v) outputs(row / kLanes + v)[n] = output[v];
                     ++n;
                   }
                 });
@@ -292,25 +302,25 @@ template <class T> class Block {
       sums.bias3[n] += fold(even_sum);
       if (n + 1 < w.num_outputs) sums.bias3[n + 1] += fold(odd_sum);
     }
-    multiply_into<T>(sums.weight3, by_rows(output_rows_, kRowUnits), w.num_outputs, row_units_, pairs2_);
+    multiply_into<T>(sums.weight3, Operand<T>(output_rows_, kRowUnits), w.num_outputs, row_units_, pairs2_);
 
     const auto zero = [](int, int) { return Floats{}; };
-    multiply<T, false>(by_rows(output_pairs_, 1, kRows), padded_, units<T>(w.num_outputs), w.backward3, kPanels, zero,
+    multiply<T>(Operand<T>(output_pairs_, 1, kRows), padded_, units<T>(w.num_outputs), w.backward3, kPanels<T>, zero,
                 [&](int m, int column, auto& sum) {
                   mask(rows2_, m, column, sum);
                   add_rows(sums.bias2 + column, sum);
                   keep(m, column, sum, slope_rows_, slope_pairs_);
                 });
-    const Operand slope_pairs = {slope_pairs_, 1, kPanel, static_cast<size_t>(row_units_) * kPanel};
+    const Operand<T> slope_pairs = {slope_pairs_, 1, kPanel<T>, static_cast<size_t>(row_units_) * kPanel<T>};
     multiply_into<T>(sums.weight2, slope_pairs, kHidden, row_units_, pairs1_);
 
-    multiply<T, false>(by_rows(slope_rows_, kHiddenUnits<T>), padded_, kHiddenUnits<T>, w.backward2, kPanels, zero,
+    multiply<T>(Operand<T>(slope_rows_, kHiddenUnits<T>), padded_, kHiddenUnits<T>, w.backward2, kPanels<T>, zero,
                 [&](int m, int column, auto& sum) {
                   mask(rows1_, m, column, sum);
                   add_groups(shared, m, column, sum);
                   keep(m, column, sum, rows2_, pairs2_);  // both have served
                 });
-    multiply_into<T>(sums.private_weight, by_rows(private_pairs_, 1, w.num_private), w.num_private, row_units_, pairs2_);
+    multiply_into<T>(sums.private_weight, Operand<T>(private_pairs_, 1, w.num_private), w.num_private, row_units_, pairs2_);
   }
 
  private:
@@ -340,39 +350,39 @@ template <class T> class Block {
     }
   }
 
-  template <int M> void keep(int m, int column, Floats (&sum)[M][kVectors], Unit* rows, Unit* pairs) const {
-    for (int i = 0; i < M; i += 2) {
+  template <int M> void keep(int m, int column, Floats (&sum)[M][T::kTileVectors], Unit* rows, Unit* pairs) const {
+    for (int i = 0; i + 1 < M; i += 2) {  // M is even: blocks are padded to whole tiles
       Unit* const row = rows + (m + i) * kHiddenUnits<T> + column / T::kNumbers;
-      Unit* const pair = pairs + column * row_units_ + (m + i) / T::kNumbers * kPanel;
-      for (int v = 0; v < kVectors; ++v) {
+      Unit* const pair = pairs + column * row_units_ + (m + i) / T::kNumbers * kPanel<T>;
+      for (int v = 0; v < T::kTileVectors; ++v) {
         Unit* const at = row + v * kLanes / T::kNumbers;
-        T::keep(sum[i][v], sum[i + 1][v], at, at + kHiddenUnits<T>, pair + v * kLanes, kPanel);
+        T::keep(sum[i][v], sum[i + 1][v], at, at + kHiddenUnits<T>, pair + v * kLanes, kPanel<T>);
       }
     }
   }
-  template <int M> static void mask(const Unit* activation, int m, int column, Floats (&sum)[M][kVectors]) {
+  template <int M> static void mask(const Unit* activation, int m, int column, Floats (&sum)[M][T::kTileVectors]) {
     for (int i = 0; i < M; ++i) {
-      for (int v = 0; v < kVectors; ++v) {
+      for (int v = 0; v < T::kTileVectors; ++v) {
         const __mmask16 active = T::positive(activation + (m + i) * kHiddenUnits<T>, column + v * kLanes);
         sum[i][v] = (Floats)_mm512_maskz_mov_ps(active, (__m512)sum[i][v]);
       }
     }
   }
-  template <int M> static void add_rows(float* to, Floats (&sum)[M][kVectors]) {
-    for (int v = 0; v < kVectors; ++v) {
+  template <int M> static void add_rows(float* to, Floats (&sum)[M][T::kTileVectors]) {
+    for (int v = 0; v < T::kTileVectors; ++v) {
       Floats total = sum[0][v];
       for (int i = 1; i < M; ++i) total += sum[i][v];
       store(to + v * kLanes, load(to + v * kLanes) + total);
     }
   }
-  template <int M> void add_groups(float* shared, int m, int column, Floats (&sum)[M][kVectors]) const {
+  template <int M> void add_groups(float* shared, int m, int column, Floats (&sum)[M][T::kTileVectors]) const {
     if (group_of(m) == group_of(m + M - 1)) {
       add_rows(shared + group_of(m) * kHidden + column, sum);
       return;
     }
     for (int i = 0; i < M; ++i) {
-      Floats one[1][kVectors];
-      for (int v = 0; v < kVectors; ++v) one[0][v] = sum[i][v];
+      Floats one[1][T::kTileVectors];
+      for (int v = 0; v < T::kTileVectors; ++v) one[0][v] = sum[i][v];
       add_rows(shared + group_of(m + i) * kHidden + column, one);
     }
   }
