@@ -2,9 +2,9 @@
 //
 // A Team says how agents are spread: `each(n, f)` calls f(0..n-1), in a plain loop on the host and over a block's
 // threads on the device; `each_group(n, f)` does so for work that contains sums; `each_lanes(n, f)` hands f some agents
-// side by side, sixteen on the host and one on the device; `table(values, n)` holds n numbers for look-ups; `sum(n, term)` adds term(lanes) over n agents in 32
-// interleaved partial sums folded as a binary tree, so that host and device round alike; `barrier()` ends a phase.
-// No thread index, shared memory or global stands here.
+// side by side, sixteen on the host and one on the device; `table(values, n)` holds n numbers to be looked up;
+// `sum(n, term)` adds term(lanes) over n agents in 32 interleaved partial sums folded as a binary tree, so that host and
+// device round alike; `barrier()` ends a phase. No thread index, shared memory or global stands here.
 #pragma once
 
 #ifdef RBC_CHECK
@@ -36,17 +36,18 @@ static_assert(NUM_SIZES == 8 && NUM_PARAMETERS == 12 && NUM_STAGE_VALUES == 3, "
 static_assert(CONSUMER_PRIVATE_SIZE == 2 && FIRM_ONE_HOT == 3, "layout of economy.py");
 
 // Everything a step reads and writes, as WarpDrive's data manager holds it. E environments, I consumers, J firms.
-#define RBC_STEP_ARGUMENTS                                                                                        \
-  const int *sizes, const float *parameters, const float *stage, const float *utility,                           \
-      const float *consumption_choices, const float *work_choices, const float *firm_choices, const float *government_choices,                     \
-      float *public_state, float *consumer_state, float *firm_state, const int *consumer_actions,                \
-      const int *firm_actions, const int *government_actions, float *consumer_rewards, float *firm_rewards,      \
-      float *government_rewards, float *consumption, float *exports, float *hours, int *employer, float *spending, \
-      int *done, int *timestep
-#define RBC_STEP_VALUES                                                                                           \
-  sizes, parameters, stage, utility, consumption_choices, work_choices, firm_choices, government_choices, public_state,   \
-      consumer_state, firm_state, consumer_actions, firm_actions, government_actions, consumer_rewards,          \
-      firm_rewards, government_rewards, consumption, exports, hours, employer, spending, done, timestep
+#define RBC_STEP_ARGUMENTS                                                                                            \
+  const int *sizes, const float *parameters, const float *stage, const float *utility,                                \
+      const float *consumption_choices, const float *work_choices, const float *firm_choices,                         \
+      const float *government_choices, float *public_state, float *consumer_state, float *firm_state,                 \
+      const int *consumer_actions, const int *firm_actions, const int *government_actions, float *consumer_rewards,   \
+      float *firm_rewards, float *government_rewards, float *consumption, float *exports, float *hours,               \
+      int *employer, float *spending, int *done, int *timestep
+#define RBC_STEP_VALUES                                                                                               \
+  sizes, parameters, stage, utility, consumption_choices, work_choices, firm_choices, government_choices,             \
+      public_state, consumer_state, firm_state, consumer_actions, firm_actions, government_actions,                   \
+      consumer_rewards, firm_rewards, government_rewards, consumption, exports, hours, employer, spending, done,      \
+      timestep
 
 // One environment's slices of those arrays.
 struct Environment {

@@ -87,15 +87,19 @@ struct Lanes {
     int column = 0;
 #ifdef __AVX512F__
     for (; column + 4 <= width; column += 4) {  // four columns of four rows lie in each quarter of a vector
-      const auto quarter = [&](int lane) { return _mm_loadu_si128((const __m128i*)(from + (lane < count ? lane : 0) * width + column)); };
+      const auto quarter = [&](int lane) {
+        return _mm_loadu_si128((const __m128i*)(from + (lane < count ? lane : 0) * width + column));
+      };
       __m512i x[4];
       for (int r = 0; r < 4; ++r) {
         const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(quarter(r)), quarter(r + 4), 1);
         const __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(quarter(r + 8)), quarter(r + 12), 1);
         x[r] = _mm512_maskz_inserti64x4(0xff, _mm512_castsi256_si512(low), high, 1);
       }
-      const __m512i low01 = _mm512_maskz_unpacklo_epi32(0xffff, x[0], x[1]), high01 = _mm512_maskz_unpackhi_epi32(0xffff, x[0], x[1]);
-      const __m512i low23 = _mm512_maskz_unpacklo_epi32(0xffff, x[2], x[3]), high23 = _mm512_maskz_unpackhi_epi32(0xffff, x[2], x[3]);
+      const __m512i low01 = _mm512_maskz_unpacklo_epi32(0xffff, x[0], x[1]);
+      const __m512i low23 = _mm512_maskz_unpacklo_epi32(0xffff, x[2], x[3]);
+      const __m512i high01 = _mm512_maskz_unpackhi_epi32(0xffff, x[0], x[1]);
+      const __m512i high23 = _mm512_maskz_unpackhi_epi32(0xffff, x[2], x[3]);
       f(column, (Ints)_mm512_maskz_unpacklo_epi64(0xff, low01, low23));
       f(column + 1, (Ints)_mm512_maskz_unpackhi_epi64(0xff, low01, low23));
       f(column + 2, (Ints)_mm512_maskz_unpacklo_epi64(0xff, high01, high23));
@@ -533,8 +537,8 @@ int RbcNetworkPrecisions() {
 #ifdef __AVX512F__
 // Logits and values (rows, num_outputs); layers and inputs as in network.h.
 void RbcNetworkLogits(int num_rows, int num_threads, int bfloat16, int num_private, int num_outputs,
-                      const float* private_weight, const float* weight2,
-                      const float* bias2, const float* weight3, const float* bias3, int rows_per_group, const float* shared, const void* private_rows,
+                      const float* private_weight, const float* weight2, const float* bias2, const float* weight3,
+                      const float* bias3, int rows_per_group, const float* shared, const void* private_rows,
                       float* logits) {
   const Layers<const float> layers = {num_private, num_outputs, private_weight, weight2, bias2, weight3, bias3};
   with_precision(bfloat16, [&](auto precision) {
@@ -546,8 +550,8 @@ void RbcNetworkLogits(int num_rows, int num_threads, int bfloat16, int num_priva
 
 // Adds the gradient of the loss to that of the layers, and statistics; shared_gradient (groups, 128) is overwritten.
 void RbcNetworkGradient(int num_groups, int num_threads, int bfloat16, int num_private, int num_outputs,
-                        const float* private_weight, const float* weight2,
-                      const float* bias2, const float* weight3, const float* bias3, int rows_per_group, const float* shared, const void* private_rows,
+                        const float* private_weight, const float* weight2, const float* bias2, const float* weight3,
+                        const float* bias3, int rows_per_group, const float* shared, const void* private_rows,
                         int num_heads, const int* offsets, const unsigned char* allowed, const int* actions,
                         const float* old_log_probability, const float* advantage, const float* target,
                         const float* old_value, const float* loss, float* statistics, float* gradient_private_weight,

@@ -10,9 +10,6 @@
 #include "numerics.h"
 
 #ifdef __AVX512F__
-#include <algorithm>
-#include <memory>
-#include <type_traits>
 #include <vector>
 
 namespace rbc {
@@ -23,9 +20,9 @@ constexpr int kHidden = 128;
 // Products in float32.
 struct Single {
   using Stored = float;
-  static constexpr int kNumbers = 1;                    // in a unit
-  static constexpr int kBlockRows = 64;                 // of which all activations fit a cache of half a megabyte
-  static constexpr int kTileRows = 8, kTileVectors = 2; // of a product that registers hold
+  static constexpr int kNumbers = 1;                     // in a unit
+  static constexpr int kBlockRows = 64;                  // whose activations fit a cache of half a megabyte
+  static constexpr int kTileRows = 8, kTileVectors = 2;  // of a product, in registers while it is added up
   RBC_FN static Floats multiply_add(Unit a, const Unit* b, Floats sum) {
     return (Floats)_mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_set1_epi32(a)), _mm512_loadu_ps(b), (__m512)sum);
   }
@@ -213,7 +210,8 @@ template <class T> struct Weights : Layers<const float> {
     for (int u = 0; u < num_units; ++u) {
       const int first = u * T::kNumbers, last = first + T::kNumbers - 1;
       for (int n = 0; n < kHidden; ++n) {
-        to[(n / kPanel<T> * num_units + u) * kPanel<T> + n % kPanel<T>] = T::unit(value(first, n), last < count ? value(last, n) : 0.0f);
+        Unit* const row = to + (n / kPanel<T> * num_units + u) * kPanel<T>;
+        row[n % kPanel<T>] = T::unit(value(first, n), last < count ? value(last, n) : 0.0f);
       }
     }
     return to;
@@ -285,8 +283,8 @@ template <class T> class Block {
   int num_lanes() const { return padded_; }
   Floats* outputs(int group) { return outputs_ + group * weights_.num_outputs; }
 
-  // Adds the gradients of the block to `sums` (private_weight there is (num_private, 128)) and to `shared` (groups, 128),
-  // from those of the outputs, which stand in their place.
+  // Adds the gradients of the block to `sums`, where private_weight is (num_private, 128), and to `shared` (groups, 128);
+  // those of the outputs stand in their place.
   void backward(const Layers<float>& sums, float* shared) {
     const Weights<T>& w = weights_;
     const int outputs_and_pad = w.num_outputs + w.num_outputs % 2;
@@ -296,8 +294,8 @@ template <class T> class Block {
         const Floats* const slope = outputs(row / kLanes) + n;
         const Floats even = slope[0], odd = n + 1 < w.num_outputs ? slope[1] : Floats{};
         even_sum += even, odd_sum += odd;
-        T::keep(even, odd, output_rows_ + n * kRowUnits + row / T::kNumbers,
-                output_rows_ + (n + 1) * kRowUnits + row / T::kNumbers, output_pairs_ + n / T::kNumbers * kRows + row, kRows);
+        Unit* const to = output_rows_ + n * kRowUnits + row / T::kNumbers;
+        T::keep(even, odd, to, to + kRowUnits, output_pairs_ + n / T::kNumbers * kRows + row, kRows);
       }
       sums.bias3[n] += fold(even_sum);
       if (n + 1 < w.num_outputs) sums.bias3[n + 1] += fold(odd_sum);
@@ -320,7 +318,8 @@ template <class T> class Block {
                   add_groups(shared, m, column, sum);
                   keep(m, column, sum, rows2_, pairs2_);  // both have served
                 });
-    multiply_into<T>(sums.private_weight, Operand<T>(private_pairs_, 1, w.num_private), w.num_private, row_units_, pairs2_);
+    const Operand<T> inputs(private_pairs_, 1, w.num_private);
+    multiply_into<T>(sums.private_weight, inputs, w.num_private, row_units_, pairs2_);
   }
 
  private:
