@@ -390,6 +390,18 @@ def test_advantages_are_standardised_over_the_batch(kernels: HostFunctionManager
 # What an update is given
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_first_pass_finds_the_policy_that_drew(precision: str) -> None:
+    """What the rollout and the update each say of the same states agrees: all ratios are 1, nothing is clipped."""
+    train = {"batch_size": 4, "ppo_num_updates": 1, "ppo_clip_param": 1e-3, "precision": precision}
+    trainer = RbcTrainer(load_config({**SETTINGS, "world": {"maxtime": 5}, "train": train}), "host")
+    trainer.train_iteration(0)
+    for agent in AGENT_TYPES:
+        trainer.update_type(agent, 0.0, 0)
+        statistics = dict(zip(LOSS_STATISTICS, trainer.learners[agent].statistics.tolist(), strict=True))
+        assert abs(statistics["kl"]) < 1e-6 and statistics["clipped"] == 0.0, (agent, statistics)
+
+
 @pytest.mark.parametrize("fraction", [0.3, 1.0])
 def test_a_fraction_of_the_consumers_is_learned_from(fraction: float, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {
