@@ -8,6 +8,7 @@ r·batch_size/N on. Rank 0 alone writes files. ``python -m rbc_warp.distributed 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import subprocess
@@ -114,6 +115,9 @@ def joined(config: Config, backend: str) -> Iterator[Processes]:
             f"train.batch_size = {config.train.batch_size} cannot be shared by {world_size} processes; "
             f"--set a multiple of {world_size}, or start another number of processes"
         )
+    # torch.optim imports this module, whose functions take the group of that moment as a default: imported after the
+    # group exists, it would keep the group and gloo's threads alive into the interpreter's end, where they can abort.
+    importlib.import_module("torch.distributed.nn.functional")
     own_gpu = backend == "pycuda" and os.environ.get("RBC_WARP_OWN_GPU") == "True"
     device = torch.device("cuda", 0) if own_gpu else torch.device("cpu")
     if own_gpu:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -81,6 +82,33 @@ def test_two_processes_play_the_same_episodes_and_learn_the_same(tmp_path):
     assert_close(two, one, "3")
     for record, expected in zip(two.read_metrics(), one.read_metrics(), strict=True):
         assert flat(record) == pytest.approx(flat(expected), rel=2e-3, abs=1e-5)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted as Linux shows them")
+def test_the_group_ends_with_the_run():
+    """A thread of gloo's that outlives it can abort the process while the interpreter ends."""
+    program = """
+import torch
+from pathlib import Path
+from rbc_warp.config import load_config
+from rbc_warp.distributed import joined
+
+def gloo():
+    return [name for name in (p.read_text() for p in Path("/proc/self/task").glob("*/comm")) if "gloo" in name]
+
+with joined(load_config({}), "host") as processes:
+    torch.optim.Adam([torch.nn.Parameter(torch.ones(3))])
+    assert processes.any(True) and gloo()
+assert not gloo(), gloo()
+"""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    places = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env={**os.environ, **places}, text=True, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_alone_every_exchange_is_the_identity():
