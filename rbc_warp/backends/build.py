@@ -36,7 +36,7 @@ def find_host_compiler() -> str:
     for name in (os.environ.get("CXX"), "g++", "c++"):
         if name and shutil.which(name):
             return name
-    raise BuildError("no C++ compiler found; install g++ 10 or newer (Debian: apt-get install g++) or set CXX to one")
+    raise BuildError("no C++ compiler found; install g++ 11 or newer (Debian: apt-get install g++) or set CXX to one")
 
 
 def find_nvcc() -> str | None:

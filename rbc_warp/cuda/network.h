@@ -143,25 +143,23 @@ void multiply_into(float* sums, const Operand<T>& a, int num_rows, int num_units
 
 // Transposes sixteen vectors of sixteen numbers.
 RBC_FN void transpose(Floats (&x)[kLanes]) {
-  const auto exchange = [&](int distance, auto low, auto high) {
+  const auto exchange = [&](int distance, Ints low, Ints high) {  // an index of 16 or more is b's
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes; ++i) {
       if (i & distance) continue;
-      const Floats a = x[i], b = x[i + distance];
-      x[i] = low(a, b);
-      x[i + distance] = high(a, b);
+      const __m512 a = (__m512)x[i], b = (__m512)x[i + distance];
+      x[i] = (Floats)_mm512_permutex2var_ps(a, (__m512i)low, b);
+      x[i + distance] = (Floats)_mm512_permutex2var_ps(a, (__m512i)high, b);
     }
   };
-#define RBC_SHUFFLE(...) [](Floats a, Floats b) { return __builtin_shufflevector(a, b, __VA_ARGS__); }
-  exchange(1, RBC_SHUFFLE(0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30),
-           RBC_SHUFFLE(1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31));
-  exchange(2, RBC_SHUFFLE(0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29),
-           RBC_SHUFFLE(2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31));
-  exchange(4, RBC_SHUFFLE(0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27),
-           RBC_SHUFFLE(4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31));
-  exchange(8, RBC_SHUFFLE(0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23),
-           RBC_SHUFFLE(8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31));
-#undef RBC_SHUFFLE
+  exchange(1, Ints{0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30},
+           Ints{1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31});
+  exchange(2, Ints{0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29},
+           Ints{2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31});
+  exchange(4, Ints{0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27},
+           Ints{4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31});
+  exchange(8, Ints{0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23},
+           Ints{8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31});
 }
 
 // Aligned memory, handed out piece by piece.

@@ -58,9 +58,12 @@ RBC_FN Floats to_float(Ints i) { return __builtin_convertvector(i, Floats); }
 RBC_FN float fold(Floats x) {
   typedef float Eight __attribute__((vector_size(32)));
   typedef float Four __attribute__((vector_size(16)));
-  const Eight eight = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) +
-                      __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
-  const Four four = __builtin_shufflevector(eight, eight, 0, 1, 2, 3) + __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
+  Eight eights[2];
+  memcpy(eights, &x, sizeof(x));
+  const Eight eight = eights[0] + eights[1];
+  Four fours[2];
+  memcpy(fours, &eight, sizeof(eight));
+  const Four four = fours[0] + fours[1];
   return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
