@@ -677,7 +677,7 @@ def test_what_is_missing_for_a_build_is_named(tmp_path: Path, monkeypatch: pytes
         build.build_device("sm_90")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(build.BuildError, match=r"no C\+\+ compiler found; install g\+\+ 10 or newer"):
+    with pytest.raises(build.BuildError, match=r"no C\+\+ compiler found; install g\+\+ 11 or newer"):
         build.build_host()
 
 

@@ -303,7 +303,7 @@ def test_doctor_names_what_is_missing_and_the_remedy(
     shown = capsys.readouterr().out
     for missing, remedy in {
         "rl-warp-drive": "run `make setup`",
-        "C\\+\\+ compiler": "install g\\+\\+ 10 or newer",
+        "C\\+\\+ compiler": "install g\\+\\+ 11 or newer",
         "kernel cache": "set RBC_WARP_CACHE to a folder you can write to",
     }.items():
         assert re.search(rf"^MISS {missing} .*\n +→ {remedy}", shown, re.MULTILINE), shown
