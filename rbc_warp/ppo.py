@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rbc_warp.backends.kernels import LOSS_PARAMETERS, LOSS_STATISTICS, SAMPLE_COLUMNS, Heads, Kernels
+from rbc_warp.backends.kernels import LOSS_PARAMETERS, LOSS_STATISTICS, SAMPLE_COLUMNS, Heads, Kernels, Loss
 from rbc_warp.policies import HIDDEN, Layers, Policy
 
 # Bytes of one layer's activations in a block: a processor core's cache, or a part of a GPU's memory.
@@ -101,14 +101,6 @@ class Learner:
             held = self._buffers[key] = torch.empty(rows, columns, dtype=self.dtype, device=self.device)
         return held[:rows]
 
-    def encode(self, public: torch.Tensor, private: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Network inputs of states: public (N, 4J+3) → (N, num_public); private (rows, d) → (rows, num_private)."""
-        encoder = self.policy.encoder
-        encoded = encoder.encode_public(public)
-        if private is None or not encoder.num_private:
-            return encoded, encoded.new_empty(len(encoded), 0, dtype=self.dtype)
-        return encoded, encoder.encode_private(private).to(self.dtype)
-
     def _rounded_layers(self) -> Layers:
         """The parameters in the products' precision."""
         return self.policy.layers(self.policy.flat.detach().to(self.dtype))
@@ -150,51 +142,43 @@ class Learner:
             else:
                 out[rows] = torch.addmm(layers.bias3, second, layers.weight3.T)
 
-    @torch.no_grad()
-    def gradient(self, batch: Batch, weights: LossWeights) -> None:
-        """Adds the loss gradient to ``policy.flat.grad`` and the loss statistics to ``statistics``."""
-        exact = self.policy.layers(self.policy.flat.detach())
-        grad = self.policy.layers(self.policy.flat.grad)
-        num_observations, num_rows = len(batch.public), len(batch.actions)
-        agents = num_rows // num_observations
+    def loss(self, batch: Batch, weights: LossWeights) -> Loss:
+        """The loss of a batch; its statistics are added to ``statistics``."""
         figures = {
             "CLIP": weights.clip,
             "ENTROPY_WEIGHT": weights.entropy,
             "VALUE_WEIGHT": weights.value,
-            "ROW_WEIGHT": 1.0 / (num_rows * self.world_size),
+            "ROW_WEIGHT": 1.0 / (len(batch.actions) * self.world_size),
             "USE_PPO": float(weights.use_ppo),
         }
-        loss = torch.tensor([figures[name] for name in LOSS_PARAMETERS], device=self.device)
+        words = torch.tensor([figures[name] for name in LOSS_PARAMETERS], device=self.device)
+        return Loss(self.heads, {name: getattr(batch, name) for name in SAMPLE_COLUMNS}, words, self.statistics)
+
+    @torch.no_grad()
+    def gradient(self, batch: Batch, loss: Loss) -> None:
+        """Adds the loss gradient to ``policy.flat.grad`` and the loss statistics to ``statistics``."""
+        exact = self.policy.layers(self.policy.flat.detach())
+        grad = self.policy.layers(self.policy.flat.grad)
         shared = torch.addmm(exact.bias1, batch.public, exact.public.T)
-        shared_grad = torch.empty(num_observations, HIDDEN, device=self.device)
+        shared_grad = torch.empty_like(shared)
         if self.network is not None:
-            sample = {name: getattr(batch, name) for name in SAMPLE_COLUMNS}
-            self.network.network_gradient(
-                self.heads, exact, shared, batch.private, sample, loss, self.statistics, grad, shared_grad
-            )
+            self.network.network_gradient(exact, shared, batch.private, loss, grad, shared_grad)
         else:
-            self._gradient_by_blocks(batch, agents, shared.to(self.dtype), loss, grad, shared_grad)
+            self._gradient_by_blocks(batch, shared.to(self.dtype), loss, grad, shared_grad)
         grad.public.add_(shared_grad.T @ batch.public)
         grad.bias1.add_(shared_grad.sum(0))
 
     def _gradient_by_blocks(
-        self,
-        batch: Batch,
-        agents: int,
-        shared: torch.Tensor,
-        loss: torch.Tensor,
-        grad: Layers,
-        shared_grad: torch.Tensor,
+        self, batch: Batch, shared: torch.Tensor, loss: Loss, grad: Layers, shared_grad: torch.Tensor
     ) -> None:
         """Adds to ``grad`` all but the first layer's public part, whose gradient goes to ``shared_grad``."""
-        layers = self._rounded_layers()
+        layers, agents = self._rounded_layers(), len(batch.actions) // len(batch.public)
         for observations, rows in self._blocks(len(batch.public), agents):
             private = batch.private[rows]
             first, second = self._hidden(shared[observations], private, layers)
             logits = self._buffer("logits", len(second), self.policy.num_actions + 1)
             torch.addmm(layers.bias3, second, layers.weight3.T, out=logits)
-            sample = {name: getattr(batch, name)[rows] for name in SAMPLE_COLUMNS}
-            self.kernels.loss(self.heads, logits, sample, loss, self.statistics)  # logits now hold their gradient
+            self.kernels.loss(logits, loss.of(rows))  # logits now hold their gradient
             grad.weight3.add_(logits.T @ second)
             grad.bias3.add_(self._masked_sum(logits, None, agents))
             second_grad, first_grad = self._buffer("second_grad", len(second)), self._buffer("first_grad", len(first))
@@ -225,11 +209,12 @@ class Learner:
         """Optimizer steps on one batch, ``passes`` of them; returns the gradient's norm before clipping (a scalar)."""
         self.statistics.zero_()
         norm = torch.zeros((), device=self.device)
+        loss = self.loss(batch, weights)
         for _ in range(passes):
             gradient = self.policy.flat.grad
             assert gradient is not None
             gradient.zero_()
-            self.gradient(batch, weights)
+            self.gradient(batch, loss)
             self.reduce(gradient)
             norm = torch.linalg.vector_norm(gradient)
             if max_grad_norm is not None:

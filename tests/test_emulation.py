@@ -12,7 +12,7 @@ import torch
 
 from rbc_warp.backends.build import HOST_FLAGS, SOURCES, find_host_compiler
 from rbc_warp.backends.host import HostFunction, HostFunctionManager
-from rbc_warp.backends.kernels import LOSS_STATISTICS, Heads
+from rbc_warp.backends.kernels import LOSS_STATISTICS, Heads, Loss
 from rbc_warp.config import load_config
 from rbc_warp.economy import AGENT_TYPES
 from rbc_warp.trainer import Draw, RbcTrainer
@@ -94,7 +94,7 @@ def test_device_loss_equals_host(emulator: ctypes.CDLL, use_ppo: float) -> None:
     weights = torch.tensor([0.1, 0.5, 1.0, 1.0 / rows, use_ppo])
     manager = HostFunctionManager(num_agents=1, num_envs=1)
     expected, statistics = logits.clone(), torch.zeros(len(LOSS_STATISTICS))
-    manager.loss(heads, expected, sample, weights, statistics)
+    manager.loss(expected, Loss(heads, sample, weights, statistics))
 
     threads, found = 32, logits.clone()
     blocks = (rows + threads - 1) // threads

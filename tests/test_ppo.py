@@ -12,7 +12,7 @@ from torch.nn.functional import huber_loss
 
 from rbc_warp import ppo
 from rbc_warp.backends.host import HostFunctionManager
-from rbc_warp.backends.kernels import LOSS_STATISTICS, Heads, TorchActivations
+from rbc_warp.backends.kernels import LOSS_STATISTICS, Heads, TorchNetwork
 from rbc_warp.config import load_config
 from rbc_warp.economy import AGENT_TYPES, Economy
 from rbc_warp.policies import Policy, make_policies
@@ -81,7 +81,8 @@ class Case:
         random = torch.Generator().manual_seed(2)
         size = self.economy.public.size
         public, private = self.states[:, 0, :size], self.states[..., size:].flatten(0, 1)
-        encoded = self.learner.encode(public, private if private.shape[1] else None)
+        encoder = self.policy.encoder
+        inputs = encoder.encode_private(private) if private.shape[1] else private
         rows = self.states.shape[0] * self.states.shape[1]
         logits = self.policy.outputs(self.states).detach().flatten(0, 1)
         actions, log_probability = [], torch.zeros(rows)
@@ -96,10 +97,9 @@ class Case:
             return scale * torch.randn(rows, generator=random)
 
         value = logits[:, -1]
-        private_rows = encoded[1] if encoded[1].shape[1] else encoded[1].new_zeros(rows, 0)
         return Batch(
-            public=encoded[0],
-            private=private_rows,
+            public=encoder.encode_public(public),
+            private=inputs.to(self.learner.dtype),
             actions=torch.cat(actions, dim=1).int(),
             log_probability=log_probability + normal(0.2),  # ratios inside and outside 1 ± clip
             value=value + normal(0.2),
@@ -110,7 +110,8 @@ class Case:
     def learner_gradient(self, weights: LossWeights, batch: Batch | None = None) -> torch.Tensor:
         self.policy.flat.grad.zero_()
         self.learner.statistics.zero_()
-        self.learner.gradient(self.batch if batch is None else batch, weights)
+        batch = self.batch if batch is None else batch
+        self.learner.gradient(batch, self.learner.loss(batch, weights))
         return self.policy.flat.grad.clone()
 
 
@@ -453,13 +454,13 @@ def test_what_stands_between_products_is_as_torch_states_it(
 
     x, shared = random(groups * rows, columns), random(groups, columns)
     expected = x.clone()
-    TorchActivations.add_relu(expected, shared)
+    TorchNetwork.add_relu(expected, shared)
     kernels.add_relu(x, shared)
     assert torch.equal(x, expected)
     for activation in (None, random(groups * rows, columns)):
         gradient, sums = random(groups * rows, columns), torch.full((groups, columns), torch.nan)
         expected, expected_sums = gradient.clone(), sums.clone()
-        TorchActivations.mask_and_sum(expected, activation, expected_sums)
+        TorchNetwork.mask_and_sum(expected, activation, expected_sums)
         kernels.mask_and_sum(gradient, activation, sums)
         assert torch.equal(gradient, expected)
         torch.testing.assert_close(sums, expected_sums, rtol=1e-5, atol=1e-5)

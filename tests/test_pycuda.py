@@ -26,7 +26,7 @@ from rbc_warp.backends.kernels import (
     LOSS_KERNEL,
     LOSS_STATISTICS,
     THREADS_PER_BLOCK,
-    TorchActivations,
+    TorchNetwork,
 )
 from rbc_warp.config import Config, load_config
 from rbc_warp.economy import AGENT_TYPES
@@ -206,7 +206,7 @@ class FakeDriver:
             if name == LOSS_KERNEL:  # the host's adds all rows up itself; the device's leaves a row for each block
                 rows, heads, offsets, allowed, logits, *sample, loss, statistics = converted
                 ctypes.memset(statistics, 0, 4 * len(LOSS_STATISTICS) * grid[0])
-                function(rows, 1, heads, offsets, allowed, logits, 0, *sample, loss, statistics)
+                function(rows, 1, logits, 0, heads, offsets, allowed, *sample, loss, statistics)
                 return
             function(grid[0], 1, *converted)
 
@@ -264,7 +264,7 @@ def test_the_pycuda_path_trains_as_the_host_does(
 ) -> None:
     # On the GPU torch multiplies the matrices, and adds rows up in another order than the host's kernels.
     for name in ("network", "add_relu", "mask_and_sum"):
-        monkeypatch.setattr(host.HostFunctionManager, name, staticmethod(getattr(TorchActivations, name)))
+        monkeypatch.setattr(host.HostFunctionManager, name, staticmethod(getattr(TorchNetwork, name)))
     (first, on_host), (second, on_fake) = (trained(backend, precision, 3) for backend in ("host", "pycuda"))
     assert second.backend == "pycuda" and type(second.cuda_envs.cuda_data_manager).__name__ == "DeviceDataManager"
     for agent in AGENT_TYPES:

@@ -11,7 +11,7 @@ from warp_drive.managers.data_manager import CUDADataManager
 from warp_drive.managers.function_manager import CUDAFunctionManager
 
 from rbc_warp.backends.build import build_host
-from rbc_warp.backends.kernels import DEFAULT_KERNELS, LOSS_KERNEL, SAMPLE_COLUMNS, FusedNetwork, Heads
+from rbc_warp.backends.kernels import DEFAULT_KERNELS, LOSS_KERNEL, SAMPLE_COLUMNS, FusedNetwork, Loss
 from rbc_warp.policies import Layers
 
 # Below so many agents in all environments, waking a second thread costs more than it saves.
@@ -99,33 +99,30 @@ class HostFunctionManager(CUDAFunctionManager):
         assert tensor.is_contiguous()
         return ctypes.c_void_p(tensor.data_ptr())
 
-    def loss(
-        self,
-        heads: Heads,
-        logits: torch.Tensor,
-        sample: dict[str, torch.Tensor],
-        weights: torch.Tensor,
-        statistics: torch.Tensor,
-    ) -> None:
-        """Replaces ``logits`` (rows, actions+1) by the loss gradient; adds the loss statistics to ``statistics``."""
+    def loss(self, logits: torch.Tensor, loss: Loss) -> None:
+        """Replaces ``logits`` (rows, actions+1) by the loss gradient; adds the loss statistics."""
         rows = logits.shape[0]
         getattr(self.library, LOSS_KERNEL)(
             rows,
             threads_for(rows * 16),
-            len(heads.sizes),
-            self.pointer(heads.offsets),
-            self.pointer(heads.allowed),
             self.pointer(logits),
             int(logits.dtype == torch.bfloat16),
-            *(self.pointer(sample[name]) for name in SAMPLE_COLUMNS),
-            self.pointer(weights),
-            self.pointer(statistics),
+            *self._loss_arguments(loss),
+        )
+
+    def _loss_arguments(self, loss: Loss) -> tuple[Any, ...]:
+        return (
+            len(loss.heads.sizes),
+            self.pointer(loss.heads.offsets),
+            self.pointer(loss.heads.allowed),
+            *(self.pointer(loss.sample[name]) for name in SAMPLE_COLUMNS),
+            self.pointer(loss.weights),
+            self.pointer(loss.statistics),
         )
 
     def network(self, dtype: torch.dtype) -> FusedNetwork | None:
         """The network as one kernel, if this processor has what it takes in products of this precision."""
-        fused = self.library.RbcNetworkPrecisions() & (2 if dtype == torch.bfloat16 else 1)
-        return self if fused else None
+        return self if self.library.RbcFusesNetwork(int(dtype == torch.bfloat16)) else None
 
     def network_logits(self, layers: Layers, shared: torch.Tensor, private: torch.Tensor, out: torch.Tensor) -> None:
         """Logits and values ``out`` (rows, actions+1) float32. shared: (groups, 128) float32, the first layer's part
@@ -137,29 +134,21 @@ class HostFunctionManager(CUDAFunctionManager):
 
     def network_gradient(
         self,
-        heads: Heads,
         layers: Layers,
         shared: torch.Tensor,
         private: torch.Tensor,
-        sample: dict[str, torch.Tensor],
-        weights: torch.Tensor,
-        statistics: torch.Tensor,
+        loss: Loss,
         gradient: Layers,
         shared_gradient: torch.Tensor,
     ) -> None:
         """Adds the loss gradient to ``gradient``, but for the first layer's public part and bias: their
         gradients follow from that of ``shared``, which ``shared_gradient`` becomes. Adds the loss statistics."""
-        rows = len(sample["actions"])
+        rows = len(private)
         self.library.RbcNetworkGradient(
             len(shared),
             threads_for(rows * 16),
             *self._network_arguments(layers, shared, private, rows),
-            len(heads.sizes),
-            self.pointer(heads.offsets),
-            self.pointer(heads.allowed),
-            *(self.pointer(sample[name]) for name in SAMPLE_COLUMNS),
-            self.pointer(weights),
-            self.pointer(statistics),
+            *self._loss_arguments(loss),
             *(self.pointer(getattr(gradient, name)) for name in FUSED_LAYERS),
             self.pointer(shared_gradient),
         )
@@ -178,7 +167,7 @@ class HostFunctionManager(CUDAFunctionManager):
         )
 
     def add_relu(self, x: torch.Tensor, shared: torch.Tensor) -> None:
-        """As :meth:`TorchActivations.add_relu`, in one pass."""
+        """As :meth:`TorchNetwork.add_relu`, in one pass."""
         rows, columns = x.shape
         half = int(x.dtype == torch.bfloat16)
         self.library.RbcAddRelu(
@@ -186,7 +175,7 @@ class HostFunctionManager(CUDAFunctionManager):
         )
 
     def mask_and_sum(self, gradient: torch.Tensor, activation: torch.Tensor | None, sums: torch.Tensor) -> None:
-        """As :meth:`TorchActivations.mask_and_sum`, in one pass."""
+        """As :meth:`TorchNetwork.mask_and_sum`, in one pass."""
         groups, columns = sums.shape
         masks = None if activation is None else self.pointer(activation)
         self.library.RbcMaskAndSum(

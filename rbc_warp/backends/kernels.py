@@ -6,6 +6,8 @@ from the data manager or from :meth:`Kernels.pointer`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,18 +30,28 @@ DRAW_GREEDY, DRAW_FROM_PROBABILITIES = 1, 2
 SAMPLE_COLUMNS = ("actions", "log_probability", "advantage", "target", "value")
 
 
+@dataclass(frozen=True)
+class Loss:
+    """What the loss of a batch is computed from, besides the network's outputs, and where its parts are added up."""
+
+    heads: Heads
+    sample: Mapping[str, torch.Tensor]
+    """By SAMPLE_COLUMNS: ``actions`` (rows, heads) int32, the others (rows,) float32."""
+    weights: torch.Tensor
+    """(5,) float32, in the order of LOSS_PARAMETERS."""
+    statistics: torch.Tensor
+    """(5,) float32, in the order of LOSS_STATISTICS: a kernel adds the sums over its rows."""
+
+    def of(self, rows: slice) -> Loss:
+        """That of some of the rows."""
+        return replace(self, sample={name: column[rows] for name, column in self.sample.items()})
+
+
 class Kernels(Protocol):
     """What a backend's function manager adds to WarpDrive's."""
 
     def pointer(self, tensor: torch.Tensor) -> Any: ...
-    def loss(
-        self,
-        heads: Heads,
-        logits: torch.Tensor,
-        sample: dict[str, torch.Tensor],
-        weights: torch.Tensor,
-        statistics: torch.Tensor,
-    ) -> None: ...
+    def loss(self, logits: torch.Tensor, loss: Loss) -> None: ...
     def add_relu(self, x: torch.Tensor, shared: torch.Tensor) -> None: ...
     def mask_and_sum(self, gradient: torch.Tensor, activation: torch.Tensor | None, sums: torch.Tensor) -> None: ...
     def network(self, dtype: torch.dtype) -> FusedNetwork | None: ...
@@ -53,24 +65,22 @@ class FusedNetwork(Protocol):
     ) -> None: ...
     def network_gradient(
         self,
-        heads: Heads,
         layers: Layers,
         shared: torch.Tensor,
         private: torch.Tensor,
-        sample: dict[str, torch.Tensor],
-        weights: torch.Tensor,
-        statistics: torch.Tensor,
+        loss: Loss,
         gradient: Layers,
         shared_gradient: torch.Tensor,
     ) -> None: ...
 
 
-class TorchActivations:
-    """What stands between a network's matrix products, as torch states it. Rows come in groups of equal size."""
+class TorchNetwork:
+    """The network where torch multiplies its matrices: what stands between the products. Rows come in groups of equal
+    size."""
 
     @staticmethod
     def network(dtype: torch.dtype) -> FusedNetwork | None:
-        """There is none: torch multiplies the matrices."""
+        """There is no kernel that does all."""
         return None
 
     @staticmethod

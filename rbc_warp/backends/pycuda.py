@@ -20,8 +20,8 @@ from rbc_warp.backends.kernels import (
     LOSS_STATISTICS,
     SAMPLE_COLUMNS,
     THREADS_PER_BLOCK,
-    Heads,
-    TorchActivations,
+    Loss,
+    TorchNetwork,
 )
 
 FIRM_SCRATCH_BYTES = 4 * 4  # kScratchPerFirm floats
@@ -44,7 +44,7 @@ def loss_block(width: int, num_heads: int) -> tuple[int, int]:
     return rows, rows * per_row
 
 
-class RbcFunctionManager(TorchActivations, PyCUDAFunctionManager):
+class RbcFunctionManager(TorchNetwork, PyCUDAFunctionManager):
     """Loads our fatbin; blocks have a fixed number of threads that loop over an environment's agents."""
 
     device = torch.device("cuda")
@@ -74,16 +74,10 @@ class RbcFunctionManager(TorchActivations, PyCUDAFunctionManager):
         assert tensor.is_contiguous()
         return CudaTensorHolder(tensor)
 
-    def loss(
-        self,
-        heads: Heads,
-        logits: torch.Tensor,
-        sample: dict[str, torch.Tensor],
-        weights: torch.Tensor,
-        statistics: torch.Tensor,
-    ) -> None:
-        """Replaces ``logits`` (rows, actions+1) by the loss gradient; adds the loss statistics to ``statistics``."""
+    def loss(self, logits: torch.Tensor, loss: Loss) -> None:
+        """Replaces ``logits`` (rows, actions+1) by the loss gradient; adds the loss statistics."""
         rows, width = logits.shape
+        heads = loss.heads
         rows_per_block, shared = loss_block(width, len(heads.sizes))
         blocks = (rows + rows_per_block - 1) // rows_per_block
         kernel = self._cuda_functions[LOSS_KERNEL]
@@ -97,8 +91,8 @@ class RbcFunctionManager(TorchActivations, PyCUDAFunctionManager):
             self.pointer(heads.offsets),
             self.pointer(heads.allowed),
             self.pointer(gradient),
-            *(self.pointer(sample[name]) for name in SAMPLE_COLUMNS),
-            self.pointer(weights),
+            *(self.pointer(loss.sample[name]) for name in SAMPLE_COLUMNS),
+            self.pointer(loss.weights),
             self.pointer(partial),
             block=(rows_per_block, 1, 1),
             grid=(blocks, 1),
@@ -106,4 +100,4 @@ class RbcFunctionManager(TorchActivations, PyCUDAFunctionManager):
         )
         if gradient is not logits:
             logits.copy_(gradient)
-        statistics += partial.sum(0)
+        loss.statistics.add_(partial.sum(0))

@@ -494,8 +494,8 @@ void CudaRbcSample(int num_envs, int num_threads, RBC_SAMPLE_ARGUMENTS) {
 }
 
 // Loss gradient of `num_rows` rows, in place of their logits; statistics are summed in a fixed order of rows.
-void CudaRbcLoss(int num_rows, int num_threads, int num_heads, const int* offsets, const unsigned char* allowed,
-                 void* logits, int bfloat16, const int* actions, const float* old_log_probability,
+void CudaRbcLoss(int num_rows, int num_threads, void* logits, int bfloat16, int num_heads, const int* offsets,
+                 const unsigned char* allowed, const int* actions, const float* old_log_probability,
                  const float* advantage, const float* target, const float* old_value, const float* loss,
                  float* statistics) {
   const Heads heads = {num_heads, offsets, allowed};
@@ -520,16 +520,16 @@ void CudaRbcLoss(int num_rows, int num_threads, int num_heads, const int* offset
   }
 }
 
-// The network with its loss in one pass (network.h), where the processor has what it takes. Bits of the answer: 1 in
-// float32, 2 in bfloat16. AMX multiplies bfloat16 several times as fast, by way of torch.
-int RbcNetworkPrecisions() {
-#ifdef __AVX512F__
-#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
-  return 3;
-#else
+// Whether the network with its loss is one kernel here (network.h). AMX multiplies bfloat16 several times as fast, by way
+// of torch.
+int RbcFusesNetwork(int bfloat16) {
+#if defined(__AVX512F__) && defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+  (void)bfloat16;
   return 1;
-#endif
+#elif defined(__AVX512F__)
+  return !bfloat16;
 #else
+  (void)bfloat16;
   return 0;
 #endif
 }
