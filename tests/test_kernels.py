@@ -1,15 +1,12 @@
-"""The kernels on the host: the same economy as the reference, the promised accuracy, and how they are built."""
+"""The kernels on the host: the same economy as the reference."""
 
 from __future__ import annotations
 
-import ctypes
 import json
-import multiprocessing
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +43,6 @@ from rbc_warp.economy import AGENT_TYPES, Economy
 from rbc_warp.env import PARAMETERS, SIZES, STAGE, STEP_ARGUMENTS
 from rbc_warp.reference import Outcome, Stage, State
 from rbc_warp.simulation import ActionError, make_envs, play, set_stage
-from rbc_warp.utility import fit_utility
 
 FLOAT32 = {"rtol": 2e-6, "money_atol": 2e-3, "goods_atol": 2e-4}
 ALL_SIZES = [(100, 10), (17, 4), (1, 1)]
@@ -433,125 +429,7 @@ def test_step_arguments_are_in_the_order_of_the_kernel() -> None:
         assert kind == types[passed_name], name
 
 
-# Accuracy
-
-
-@pytest.fixture(scope="module")
-def probe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ctypes.CDLL]:
-    library = tmp_path_factory.mktemp("probe") / "probe.so"
-    source = Path(__file__).with_name("numerics_probe.cpp")
-    warnings = ["-Wall", "-Wextra", "-Werror"]
-    command = [build.find_host_compiler(), *build.HOST_FLAGS, *warnings, "-I", build.SOURCES, source, "-o", library]
-    subprocess.run(command, check=True)
-    return ctypes.CDLL(str(library))
-
-
-def apply(probe: ctypes.CDLL, name: str, x: np.ndarray, parameter: float = 0.0) -> np.ndarray:
-    x = np.ascontiguousarray(x, np.float32)
-    out = np.full_like(x, np.nan)
-    pointers = (array.ctypes.data_as(ctypes.c_void_p) for array in (x, out))
-    getattr(probe, f"probe_{name}")(len(x), next(pointers), ctypes.c_float(parameter), next(pointers))
-    return out
-
-
-def ulps(got: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Error in units of the last place of the float32 nearest to the truth."""
-    return np.abs(got - truth) / np.spacing(np.abs(truth).astype(np.float32)).astype(np.float64)
-
-
-def many(low: float, high: float, size: int = 16 * 4096) -> np.ndarray:
-    """Numbers over many magnitudes, float32."""
-    return np.geomspace(low, high, size).astype(np.float32)
-
-
-@pytest.mark.parametrize("crra", [0.0, 0.1, 0.3, 0.5, 0.9, 0.999, 1.0 - 2**-22, 1.0, 1.001, 1.5, 2.0, 5.0, 20.0])
-def test_utility_is_accurate(probe: ctypes.CDLL, crra: float) -> None:
-    units = np.concatenate([[0.0], np.linspace(0, 10, 5001), many(1e-30, 1e3)]).astype(np.float32)
-    crra = float(np.float32(crra))
-    got = apply(probe, "utility", units, crra)
-    truth = reference.utility(units.astype(np.float64), crra)
-    assert ulps(got, truth).max() <= 10.0
-    assert got[0] == 0.0 and np.all(np.diff(got[1:5002]) > -1e-6)
-
-
-@pytest.mark.parametrize("crra", [0.0, 0.1, 0.5, 0.999, 1.0, 1.001, 2.0, 3.0])
-@pytest.mark.parametrize("most", [1.0, 10.0, 13.9, 200.0])
-def test_fitted_utility_is_accurate(probe: ctypes.CDLL, crra: float, most: float) -> None:
-    fit = fit_utility(crra, most)
-    if most == 200.0 and crra > 0.5:  # too curved for so coarse a division
-        assert fit.shift == 0
-        return
-    units = np.concatenate([[0.0], many(1e-30, 1.0), np.linspace(0.0, most, 20001)]).astype(np.float32)
-    units = np.unique(units[units <= most])
-    got = np.full_like(units, np.nan)
-    pointer = ctypes.c_void_p
-    inputs = (units.ctypes.data_as(pointer), fit.tables.ctypes.data_as(pointer), fit.shift)
-    probe.probe_fitted_utility(len(units), *inputs, got.ctypes.data_as(pointer))
-    truth = reference.utility(units.astype(np.float64), crra)
-    assert ulps(got, truth).max() <= 3.0
-    assert got[0] == 0.0 and np.all(np.diff(got.astype(np.float64)) > -1e-6 * most)
-
-
-@pytest.mark.parametrize("crra, most", [(0.1, 300.0), (1.0, 100.0), (5.0, 10.0), (100.0, 10.0)])
-def test_no_fit_is_used_where_it_is_not_exact(crra: float, most: float) -> None:
-    assert fit_utility(crra, most).shift == 0
-
-
-FUNCTIONS = {
-    "exp": (np.exp, np.concatenate([-many(1e-6, 86.0), many(1e-6, 87.0)]), 1.0),
-    "expm1": (np.expm1, np.concatenate([-many(1e-30, 86.0), many(1e-30, 87.0)]), 2.0),
-    "log": (np.log, many(1e-37, 1e38), 2.0),
-    "log1p": (np.log1p, many(1e-37, 1e38), 2.0),
-}
-
-
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_functions_are_accurate_and_alike_in_every_lane(probe: ctypes.CDLL, name: str) -> None:
-    function, x, bound = FUNCTIONS[name]
-    got = apply(probe, name, x)
-    error = ulps(got, function(x.astype(np.float64)))
-    assert error.max() <= bound, f"{error.max():.2f} ulp at {x[np.argmax(error)]}"
-    np.testing.assert_array_equal(apply(probe, f"{name}_lanes", x), got)
-
-
-def test_functions_are_total(probe: ctypes.CDLL) -> None:
-    """No input that a diverging run could produce makes them overflow the exponent's bits."""
-    wild = np.array([-np.inf, -1e30, -100.0, 100.0, 1e30, np.inf] + [0.0] * 10, np.float32)
-    for name in ("exp", "expm1", "exp_lanes", "expm1_lanes"):
-        assert np.isfinite(apply(probe, name, wild)).all(), name
-    np.testing.assert_array_equal(apply(probe, "power", np.array([0.0, 0.0, -1.0, 5.0]), 0.5)[:3], [0.0, 0.0, 0.0])
-    np.testing.assert_array_equal(apply(probe, "power", np.array([0.0, 7.0]), 0.0), [1.0, 1.0])  # as 0.0**0.0
-
-
-@pytest.mark.parametrize("exponent", [0.2, 0.4, 0.5, 0.8, 1.0])
-def test_power_is_accurate(probe: ctypes.CDLL, exponent: float) -> None:
-    x = many(1e-3, 1e12)
-    truth = x.astype(np.float64) ** float(np.float32(exponent))
-    np.testing.assert_allclose(apply(probe, "power", x, exponent), truth, rtol=4e-6)
-
-
-# Known answers of Philox4x32-10 from the Random123 distribution: counter, key, result.
-PHILOX = [
-    ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
-    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
-]
-
-
-@pytest.mark.parametrize(("counter", "key", "expected"), PHILOX)
-def test_philox_gives_the_known_answers(probe: ctypes.CDLL, counter: str, key: str, expected: str) -> None:
-    words = [np.array([int(word, 16) for word in text.split()], np.uint32) for text in (counter, key, expected)]
-    out = np.zeros(8, np.uint32)
-    probe.probe_philox(*(array.ctypes.data_as(ctypes.c_void_p) for array in (words[0], words[1], out)))
-    np.testing.assert_array_equal(out[:4], words[2])
-    np.testing.assert_array_equal(out[4:], words[2])
-
-
-def test_uniforms_lie_in_the_unit_interval(probe: ctypes.CDLL) -> None:
-    words = np.array([0, 255, 256, 2**31, 2**32 - 1], np.uint32)
-    out = np.zeros(5, np.float32)
-    probe.probe_uniform(5, *(array.ctypes.data_as(ctypes.c_void_p) for array in (words, out)))
-    np.testing.assert_array_equal(out, np.array([0.0, 0.0, 2**-24, 0.5, 1.0 - 2**-24], np.float32))
+# Faults of the kernels
 
 
 def test_the_kernels_have_no_undefined_behaviour(tmp_path: Path) -> None:
@@ -574,116 +452,3 @@ def test_the_kernels_have_no_undefined_behaviour(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(rbc_warp.__file__).parents[1])}
     result = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
     assert result.stdout == "sound\n" and "runtime error" not in result.stderr, result.stderr[-2000:]
-
-
-# Building
-
-
-def device_architectures() -> list[str]:
-    nvcc = build.find_nvcc()
-    if nvcc is None:
-        return []
-    offered = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
-    return ["sm_75", "sm_80", "sm_90", *(new for new in ("sm_100", "sm_120") if new in offered)]
-
-
-@pytest.mark.skipif(build.find_nvcc() is None, reason="there is no nvcc")
-@pytest.mark.parametrize("architecture", device_architectures())
-def test_nvcc_builds(architecture: str) -> None:
-    binary = build.build_device(architecture).read_bytes()
-    assert len(binary) > 1000 and int.from_bytes(binary[:4], "little") == 0xBA55ED50  # a fatbin's magic number
-
-
-def fake_compiler(folder: Path, body: str) -> Path:
-    """A compiler that counts its calls in ``calls`` and then runs ``body``, where $out is what it should write."""
-    path = folder / "compiler"
-    path.write_text(
-        '#!/bin/sh\n[ "$1" = --version ] && echo 1.0 && exit\n'
-        f'echo "$@" >> "{folder}/calls"\n'
-        'while [ $# -gt 0 ]; do [ "$1" = -o ] && out=$2; shift; done\n' + body
-    )
-    path.chmod(0o755)
-    return path
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("RBC_WARP_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-def build_and_check(queue: Any) -> None:
-    path = build.build_host()
-    queue.put((str(path), path.read_text()))
-
-
-def test_processes_that_build_at_once_build_once(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(
-        "CXX", str(fake_compiler(tmp_path, 'sleep 0.3; echo half > "$out"; sleep 0.3; echo >> "$out"\n'))
-    )
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    processes = [context.Process(target=build_and_check, args=(queue,)) for _ in range(3)]
-    for process in processes:
-        process.start()
-    built = {queue.get(timeout=20) for _ in processes}
-    for process in processes:
-        process.join()
-    assert len(built) == 1 and built.pop()[1] == "half\n\n"
-    assert len((tmp_path / "calls").read_text().splitlines()) == 1
-    assert sorted(path.suffix for path in cache.iterdir()) == ["", ".so"]  # the lock, and no left-overs
-
-
-def test_a_build_depends_on_source_compiler_and_flags(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    compiler = fake_compiler(tmp_path, 'echo built > "$out"\n')
-    monkeypatch.setenv("CXX", str(compiler))
-    paths = [build.build_host(), build.build_host(), build.build_host(debug=True)]
-    compiler.write_text(compiler.read_text().replace("echo 1.0", "echo 2.0"))
-    paths.append(build.build_host())
-    sources = tmp_path / "sources"
-    sources.mkdir()
-    for file in build.SOURCES.iterdir():
-        (sources / file.name).write_bytes(file.read_bytes())
-    monkeypatch.setattr(build, "SOURCES", sources)
-    paths.append(build.build_host())
-    with open(sources / "economy.h", "a") as header:
-        header.write("\n")
-    paths.append(build.build_host())
-    assert paths[0] == paths[1] and paths[3] == paths[4] and len(set(paths)) == 4
-    flags = (tmp_path / "calls").read_text()
-    assert "-ffp-contract=off" in flags and "fast-math" not in flags
-
-
-def test_a_failed_build_is_reported_and_leaves_nothing(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    body = 'echo partial > "$out"; echo "economy.h:1: error: no such thing" >&2; exit 1\n'
-    monkeypatch.setenv("CXX", str(fake_compiler(tmp_path, body)))
-    with pytest.raises(build.BuildError, match=r"building host\.cpp failed: (?s:.*)no such thing"):
-        build.build_host()
-    assert [path.name for path in cache.iterdir()] == ["lock"]
-
-
-def test_what_is_missing_for_a_build_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    not_a_folder = tmp_path / "file"
-    not_a_folder.write_text("")
-    monkeypatch.setenv("RBC_WARP_CACHE", str(not_a_folder))
-    with pytest.raises(build.BuildError, match=f"cannot write built kernels to {not_a_folder}.* set RBC_WARP_CACHE"):
-        build.build_host()
-    monkeypatch.setattr(build, "find_nvcc", lambda: None)
-    with pytest.raises(build.BuildError, match="nvcc not found; install the CUDA toolkit"):
-        build.build_device("sm_90")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(build.BuildError, match=r"no C\+\+ compiler found; install g\+\+ 11 or newer"):
-        build.build_host()
-
-
-def test_the_cache_folder_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RBC_WARP_CACHE", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert build.cache_folder() == tmp_path / "xdg" / "rbc_warp"
-    monkeypatch.setenv("RBC_WARP_CACHE", str(tmp_path / "own"))
-    assert build.cache_folder() == tmp_path / "own"
