@@ -148,7 +148,7 @@ def iteration_parts(config: Config, backend: str) -> tuple[RbcTrainer, dict[str,
 
 
 def products_part(config: Config, precision: torch.dtype, device: torch.device) -> Callable[[], None]:
-    """The bare matrix products of one iteration, in the same blocks: the floor that the hardware sets."""
+    """The bare matrix products of one iteration, by torch, in blocks that stay in the cache."""
     economy, passes = Economy.from_config(config), config.train.ppo_num_updates
     observations = economy.num_periods * config.train.batch_size
     policies = make_policies(config, economy)

@@ -45,18 +45,16 @@ def fit_utility(crra: float, most_units: float) -> UtilityFit:
     its ``shift`` is 0 and kernels then compute u from exp and log.
     """
     for bits in (2, 1):
-        fit = _fit(crra, bits)
         reach = 2.0 ** (ENTRIES >> bits) * (1.0 - 0.25 / (1 << bits))  # where the seventeenth entry would begin
         if 1.0 + most_units >= reach:
             continue
+        fit = _fit(crra, bits)
         units = np.concatenate([np.geomspace(1e-6, 1.0, 4000), np.linspace(0.0, most_units, 20000)[1:]])
         units = units[(units > 0.0) & (units <= most_units)].astype(np.float32).astype(np.float64)
-        if not units.size:
+        error = np.abs(fit.evaluate(units) / utility(units, crra) - 1.0)
+        if error.max(initial=0.0) <= LARGEST_ERROR:
             return fit
-        truth = utility(units, crra)
-        if np.abs(fit.evaluate(units) / truth - 1.0).max() <= LARGEST_ERROR:
-            return fit
-    return UtilityFit(0, np.zeros_like(fit.tables))
+    return UtilityFit(0, np.zeros(3 * ENTRIES + COEFFICIENTS, dtype=np.float32))
 
 
 def _fit(crra: float, bits: int) -> UtilityFit:
