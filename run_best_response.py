@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from rbc_warp.launch import add_common_arguments, clean_errors
+from rbc_warp.commands.launch import add_common_arguments, clean_errors
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -43,9 +43,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    from rbc_warp.best_response import run_request  # torch loads only after the arguments are known to be sound
-    from rbc_warp.best_response_request import Request
-    from rbc_warp.launch import prepare_process
+    from rbc_warp.commands.launch import prepare_process
+    from rbc_warp.equilibrium.best_response import (
+        run_request,  # torch loads only after the arguments are known to be sound
+    )
+    from rbc_warp.equilibrium.request import Request
 
     prepare_process(options)
     request = Request(

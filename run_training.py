@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from rbc_warp.launch import add_training_arguments, check_training_arguments, clean_errors
+from rbc_warp.commands.launch import add_training_arguments, check_training_arguments, clean_errors
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -19,8 +19,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    from rbc_warp.launch import resume, start  # torch loads only after the arguments are known to be sound
-    from rbc_warp.sweep import is_sweep, run_sweep
+    from rbc_warp.commands.launch import resume, start  # torch loads only after the arguments are known to be sound
+    from rbc_warp.commands.sweep import is_sweep, run_sweep
 
     if options.resume:
         result = resume(options)

@@ -12,10 +12,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rbc_warp.config import Config, ConfigError, load_config
+from rbc_warp.config import Config, load_config
+from rbc_warp.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rbc_warp.policies import Policy
+    from rbc_warp.training.policy import Policy
 
 __all__ = ["Config", "ConfigError", "load_config", "load_policies", "simulate"]
 
@@ -35,8 +36,8 @@ def load_policies(run_dir: str | os.PathLike, episode: int | str = "latest") -> 
         RunFileError: the folder or a policy file is missing, damaged, or of another economy. ConfigError: so is its
         hparams.yaml.
     """
-    from rbc_warp.run import load_policies as load
-    from rbc_warp.rundir import RunDir
+    from rbc_warp.runs.folder import RunDir
+    from rbc_warp.runs.run import load_policies as load
 
     run = RunDir(Path(run_dir))
     return load(run, load_config(run.hparams_path), episode)
@@ -44,7 +45,7 @@ def load_policies(run_dir: str | os.PathLike, episode: int | str = "latest") -> 
 
 def __getattr__(name: str) -> object:
     if name == "simulate":  # torch and WarpDrive load on first use
-        from rbc_warp.simulation import simulate
+        from rbc_warp.warpdrive.simulation import simulate
 
         return simulate
     raise AttributeError(f"module 'rbc_warp' has no attribute {name!r}")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-from rbc_warp.launch import clean_errors
+from rbc_warp.commands.launch import clean_errors
 
 COMMANDS = {
     "doctor": "what this machine can run, and the remedy for what is missing",
     "bench": "how fast it does so",
+    "scaling": "how that grows with the number of processes",
     "report": "a picture of a run",
     "phases": "what each type of a run learned, and what changed when firms began to learn",
 }
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if command in COMMANDS:
         with clean_errors():
-            return import_module(f"rbc_warp.{command}").main(given[1:])
+            return import_module(f"rbc_warp.commands.{command}").main(given[1:])
     print(f"{f'unknown command {command!r}' if command else 'no command given'}\n{usage()}", file=sys.stderr)
     return 2
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from rbc_warp import economy as rules
-from rbc_warp import reference
-from rbc_warp.economy import AGENT_TYPES, CONSUMER_BUDGET, FIRM_ALPHA, FIRM_BUDGET, FIRM_CAPITAL, Economy
-from rbc_warp.reference import Outcome, State
+from rbc_warp.economy import parameters as rules
+from rbc_warp.economy import reference
+from rbc_warp.economy.parameters import AGENT_TYPES, CONSUMER_BUDGET, FIRM_ALPHA, FIRM_BUDGET, FIRM_CAPITAL, Economy
+from rbc_warp.economy.reference import Outcome, State
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = ("open_default", "closed_boost", "small")

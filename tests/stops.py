@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rbc_warp.rundir import RunDir
+from rbc_warp.runs.folder import RunDir
 
 
 class Killed(BaseException):

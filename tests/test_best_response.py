@@ -17,11 +17,12 @@ import torch
 import yaml
 from stops import Killed, kill_at
 
-from rbc_warp import exact
-from rbc_warp.best_response import fine_tune
-from rbc_warp.best_response_results import Record, Results
+from rbc_warp.commands.launch import clean_errors
 from rbc_warp.config import Config, load_config
-from rbc_warp.deviations import (
+from rbc_warp.economy.parameters import AGENT_TYPES, Economy
+from rbc_warp.equilibrium import exact
+from rbc_warp.equilibrium.best_response import fine_tune
+from rbc_warp.equilibrium.game import (
     FREE,
     SELECTION_STREAM,
     Estimate,
@@ -34,12 +35,11 @@ from rbc_warp.deviations import (
     scan,
     t_quantile,
 )
-from rbc_warp.economy import AGENT_TYPES, Economy
-from rbc_warp.launch import clean_errors
-from rbc_warp.run import prepare_run, train_run
-from rbc_warp.rundir import RunDir
-from rbc_warp.simulation import simulate
-from rbc_warp.trainer import Draw, RbcTrainer
+from rbc_warp.equilibrium.results import Record, Results
+from rbc_warp.runs.folder import RunDir
+from rbc_warp.runs.run import prepare_run, train_run
+from rbc_warp.training.trainer import Draw, RbcTrainer
+from rbc_warp.warpdrive.simulation import simulate
 from run_best_response import main
 
 ROOT = Path(__file__).parents[1]

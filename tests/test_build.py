@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rbc_warp.backends import build
+from rbc_warp.warpdrive import build
 
 
 def device_architectures() -> list[str]:

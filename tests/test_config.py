@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from rbc_warp.config import Agents, Config, ConfigError, Train, World, load_config
-from rbc_warp.economy import Economy
+from rbc_warp.config import Agents, Config, Train, World, load_config
+from rbc_warp.economy.parameters import Economy
+from rbc_warp.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SECTIONS = {"agents": Agents, "world": World, "train": Train}
@@ -272,9 +273,9 @@ def action_tables() -> dict[str, np.ndarray]:
 def run_with_tables(tmp_path, monkeypatch):
     """A hparams.yaml beside an action_arrays.pickle whose reader gives the returned tables."""
     tables = action_tables()
-    reader = types.ModuleType("rbc_warp.files")
+    reader = types.ModuleType("rbc_warp.runs.files")
     reader.read_action_arrays = lambda path: tables
-    monkeypatch.setitem(sys.modules, "rbc_warp.files", reader)
+    monkeypatch.setitem(sys.modules, "rbc_warp.runs.files", reader)
     (tmp_path / "action_arrays.pickle").write_bytes(b"")
     path = tmp_path / "hparams.yaml"
     path.write_text("agents: {max_possible_price: 7.0, firm_num_actions: 6, work_choices: [0, 5]}\n")

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rbc_warp import curriculum
 from rbc_warp.config import Config, load_config
-from rbc_warp.economy import AGENT_TYPES, FIRM_PRICE, FIRM_WAGE, Economy
+from rbc_warp.economy import curriculum
+from rbc_warp.economy.parameters import AGENT_TYPES, FIRM_PRICE, FIRM_WAGE, Economy
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

@@ -15,10 +15,11 @@ import pytest
 import torch
 
 import run_training
-from rbc_warp.config import ConfigError, load_config
-from rbc_warp.distributed import Processes, claim_gpu, efficiency, joined, visible_gpus
-from rbc_warp.economy import AGENT_TYPES
-from rbc_warp.rundir import RunDir, find_runs, read_episode
+from rbc_warp.config import load_config
+from rbc_warp.economy.parameters import AGENT_TYPES
+from rbc_warp.errors import ConfigError
+from rbc_warp.runs.folder import RunDir, find_runs, read_episode
+from rbc_warp.training.processes import Processes, claim_gpu, efficiency, joined, visible_gpus
 
 ROOT = Path(__file__).parents[1]
 SMOKE = ROOT / "configs" / "smoke.yaml"
@@ -91,7 +92,7 @@ def test_the_group_ends_with_the_run():
 import torch
 from pathlib import Path
 from rbc_warp.config import load_config
-from rbc_warp.distributed import joined
+from rbc_warp.training.processes import joined
 
 def gloo():
     return [name for name in (p.read_text() for p in Path("/proc/self/task").glob("*/comm")) if "gloo" in name]

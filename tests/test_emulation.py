@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from rbc_warp.backends.build import HOST_FLAGS, SOURCES, find_host_compiler
-from rbc_warp.backends.host import HostFunction, HostFunctionManager
-from rbc_warp.backends.kernels import LOSS_STATISTICS, Heads, Loss
 from rbc_warp.config import load_config
-from rbc_warp.economy import AGENT_TYPES
-from rbc_warp.trainer import Draw, RbcTrainer
+from rbc_warp.economy.parameters import AGENT_TYPES
+from rbc_warp.training.trainer import Draw, RbcTrainer
+from rbc_warp.warpdrive.build import HOST_FLAGS, SOURCES, find_host_compiler
+from rbc_warp.warpdrive.host import HostFunction, HostFunctionManager
+from rbc_warp.warpdrive.kernels import LOSS_STATISTICS, Heads, Loss
 
 EMULATION = Path(__file__).with_name("cuda_emulation.cpp")
 THREADS = 64

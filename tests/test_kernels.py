@@ -30,19 +30,20 @@ from hypothesis import strategies as st
 from test_reference import economies
 
 import rbc_warp
-from rbc_warp import reference
-from rbc_warp.backends import build, host
-from rbc_warp.backends.kernels import (
+from rbc_warp.economy import reference
+from rbc_warp.economy.parameters import AGENT_TYPES, Economy
+from rbc_warp.economy.reference import Outcome, Stage, State
+from rbc_warp.errors import ActionError
+from rbc_warp.warpdrive import build, host
+from rbc_warp.warpdrive.env import PARAMETERS, SIZES, STAGE, STEP_ARGUMENTS
+from rbc_warp.warpdrive.kernels import (
     DRAW_FROM_PROBABILITIES,
     DRAW_GREEDY,
     DRAW_WORDS,
     LOSS_PARAMETERS,
     LOSS_STATISTICS,
 )
-from rbc_warp.economy import AGENT_TYPES, Economy
-from rbc_warp.env import PARAMETERS, SIZES, STAGE, STEP_ARGUMENTS
-from rbc_warp.reference import Outcome, Stage, State
-from rbc_warp.simulation import ActionError, make_envs, play, set_stage
+from rbc_warp.warpdrive.simulation import make_envs, play, set_stage
 
 FLOAT32 = {"rtol": 2e-6, "money_atol": 2e-3, "goods_atol": 2e-4}
 ALL_SIZES = [(100, 10), (17, 4), (1, 1)]
@@ -230,7 +231,7 @@ def golden_mapping(name: str) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("backend", ["auto", "reference", "host"])
 @pytest.mark.parametrize("name", GOLDEN)
 def test_simulate_replays_recorded_trajectories_from_a_mapping(name: str, backend: str) -> None:
-    if backend == "auto" and rbc_warp.backends.missing_for_pycuda() is None:
+    if backend == "auto" and rbc_warp.warpdrive.wrapper.missing_for_pycuda() is None:
         pytest.skip("auto means pycuda here")
     _, actions, recorded = golden(name)
     mapping = golden_mapping(name)
@@ -404,7 +405,7 @@ def test_python_s_layout_is_the_kernels() -> None:
         "DRAW_GREEDY": DRAW_GREEDY,
         "DRAW_FROM_PROBABILITIES": DRAW_FROM_PROBABILITIES,
     }
-    from rbc_warp import economy
+    from rbc_warp.economy import parameters as economy
 
     for kind in ("CONSUMER", "FIRM"):
         names = re.findall(r"X\((\w+)\)", re.search(rf"#define RBC_{kind}\(X\)(.*)", economy_h)[1])
@@ -436,11 +437,11 @@ def test_the_kernels_have_no_undefined_behaviour(tmp_path: Path) -> None:
     """A sanitised build runs the step, the sampler and the loss of odd sizes; it aborts at the first fault."""
     script = tmp_path / "sanitised.py"
     script.write_text(
-        "from rbc_warp.backends import build, host\n"
+        "from rbc_warp.warpdrive.wrapper import build, host\n"
         "built = build.build_host\n"
         "host.build_host = lambda: built(debug=True)\n"
         "from rbc_warp.config import load_config\n"
-        "from rbc_warp.trainer import RbcTrainer\n"
+        "from rbc_warp.training.trainer import RbcTrainer\n"
         "for consumers, firms, precision in [(1, 1, 'float32'), (17, 3, 'bfloat16')]:\n"
         "    settings = {'agents': {'num_consumers': consumers, 'num_firms': firms}, 'world': {'maxtime': 2},\n"
         "                'train': {'batch_size': 3, 'precision': precision}}\n"

@@ -20,12 +20,14 @@ import yaml
 
 import rbc_warp
 import run_training
-from rbc_warp import __main__, backends, doctor
-from rbc_warp.backends import build
-from rbc_warp.economy import AGENT_TYPES
-from rbc_warp.files import read_action_arrays
-from rbc_warp.launch import clean_errors
-from rbc_warp.rundir import RunDir, read_episode
+from rbc_warp import __main__
+from rbc_warp.commands import doctor
+from rbc_warp.commands.launch import clean_errors
+from rbc_warp.config.reading import read_action_arrays
+from rbc_warp.economy.parameters import AGENT_TYPES
+from rbc_warp.runs.folder import RunDir, read_episode
+from rbc_warp.warpdrive import build
+from rbc_warp.warpdrive import wrapper as backends
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = ROOT / "configs" / "smoke.yaml"

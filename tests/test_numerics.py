@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rbc_warp import reference
-from rbc_warp.backends import build
-from rbc_warp.utility import fit_utility
+from rbc_warp.economy import reference
+from rbc_warp.warpdrive import build
+from rbc_warp.warpdrive.utility import fit_utility
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from rbc_warp import __main__
-from rbc_warp.best_response_request import Checkpoint, open_checkpoint
+from rbc_warp.commands.phases import Learned, Phase, checkpoint_at_end, examine, learned, phases, published_sequence
 from rbc_warp.config import Config, load_config
-from rbc_warp.phases import Learned, Phase, checkpoint_at_end, examine, learned, phases, published_sequence
-from rbc_warp.run import load_policies, prepare_run, train_run
-from rbc_warp.rundir import RunDir
-from rbc_warp.trainer import RbcTrainer
+from rbc_warp.equilibrium.request import Checkpoint, open_checkpoint
+from rbc_warp.runs.folder import RunDir
+from rbc_warp.runs.run import load_policies, prepare_run, train_run
+from rbc_warp.training.trainer import RbcTrainer
 
 # Consumers learn in 0-3, firms in 3-5, the government in 5-7; all have a choice at their phase's end.
 QUICK = [

@@ -11,10 +11,10 @@ from torch import nn
 
 import rbc_warp
 from rbc_warp.config import Config, load_config
-from rbc_warp.economy import AGENT_TYPES, Economy
-from rbc_warp.policies import Policy, make_policies
-from rbc_warp.run import prepare_run
-from rbc_warp.rundir import RunDir
+from rbc_warp.economy.parameters import AGENT_TYPES, Economy
+from rbc_warp.runs.folder import RunDir
+from rbc_warp.runs.run import prepare_run
+from rbc_warp.training.policy import Policy, make_policies
 
 DEFAULT_INPUTS = {"consumer": 144, "firm": 155, "government": 133}
 WORLD = {"paretoscaletheta": 4.0, "initial_capital": "twolevel"}

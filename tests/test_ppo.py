@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch.nn.functional import huber_loss
 
-from rbc_warp import ppo
-from rbc_warp.backends.host import HostFunctionManager
-from rbc_warp.backends.kernels import LOSS_STATISTICS, Heads, TorchNetwork
 from rbc_warp.config import load_config
-from rbc_warp.economy import AGENT_TYPES, Economy
-from rbc_warp.policies import Policy, make_policies
-from rbc_warp.ppo import Batch, Learner, LossWeights, discounted_returns
-from rbc_warp.trainer import RbcTrainer
+from rbc_warp.economy.parameters import AGENT_TYPES, Economy
+from rbc_warp.training import learner as ppo
+from rbc_warp.training.learner import Batch, Learner, LossWeights, discounted_returns
+from rbc_warp.training.policy import Policy, make_policies
+from rbc_warp.training.trainer import RbcTrainer
+from rbc_warp.warpdrive.host import HostFunctionManager
+from rbc_warp.warpdrive.kernels import LOSS_STATISTICS, Heads, TorchNetwork
 
 SETTINGS = {"agents": {"num_consumers": 7, "num_firms": 3}, "world": {"paretoscaletheta": 4.0}}
 PPO = LossWeights(use_ppo=True, clip=0.1, entropy=0.3, value=0.7)

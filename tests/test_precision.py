@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from rbc_warp.config import load_config
-from rbc_warp.economy import AGENT_TYPES
-from rbc_warp.trainer import RbcTrainer
+from rbc_warp.economy.parameters import AGENT_TYPES
+from rbc_warp.training.trainer import RbcTrainer
 
 SMOKE = Path(__file__).parent.parent / "configs" / "smoke.yaml"
 SEEDS = range(100, 148)

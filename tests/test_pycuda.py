@@ -20,20 +20,22 @@ import pytest
 import torch
 from economies import make_economy, random_actions
 
-from rbc_warp import backends, metrics
-from rbc_warp.backends import build, choose_backend, host, missing_for_pycuda
-from rbc_warp.backends.kernels import (
+from rbc_warp.config import Config, load_config
+from rbc_warp.economy.parameters import AGENT_TYPES
+from rbc_warp.economy.reference import Stage
+from rbc_warp.runs import metrics
+from rbc_warp.training.trainer import Draw, RbcTrainer
+from rbc_warp.warpdrive import build, host
+from rbc_warp.warpdrive import wrapper as backends
+from rbc_warp.warpdrive.env import STEP_ARGUMENTS
+from rbc_warp.warpdrive.kernels import (
     LOSS_KERNEL,
     LOSS_STATISTICS,
     THREADS_PER_BLOCK,
     TorchNetwork,
 )
-from rbc_warp.config import Config, load_config
-from rbc_warp.economy import AGENT_TYPES
-from rbc_warp.env import STEP_ARGUMENTS
-from rbc_warp.reference import Stage
-from rbc_warp.simulation import play
-from rbc_warp.trainer import Draw, RbcTrainer
+from rbc_warp.warpdrive.simulation import play
+from rbc_warp.warpdrive.wrapper import choose_backend, missing_for_pycuda
 
 SETTINGS = {
     "agents": {
@@ -231,10 +233,10 @@ def driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeDriv
     monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor, *_, **__: tensor.clone())
     monkeypatch.setattr(build, "build_device", lambda architecture: tmp_path / f"kernels-{architecture}.fatbin")
     monkeypatch.setattr(backends, "missing_for_pycuda", lambda: None)
-    ours = importlib.import_module("rbc_warp.backends.pycuda")
+    ours = importlib.import_module("rbc_warp.warpdrive.pycuda")
     monkeypatch.setattr(ours.RbcFunctionManager, "device", torch.device("cpu"))
     yield fake
-    on_pycuda = "rbc_warp.backends.pycuda|warp_drive.managers.pycuda_managers.*"
+    on_pycuda = "rbc_warp.warpdrive.pycuda|warp_drive.managers.pycuda_managers.*"
     on_pycuda += "|warp_drive.utils.(autoinit_pycuda|device_context|architecture_validate)"
     for name in [name for name in sys.modules if re.fullmatch(on_pycuda, name)]:
         del sys.modules[name]
@@ -288,7 +290,7 @@ def test_more_agents_than_threads_fit_a_block(driver: FakeDriver) -> None:
 
 
 def test_long_rows_take_smaller_blocks(driver: FakeDriver) -> None:
-    from rbc_warp.backends.pycuda import LOSS_ROWS_PER_BLOCK, SHARED_BYTES, loss_block
+    from rbc_warp.warpdrive.pycuda import LOSS_ROWS_PER_BLOCK, SHARED_BYTES, loss_block
 
     assert loss_block(126, 12) == (LOSS_ROWS_PER_BLOCK, 32 * 4 * (2 * 126 + 12))
     for width in (31, 37, 126, 300, 1016, 5000, 20_000):

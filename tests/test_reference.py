@@ -25,9 +25,9 @@ from economies import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rbc_warp import reference
-from rbc_warp.economy import AGENT_TYPES, CONSUMER_BUDGET, CONSUMER_THETA, FIRM_BUDGET, FIRM_CAPITAL, Economy
-from rbc_warp.reference import Outcome, Stage, State, initial_state, observations, rollout, step
+from rbc_warp.economy import reference
+from rbc_warp.economy.parameters import AGENT_TYPES, CONSUMER_BUDGET, CONSUMER_THETA, FIRM_BUDGET, FIRM_CAPITAL, Economy
+from rbc_warp.economy.reference import Outcome, Stage, State, initial_state, observations, rollout, step
 
 PER_CONSUMER = (
     "consumer_reward",

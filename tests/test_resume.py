@@ -15,11 +15,11 @@ import pytest
 import torch
 from stops import Killed, kill_at, values
 
-from rbc_warp.config import Config, ConfigError, load_config
-from rbc_warp.files import RunFileError
-from rbc_warp.run import ResumeError, locked, prepare_run, read_state, summary, train_run
-from rbc_warp.rundir import RunDir
-from rbc_warp.tracking import TRACKERS, MLflow, WeightsAndBiases, check_trackers, flat
+from rbc_warp.config import Config, load_config
+from rbc_warp.errors import ConfigError, ResumeError, RunFileError
+from rbc_warp.runs.folder import RunDir
+from rbc_warp.runs.run import locked, prepare_run, read_state, summary, train_run
+from rbc_warp.runs.tracking import TRACKERS, MLflow, WeightsAndBiases, check_trackers, flat
 
 ROOT = Path(__file__).parents[1]
 LENGTH = 12
@@ -185,7 +185,7 @@ def test_what_cannot_be_resumed_is_refused(tmp_path):
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("rbc_warp.run.PATIENCE", 0.2)
+    monkeypatch.setattr("rbc_warp.runs.run.PATIENCE", 0.2)
     run = new_run(tmp_path, tiny())
     lock = run.path / "state" / "lock"
     with locked(lock, "", ""), pytest.raises(RunFileError, match="is trained by another process; wait"):

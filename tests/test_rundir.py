@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from rbc_warp.economy import AGENT_TYPES
-from rbc_warp.files import RunFileError, read_action_arrays, write_atomically, write_text
-from rbc_warp.rundir import EPISODE_KEYS, RunDir, find_runs, newest_finished_run, read_episode
+from rbc_warp.config.reading import read_action_arrays
+from rbc_warp.economy.parameters import AGENT_TYPES
+from rbc_warp.errors import RunFileError
+from rbc_warp.runs.files import write_atomically, write_text
+from rbc_warp.runs.folder import EPISODE_KEYS, RunDir, find_runs, newest_finished_run, read_episode
 
 TABLES = {
     "consumption_choices": np.arange(11, dtype=np.float32)[:, None],
@@ -69,7 +71,7 @@ def disk_full_after(num_bytes: int):
 
 
 def test_concurrent_creators_get_folders_of_their_own(tmp_path, monkeypatch):
-    monkeypatch.setattr("rbc_warp.rundir.time.time_ns", iter(n // 4 for n in range(10**6)).__next__)
+    monkeypatch.setattr("rbc_warp.runs.folder.time.time_ns", iter(n // 4 for n in range(10**6)).__next__)
     with ThreadPoolExecutor(8) as pool:
         runs = list(pool.map(lambda _: RunDir.create(tmp_path), range(64)))
     assert len({run.path for run in runs}) == 64

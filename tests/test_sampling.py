@@ -10,10 +10,10 @@ import pytest
 import torch
 from warp_drive.utils.data_feed import DataFeed
 
-from rbc_warp.backends import host
-from rbc_warp.backends.host import HostDataManager, HostFunctionManager
-from rbc_warp.backends.kernels import DRAW_FROM_PROBABILITIES, DRAW_GREEDY, DRAW_WORDS, Heads, RbcSampler
-from rbc_warp.economy import AGENT_TYPES
+from rbc_warp.economy.parameters import AGENT_TYPES
+from rbc_warp.warpdrive import host
+from rbc_warp.warpdrive.host import HostDataManager, HostFunctionManager
+from rbc_warp.warpdrive.kernels import DRAW_FROM_PROBABILITIES, DRAW_GREEDY, DRAW_WORDS, Heads, RbcSampler
 
 HEADS = {"consumer": [3, 4, 3, 5, 6, 2], "firm": [30], "government": [36]}  # six heads need two blocks of random words
 AGENTS = {"consumer": 19, "firm": 3, "government": 1}  # 19: more than the 16 rows that are drawn side by side

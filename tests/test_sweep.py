@@ -18,13 +18,14 @@ import pytest
 from rich.console import Console
 
 import run_training
-from rbc_warp.config import ConfigError, load_config
-from rbc_warp.economy import Economy
-from rbc_warp.engines import LocalEngine, RayEngine
-from rbc_warp.launch import clean_errors
-from rbc_warp.run import locked
-from rbc_warp.rundir import RunDir, find_runs
-from rbc_warp.sweep import Display, execute, expand, last_record, plan, present, varied, write_index
+from rbc_warp.commands.launch import clean_errors
+from rbc_warp.config import load_config
+from rbc_warp.economy.parameters import Economy
+from rbc_warp.errors import ConfigError
+from rbc_warp.runs.executors import LocalEngine, RayEngine
+from rbc_warp.runs.folder import RunDir, find_runs
+from rbc_warp.runs.run import locked
+from rbc_warp.runs.sweep import Display, execute, expand, last_record, plan, present, varied, write_index
 
 ROOT = Path(__file__).parents[1]
 SMOKE = ROOT / "configs" / "sweeps" / "smoke.yaml"
@@ -237,7 +238,7 @@ class FakeEngine:
 
 @pytest.fixture
 def no_waiting(monkeypatch):
-    monkeypatch.setattr("rbc_warp.sweep.POLL_SECONDS", 0.0)
+    monkeypatch.setattr("rbc_warp.runs.sweep.POLL_SECONDS", 0.0)
 
 
 def test_a_failing_run_is_reported_and_does_not_stop_the_others(tmp_path, no_waiting):

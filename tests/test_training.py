@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from rbc_warp import metrics, reference
-from rbc_warp.backends import host
 from rbc_warp.config import Config, load_config
-from rbc_warp.economy import AGENT_TYPES, CONSUMER_BUDGET, CONSUMER_THETA, FIRM_BUDGET, Economy
-from rbc_warp.ppo import discounted_returns
-from rbc_warp.run import prepare_run, train_run
-from rbc_warp.rundir import RunDir
-from rbc_warp.trainer import EVALUATION_STREAM, Draw, RbcTrainer, choose_precision
+from rbc_warp.economy import reference
+from rbc_warp.economy.parameters import AGENT_TYPES, CONSUMER_BUDGET, CONSUMER_THETA, FIRM_BUDGET, Economy
+from rbc_warp.runs import metrics
+from rbc_warp.runs.folder import RunDir
+from rbc_warp.runs.run import prepare_run, train_run
+from rbc_warp.training.learner import discounted_returns
+from rbc_warp.training.trainer import EVALUATION_STREAM, Draw, RbcTrainer, choose_precision
+from rbc_warp.warpdrive import host
 
 SMALL = {
     "agents": {

@@ -19,15 +19,15 @@ from warp_drive.managers.function_manager import CUDAEnvironmentReset, CUDAFunct
 from warp_drive.training.trainers.trainer_a2c import TrainerA2C
 from warp_drive.utils.gpu_environment_context import CUDAEnvironmentContext
 
-from rbc_warp import reference
-from rbc_warp.backends import RbcEnvWrapper
-from rbc_warp.backends.host import HostDataManager
-from rbc_warp.backends.kernels import RbcReset
 from rbc_warp.config import load_config
-from rbc_warp.economy import AGENT_TYPES
-from rbc_warp.env import STEP_ARGUMENTS, RbcEnv
-from rbc_warp.simulation import make_envs
-from rbc_warp.trainer import RbcTrainer
+from rbc_warp.economy import reference
+from rbc_warp.economy.parameters import AGENT_TYPES
+from rbc_warp.training.trainer import RbcTrainer
+from rbc_warp.warpdrive.env import STEP_ARGUMENTS, RbcEnv
+from rbc_warp.warpdrive.host import HostDataManager
+from rbc_warp.warpdrive.kernels import RbcReset
+from rbc_warp.warpdrive.simulation import make_envs
+from rbc_warp.warpdrive.wrapper import RbcEnvWrapper
 
 WARPDRIVE_MODULES = (
     "warp_drive.env_wrapper",
@@ -196,7 +196,7 @@ def test_importing_us_patches_nothing() -> None:
         "                flat |= {(module.__name__, key, k): v for k, v in vars(value).items()}\n"
         "    return flat\n"
         "before, cuda = look(), torch.Tensor.cuda\n"
-        "import rbc_warp.trainer, rbc_warp.simulation\n"
+        "import rbc_warp.training.trainer, rbc_warp.warpdrive.simulation\n"
         "after = look()\n"
         "assert before.keys() == after.keys() and all(after[k] is v for k, v in before.items())\n"
         "assert torch.Tensor.cuda is cuda\n"
@@ -231,6 +231,6 @@ def test_an_unknown_reset_pool_or_constant_is_harmless() -> None:
 
 
 def test_the_trainer_can_be_imported_first_without_the_notice_of_gym() -> None:
-    code = "import sys, rbc_warp; assert 'torch' not in sys.modules; import rbc_warp.trainer"
+    code = "import sys, rbc_warp; assert 'torch' not in sys.modules; import rbc_warp.training.trainer"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")

@@ -1,0 +1,1 @@
+"""What an economist reads off a run."""

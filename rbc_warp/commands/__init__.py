@@ -1,0 +1,1 @@
+"""``python -m rbc_warp COMMAND`` and what the launchers share."""

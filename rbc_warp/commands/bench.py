@@ -1,0 +1,325 @@
+"""``python -m rbc_warp bench``: how fast this machine runs the economy and the published training iteration.
+
+Every figure is the fastest of several rounds in one process; a round takes each figure once, so that figures to be
+compared are taken side by side, whatever else the machine does meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rbc_warp.config import Config, load_config
+from rbc_warp.economy import curriculum, reference
+from rbc_warp.economy.parameters import AGENT_TYPES, Economy
+from rbc_warp.training.learner import block_rows
+from rbc_warp.training.policy import HIDDEN, make_policies
+from rbc_warp.training.trainer import Draw, RbcTrainer
+from rbc_warp.warpdrive.simulation import make_envs
+from rbc_warp.warpdrive.wrapper import choose_backend
+
+# The published open economy with all three types learning; see configs/paper_open.yaml.
+PUBLISHED: dict[str, dict[str, object]] = {
+    "agents": {
+        "consumer_reward_scale": 5.0,
+        "firm_reward_scale": 30000.0,
+        "government_reward_scale": 1000.0,
+        "government_counts_firm_reward": 1,
+        "government_lr_multiple": 0.05,
+    },
+    "world": {"initial_capital": "twolevel", "paretoscaletheta": 4.0},
+    "train": {"batch_size": 128, "ppo_num_updates": 4},
+}
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+ROLLOUT_PARTS = ("forward", "sampling", "step")
+
+
+def published_config(num_envs: int = 128, precision: str = "auto", **agents: int) -> Config:
+    """The published settings at another size or precision."""
+    settings = {section: dict(values) for section, values in PUBLISHED.items()}
+    settings["agents"] |= agents
+    settings["train"] |= {"batch_size": num_envs, "precision": precision}
+    return load_config(settings)
+
+
+def fastest(parts: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
+    """Seconds of each part, the least over the rounds; a first round does not count."""
+    least = dict.fromkeys(parts, math.inf)
+    for number in range(rounds + 1):
+        for name, run in parts.items():
+            _wait(device)
+            start = time.perf_counter()
+            run()
+            _wait(device)
+            if number:
+                least[name] = min(least[name], time.perf_counter() - start)
+    return least
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def random_actions(economy: Economy, num_envs: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """One period's uniformly drawn indices: (E, I, J+2), (E, J), (E, 1)."""
+    generator = np.random.default_rng(seed)
+    heads = economy.head_sizes
+    return {
+        "consumer": generator.integers(0, heads["consumer"], (num_envs, economy.num_consumers, len(heads["consumer"]))),
+        "firm": generator.integers(0, heads["firm"][0], (num_envs, economy.num_firms)),
+        "government": generator.integers(0, heads["government"][0], (num_envs, 1)),
+    }
+
+
+def step_part(economy: Economy, num_envs: int, backend: str) -> tuple[Callable[[], None], int]:
+    """The economy alone at random actions: something to time, and how many env-steps it makes."""
+    envs = make_envs(economy, num_envs, backend)
+    data = envs.cuda_data_manager.data_on_device_via_torch
+    for agent, indices in random_actions(economy, num_envs).items():
+        placeholder = data(f"sampled_actions_{agent}")
+        placeholder.copy_(torch.from_numpy(indices).reshape(placeholder.shape))
+    steps = max(1, 8192 // num_envs)
+
+    def run() -> None:
+        envs.reset_all_envs()
+        for _ in range(steps):
+            envs.step_all_envs()
+
+    return run, steps * num_envs
+
+
+def reference_part(economy: Economy, num_envs: int) -> tuple[Callable[[], None], int]:
+    """The NumPy reference, its environments in one array operation each."""
+    actions = random_actions(economy, num_envs)
+    state = reference.initial_state(economy, num_envs)
+    steps = max(1, 128 // num_envs)
+
+    def run() -> None:
+        for _ in range(steps):
+            reference.step(economy, state, actions["consumer"], actions["firm"], actions["government"])
+
+    return run, steps * num_envs
+
+
+def iteration_parts(config: Config, backend: str) -> tuple[RbcTrainer, dict[str, Callable[[], object]]]:
+    """One whole training iteration in which every type learns, and its parts.
+
+    ``forward``, ``sampling`` and ``step`` are those of the rollout's T periods.
+    """
+    trainer = RbcTrainer(config, backend)
+    periods = trainer.economy.num_periods
+    trainer.set_iteration(0)
+
+    def iteration() -> None:
+        trainer.train_iteration(0)
+        trainer.update(0)
+
+    def forward() -> None:
+        for t in range(periods):
+            trainer._evaluate_policies(t)
+
+    def sampling() -> None:
+        trainer.cuda_envs.reset_all_envs()
+        for t in range(periods):
+            trainer._sample_actions(trainer._logits, t)
+
+    def step() -> None:
+        trainer.cuda_envs.reset_all_envs()
+        for _ in range(periods):
+            trainer.cuda_envs.step_all_envs()
+
+    def update(agent: str) -> Callable[[], object]:
+        return lambda: trainer.update_type(agent, curriculum.entropy_coefficient(config, agent, 0), 0)
+
+    parts: dict[str, Callable[[], object]] = {"iteration": iteration, "rollout": lambda: trainer.play(Draw(0))}
+    parts |= {f"update {agent}": update(agent) for agent in AGENT_TYPES}
+    return trainer, parts | {"forward": forward, "step": step, "sampling": sampling}
+
+
+def products_part(config: Config, precision: torch.dtype, device: torch.device) -> Callable[[], None]:
+    """The bare matrix products of one iteration, by torch, in blocks that stay in the cache."""
+    economy, passes = Economy.from_config(config), config.train.ppo_num_updates
+    observations = economy.num_periods * config.train.batch_size
+    policies = make_policies(config, economy)
+    calls: list[tuple[int, Callable[[], None]]] = []
+    for agent, count in economy.num_agents.items():
+        block = max(1, block_rows(device, precision) // count) * count
+        repeats = -(-observations * count // block)
+        inputs, outputs = policies[agent].encoder.num_private, policies[agent].num_actions + 1
+        for k, n in ((inputs, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, outputs)):
+            if k:
+                forward, backward = _layer(min(block, observations * count), k, n, k != inputs, precision, device)
+                calls += [(repeats * (1 + passes), forward), (repeats * passes, backward)]
+
+    def run() -> None:
+        for repeats, call in calls:
+            for _ in range(repeats):
+                call()
+
+    return run
+
+
+def _layer(
+    rows: int, k: int, n: int, needs_input_gradient: bool, precision: torch.dtype, device: torch.device
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    """A layer's product on (rows, k) → (rows, n), and the products of its backward pass."""
+    x = torch.randn(rows, k, dtype=precision, device=device)
+    weight = torch.randn(n, k, dtype=precision, device=device)
+    out, gradient = torch.randn(rows, n, dtype=precision, device=device), torch.empty_like(x)
+
+    def forward() -> None:
+        torch.mm(x, weight.T, out=out)
+
+    def backward() -> None:
+        _ = x.T @ out if k < n else out.T @ x
+        if needs_input_gradient:
+            torch.mm(out, weight, out=gradient)
+
+    return forward, backward
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the process's largest resident size, or on a GPU the largest allocation of torch."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def machine(backend: str) -> dict[str, object]:
+    """What the figures were taken on."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    described = {"processor": name, "threads": torch.get_num_threads(), "torch": torch.__version__, "backend": backend}
+    if backend == "pycuda":
+        described["gpu"] = torch.cuda.get_device_name()
+    return described
+
+
+def run_benchmark(backend: str, quick: bool, published_only: bool, show: Callable[[str], None]) -> dict:
+    """All figures; ``show`` gets each table as it is ready."""
+    rounds = 3 if quick else 8
+    device = torch.device("cuda" if backend == "pycuda" else "cpu")
+    result: dict = {"machine": machine(backend)}
+    show("  ".join(f"{name} {value}" for name, value in result["machine"].items()))
+
+    parts: dict[str, Callable[[], object]] = {}
+    trainers = []  # kept: their parts use them
+    for precision, dtype in PRECISIONS.items():
+        config = published_config(precision=precision)
+        trainer, timed = iteration_parts(config, backend)
+        trainers.append(trainer)
+        timed["bare matrix products"] = products_part(config, dtype, device)
+        parts |= {f"{precision} {name}": run for name, run in timed.items()}
+    economy = Economy.from_config(published_config())
+    counts = {}
+    parts["step alone"], counts["step alone"] = step_part(economy, 128, backend)
+    parts["reference"], counts["reference"] = reference_part(economy, 1)
+    parts["batched reference"], counts["batched reference"] = reference_part(economy, 128)
+    seconds = fastest(parts, rounds, device)
+
+    result["parts_seconds"] = {
+        precision: {name: seconds[f"{precision} {name}"] for name in (*iteration_names(), "bare matrix products")}
+        for precision in PRECISIONS
+    }
+    result["iteration_seconds"] = {name: result["parts_seconds"][name]["iteration"] for name in PRECISIONS}
+    env_steps = 128 * economy.num_periods
+    best = min(result["iteration_seconds"].values())
+    result["training_env_steps_per_second"] = env_steps / best
+    result["training_agent_steps_per_second"] = env_steps * sum(economy.num_agents.values()) / best
+    result["peak_memory_bytes"] = peak_memory(device)
+    for name, key in (("step alone", ""), ("reference", "reference_"), ("batched reference", "batched_reference_")):
+        result[f"{key}env_steps_per_second"] = counts[name] / seconds[name]
+    result["step_over_reference"] = result["env_steps_per_second"] / result["reference_env_steps_per_second"]
+    show(_iteration_table(result))
+    show(
+        f"economy step alone, 128 environments: {result['env_steps_per_second']:,.0f} env-steps/s; NumPy reference,\n"
+        f"one environment at a time: {result['reference_env_steps_per_second']:,.0f} "
+        f"(ratio {result['step_over_reference']:.0f}), 128 at a time: "
+        f"{result['batched_reference_env_steps_per_second']:,.0f}"
+    )
+    if not published_only:
+        result["scaling"] = scaling(backend, quick, show)
+    return result
+
+
+def iteration_names() -> list[str]:
+    """The parts of an iteration, in the order of the table."""
+    return ["iteration", "rollout", "forward", "sampling", "step", *(f"update {agent}" for agent in AGENT_TYPES)]
+
+
+def _iteration_table(result: Mapping) -> str:
+    names = list(PRECISIONS)
+    title = "one published iteration (128 × 10 × 111, 4 passes), ms"
+    rows = [f"{title:56}" + "".join(f"{name:>12}" for name in names)]
+    for part in (*iteration_names(), "bare matrix products"):
+        indent = "" if part in ("iteration", "bare matrix products") else "    " if part in ROLLOUT_PARTS else "  "
+        figures = (1e3 * result["parts_seconds"][name][part] for name in names)
+        rows.append(f"{indent + part:56}" + "".join(f"{figure:12.1f}" for figure in figures))
+    parts = result["parts_seconds"]
+    ratios = [parts[name]["iteration"] / parts[name]["bare matrix products"] for name in names]
+    rows.append(f"{'iteration over its products':56}" + "".join(f"{ratio:12.2f}" for ratio in ratios))
+    rows.append(
+        f"training: {result['training_env_steps_per_second']:,.0f} env-steps/s, "
+        f"{result['training_agent_steps_per_second']:,.0f} agent-steps/s; "
+        f"peak memory {result['peak_memory_bytes'] / 2**20:,.0f} MiB"
+    )
+    return "\n".join(rows)
+
+
+def scaling(backend: str, quick: bool, show: Callable[[str], None]) -> dict:
+    """Microseconds per env-step of the step alone and of a whole iteration, over environments and over consumers."""
+    table: dict[str, list[dict]] = {"environments": [], "consumers": []}
+    sizes = (8, 128, 1024) if quick else (8, 32, 128, 512, 2048, 4096)
+    show(f"{'environments':>14}{'step, µs':>12}{'iteration, µs':>16}   per env-step, 100 consumers and 10 firms")
+    for num_envs in sizes:
+        row = _scaling_row(published_config(num_envs), num_envs, backend, quick)
+        table["environments"].append({"environments": num_envs, **row})
+        show(f"{num_envs:14d}{row['step_us']:12.2f}{row['iteration_us']:16.1f}")
+    show(f"{'consumers':>14}{'step, µs':>12}{'iteration, µs':>16}   per env-step, 64 environments and 10 firms")
+    for consumers in (25, 100, 400) if quick else (25, 50, 100, 200, 400, 800):
+        row = _scaling_row(published_config(64, num_consumers=consumers), 64, backend, quick)
+        table["consumers"].append({"consumers": consumers, **row})
+        show(f"{consumers:14d}{row['step_us']:12.2f}{row['iteration_us']:16.1f}")
+    return table
+
+
+def _scaling_row(config: Config, num_envs: int, backend: str, quick: bool) -> dict[str, float]:
+    trainer, parts = iteration_parts(config, backend)
+    step, count = step_part(trainer.economy, num_envs, backend)
+    rounds = 1 if quick or num_envs > 512 else 3
+    seconds = fastest({"iteration": parts["iteration"], "step": step}, rounds, trainer.device)
+    iteration_us = 1e6 * seconds["iteration"] / (num_envs * trainer.economy.num_periods)
+    return {"step_us": 1e6 * seconds["step"] / count, "iteration_us": iteration_us}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m rbc_warp bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--backend", choices=["auto", "host", "pycuda"], default="auto", help="where kernels run")
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions and sizes, about a minute")
+    parser.add_argument("--published", action="store_true", help="the published iteration only, no scaling table")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+    options = parser.parse_args(arguments)
+    from rbc_warp.commands.launch import prepare_process
+    from rbc_warp.runs.files import write_text
+
+    prepare_process(options)
+    result = run_benchmark(choose_backend(options.backend), options.quick, options.published, print)
+    if options.json:
+        write_text(options.json, json.dumps(result, indent=2) + "\n")
+    return 0

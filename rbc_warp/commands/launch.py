@@ -1,0 +1,173 @@
+"""What the launchers share: their common options, clean errors, and starting or continuing a run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rbc_warp.errors import UserError
+
+if TYPE_CHECKING:
+    from rbc_warp.config import Config
+    from rbc_warp.runs.folder import RunDir
+    from rbc_warp.runs.run import RunResult
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that every launcher has."""
+    parser.add_argument("--backend", choices=["auto", "host", "pycuda"], default="auto", help="where kernels run")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        dest="overrides",
+        help="override a config key",
+    )
+    parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: all cores)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that name a training run, or several, and how to run them."""
+    parser.add_argument("--config", type=Path, help="YAML file that describes the run, or the runs of a sweep")
+    parser.add_argument("--experiment-dir", type=Path, help="folder for the runs (default: experiment/<config's name>)")
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="continue this rollout-… folder instead")
+    parser.add_argument("--num-consumers", type=_positive, metavar="N", help="same as --set agents.num_consumers=N")
+    parser.add_argument("--num-firms", type=_positive, metavar="N", help="same as --set agents.num_firms=N")
+    parser.add_argument("--group-name", metavar="NAME", help="same as --set metadata.group_name=NAME")
+    parser.add_argument("--track", action="append", default=[], choices=["wandb", "mlflow"], help="report there too")
+    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # a sweep: stop when this process is gone
+    add_common_arguments(parser)
+    sweep = parser.add_argument_group("sweeps", "a config with a section sweep, or any with one of these options")
+    sweep.add_argument("--dry-run", action="store_true", help="make the runs' folders only")
+    sweep.add_argument("--run-only", action="store_true", help="train what is in the folder and unfinished")
+    sweep.add_argument("--seed-from-timestamp", action="store_true", help="seed each run by its folder's time")
+    sweep.add_argument(
+        "--jobs", type=_positive, metavar="N", help="runs at the same time (default: 1; ray: as many as fit)"
+    )
+    sweep.add_argument("--executor", choices=["local", "ray"], default="local", help="what runs them")
+    sweep.add_argument("--ray-address", metavar="ADDRESS", help="a Ray cluster, or auto (default: Ray on this machine)")
+    sweep.add_argument(
+        "--gpus-per-run", type=float, metavar="SHARE", help="GPUs asked of Ray (default: 1 if it has any)"
+    )
+
+
+def check_training_arguments(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Stops with usage where options do not fit together; turns the shorthands into overrides."""
+    shorthands = {"agents.num_consumers": options.num_consumers, "agents.num_firms": options.num_firms}
+    shorthands["metadata.group_name"] = None if options.group_name is None else json.dumps(options.group_name)
+    options.overrides += [f"{key}={value}" for key, value in shorthands.items() if value is not None]
+    many = (
+        options.dry_run or options.run_only or options.seed_from_timestamp or options.jobs or options.executor == "ray"
+    )
+    if options.resume and (options.config or options.experiment_dir or many):
+        parser.error("--resume RUN continues one run: leave --config, --experiment-dir and the options of sweeps away")
+    if options.run_only and (options.overrides or options.dry_run or options.seed_from_timestamp):
+        parser.error("--run-only trains runs as they are: leave the options that describe runs away")
+    if not (options.config or options.resume or (options.run_only and options.experiment_dir)):
+        parser.error("give --config FILE, --resume RUN, or --run-only --experiment-dir FOLDER")
+    if options.ray_address and options.executor != "ray":
+        parser.error("--ray-address needs --executor ray")
+    options.many = many
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return number
+
+
+@contextmanager
+def clean_errors() -> Iterator[None]:
+    """Faults of the user end in one message on stderr and exit code 2; faults of ours keep their traceback."""
+    warnings.filterwarnings("ignore", module="gym")  # not for our users
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def prepare_process(options: argparse.Namespace) -> None:
+    """Threads and log level of this process. Under torchrun the processes of a machine share its cores."""
+    import torch
+
+    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    elif neighbours > 1:
+        torch.set_num_threads(max(1, num_cores() // neighbours))
+    logging.getLogger().setLevel(logging.ERROR)  # WarpDrive's notes on casts
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def experiment_folder(options: argparse.Namespace) -> Path:
+    return options.experiment_dir or Path("experiment") / options.config.stem
+
+
+def start(options: argparse.Namespace) -> RunResult:
+    """A new run from ``options.config``; everything is checked before anything is written."""
+    from rbc_warp.config import load_config
+
+    config = load_config(options.config, options.overrides)
+    return _train(options, config)
+
+
+def resume(options: argparse.Namespace) -> RunResult:
+    """Continues the run ``options.resume`` from its last state."""
+    from rbc_warp.config import load_config
+    from rbc_warp.runs.folder import RunDir
+
+    run = RunDir(options.resume)
+    return _train(options, load_config(run.hparams_path, options.overrides), run)
+
+
+def _train(options: argparse.Namespace, config: Config, run: RunDir | None = None) -> RunResult:
+    """Trains a run, a new one where none is given, alone or with the other processes of torchrun."""
+    from rbc_warp.runs.folder import RunDir
+    from rbc_warp.runs.run import prepare_run, summary, train_run
+    from rbc_warp.runs.tracking import check_trackers
+    from rbc_warp.training.processes import claim_gpu, joined
+    from rbc_warp.warpdrive.wrapper import choose_backend
+
+    claim_gpu()
+    prepare_process(options)
+    backend = choose_backend(options.backend)
+    check_trackers(options.track)
+    is_new = run is None
+    with joined(config, backend) as processes:
+        if is_new and processes.is_first:
+            run = RunDir.create(experiment_folder(options))
+            prepare_run(run, config)
+            print(f"{run.path}: training on {backend}", file=sys.stderr)
+        run = processes.share(run)
+        result = train_run(
+            run,
+            config,
+            backend,
+            resume=not is_new,
+            quiet=options.quiet,
+            processes=processes,
+            track=options.track,
+            parent=options.parent,
+        )
+        if processes.is_first:
+            print(summary(result))
+    return result

@@ -1,0 +1,421 @@
+"""The schema of a run: agents, world, train, metadata, and optionally the values of a sweep.
+
+Key names are the public implementation's. :func:`load_config` is the way in: it reads YAML, a mapping or a
+:class:`Config`, applies overrides, and raises :class:`ConfigError` with one line per fault. Every number is finite and
+has a range; a boolean is not a number; an unknown key is an error.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, create_model, model_validator
+
+from rbc_warp.config.load import apply_overrides, copied, derived_faults, fill_grids, read_layered, split_public_keys
+from rbc_warp.config.messages import MAPPING_LABEL, Fault, Faults, explain, explain_faults, show
+from rbc_warp.config.types import (
+    ALPHA,
+    GRID,
+    INTERVALS,
+    LARGEST,
+    MAX_ITERATIONS,
+    MAX_JOINT_ACTIONS,
+    POSITIVE_GRID,
+    SHARES,
+    Alpha,
+    Bool,
+    Float,
+    Grid,
+    Int,
+    Intervals,
+    Metadata,
+    PositiveGrid,
+    Shares,
+    Switch,
+    amount,
+    iteration,
+    key,
+    off,
+    period,
+    scale,
+)
+from rbc_warp.errors import ConfigError
+
+__all__ = ["Agents", "Config", "ConfigError", "Train", "World", "load_config"]
+
+ENDOWMENT_PER_CONSUMER = 22.0 * 1000
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TaxAnneal(_Section):
+    """Allowed taxes: at most start + increase_const·n."""
+
+    anneal_on: Bool = key(..., "Whether the cap applies")
+    start: Float = key(..., "Highest tax allowed at first [share]", ge=0, le=1)
+    increase_const: Float = key(..., "Rise of the cap per iteration [share]", ge=0, le=LARGEST)
+
+
+class RangeAnneal(_Section):
+    """Allowed prices or wages: within [start − decrease_const·n, start + increase_const·n]."""
+
+    anneal_on: Bool = key(..., "Whether the range applies")
+    start: Float = key(..., "The one value allowed at first [money]", ge=0, le=LARGEST)
+    increase_const: Float = key(..., "Rise of the upper end per iteration [money]", ge=0, le=LARGEST)
+    decrease_const: Float = key(..., "Fall of the lower end per iteration [money]", ge=0, le=LARGEST)
+
+
+class ThetaAnneal(_Section):
+    """θ is multiplied by 1 − exp(−n/length)."""
+
+    anneal_on: Bool = key(..., "Whether θ rises from 0")
+    exp_decay_length_in_steps: Float = key(..., "Time constant [iterations]", gt=0, le=LARGEST)
+
+
+class EntropyAnneal(_Section):
+    """The entropy weight is multiplied by max(exp(−n/length), coef_floor)."""
+
+    anneal_on: Bool = key(..., "Whether the weight decays")
+    exp_decay_length_in_steps: Float = key(..., "Time constant [iterations]", gt=0, le=LARGEST)
+    coef_floor: Float = key(0.0, "Smallest factor [1]", ge=0, le=1)
+
+
+class Agents(_Section):
+    """Who acts, what they may do, and when they learn."""
+
+    num_consumers: Int = key(100, "Consumers, I [count]", ge=1, le=100_000)
+    num_firms: Int = key(10, "Firms, J, one good each [count]", ge=1, le=1000)
+    num_governments: Int = key(1, "Governments [count]", "1", ge=1, le=1)
+
+    consumption_choices: Grid = key(tuple(map(float, range(11))), "Demand for one good [units]", GRID)
+    work_choices: Grid = key((0.0, 260.0, 520.0, 780.0, 1040.0), "Work [hours per period]", GRID)
+    price_choices: PositiveGrid = key((0.0, 500.0, 1000.0, 1500.0, 2000.0, 2500.0), "Price [money]", POSITIVE_GRID)
+    wage_choices: PositiveGrid = key((0.0, 11.0, 22.0, 33.0, 44.0), "Wage [money per hour]", POSITIVE_GRID)
+    investment_choices: Shares = key((0.1,), "Share of operating profit invested [share]", SHARES)
+    income_tax_choices: Shares = key((0.0, 0.2, 0.4, 0.6, 0.8, 1.0), "Tax on wages [share]", SHARES)
+    corporate_tax_choices: Shares = key((0.0, 0.2, 0.4, 0.6, 0.8, 1.0), "Tax on profits [share]", SHARES)
+
+    consumer_reward_scale: Float = scale(1.0, "Divisor of consumers' rewards when learning [utility]")
+    firm_reward_scale: Float = scale(1.0, "Divisor of firms' rewards when learning [money]")
+    government_reward_scale: Float = scale(1.0, "Divisor of its reward when learning [utility]")
+    government_counts_firm_reward: Switch = key(0, "Whether welfare includes firms", "0 or 1", ge=0, le=1)
+    firm_reward_for_government_factor: Float = amount(0.0025, "Weight of firms' rewards in welfare [utility/money]")
+    consumer_lr_multiple: Float = key(1.0, "Consumers' learning rate, times train.lr [1]", ge=0, le=1000)
+    firm_lr_multiple: Float = key(1.0, "Firms' learning rate, times train.lr [1]", ge=0, le=1000)
+    government_lr_multiple: Float = key(1.0, "Government's learning rate, times train.lr [1]", ge=0, le=1000)
+
+    consumer_training_start: Int = iteration(0, "First update of consumers")
+    firm_training_start: Int = iteration(0, "First update of firms")
+    government_training_start: Int = iteration(0, "First update of the government")
+    train_consumers_every: Int = period(1, "Between updates of consumers")
+    train_firms_every: Int = period(1, "Between updates of firms")
+    train_government_every: Int = period(1, "Between updates of the government")
+    consumer_training_list: Intervals | None = off("When consumers learn, instead of start and every", INTERVALS)
+    firm_training_list: Intervals | None = off("When firms learn, instead of start and every", INTERVALS)
+    government_training_list: Intervals | None = off("When government learns, instead of start and every", INTERVALS)
+    training_schedule_mod: Int | None = off("Cycle in which consumers and firms alternate", ge=1, le=MAX_ITERATIONS)
+    consumer_mod_threshold: Int | None = off("Last iteration of the cycle for consumers", ge=0, le=MAX_ITERATIONS)
+    frozen_firm_action: Int | None = off("Action index that firms always play", ge=0, le=MAX_JOINT_ACTIONS)
+    frozen_government_action: Int | None = off("Action index always played", ge=0, le=MAX_JOINT_ACTIONS)
+
+    firm_begin_anneal_action: Int = iteration(0, "When prices and wages begin to widen")
+    firm_anneal_prices: RangeAnneal | None = off("Widening range of prices")
+    firm_anneal_wages: RangeAnneal | None = off("Widening range of wages")
+    government_begin_anneal_action: Int = iteration(0, "When the tax cap begins to rise")
+    government_anneal_taxes: TaxAnneal | None = off("Rising cap on both taxes")
+    consumer_anneal_theta: ThetaAnneal | None = off("Rise of the disutility of work")
+    consumer_anneal_entropy: EntropyAnneal | None = off("Decay of consumers' entropy weight")
+    firm_anneal_entropy: EntropyAnneal | None = off("Decay of firms' entropy weight")
+    govt_anneal_entropy: EntropyAnneal | None = off("Decay of the government's entropy weight")
+
+    consumer_noponzi_start: Float = amount(0.0, "Price of a consumer's final debt at first [utility]")
+    consumer_noponzi_eta: Float = amount(0.0, "Its rise per unit of mean scaled debt [utility]")
+    consumer_penalty_scale: Float = scale(1.0, "Divisor of a consumer's final debt [money]")
+    firm_noponzi_start: Float = amount(0.0, "Price of a firm's final debt at first [money]")
+    firm_noponzi_eta: Float = amount(0.0, "Its rise per unit of mean scaled debt [money]")
+
+    @property
+    def num_firm_actions(self) -> int:
+        """Joint choices of price, wage and investment share."""
+        return len(self.price_choices) * len(self.wage_choices) * len(self.investment_choices)
+
+    @property
+    def num_government_actions(self) -> int:
+        """Joint choices of income and corporate tax."""
+        return len(self.income_tax_choices) * len(self.corporate_tax_choices)
+
+
+class World(_Section):
+    """The economy's constants and starting values."""
+
+    maxtime: Int = key(10, "Periods per episode, T [quarters]", ge=1, le=100_000)
+    initial_consumer_endowment: Float = amount(2000.0, "A consumer's first budget [money]")
+    initial_firm_endowment: Float = amount(2_200_000.0, "A firm's first budget, absent: 22000 per consumer [money]")
+    initial_stocks: Float = amount(0.0, "First inventory [units]")
+    initial_prices: Float = amount(1000.0, "First posted price [money]")
+    initial_wages: Float = amount(0.0, "First posted wage [money per hour]")
+    interest_rate: Float = key(0.0, "Interest on positive budgets [share per period]", ge=0)
+    consumer_theta: Float = amount(0.01, "Disutility of work, θ [utility per hour]")
+    paretoscaletheta: Float | None = off("Pareto shape of θ, absent: equal θ [1]", gt=0, le=LARGEST)
+    crra_param: Float = key(0.1, "Relative risk aversion, η [1]", ge=0, le=100)
+    technology: Float = amount(0.01, "Productivity, A [1]")
+    production_alpha: Alpha = key("fixed_array", "Labour's exponent, α [1]", ALPHA)
+    initial_capital: Literal["twolevel", "proportional"] | None = off("First capital, absent: 1 [units]")
+    labor_floor: Float = amount(0.0, "Hours below which a firm produces nothing [hours]")
+    use_importer: Switch = key(1, "Whether firms can export", "0 or 1", ge=0, le=1)
+    importer_price: Float = amount(500.0, "Lowest price the importer pays [money]")
+    importer_quantity: Float = amount(100.0, "Most it buys of each firm [units per period]")
+    budget_drip: Float = amount(0.01, "Gift to each consumer [money per period]")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_endowment_is_absent(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("initial_firm_endowment", 0) is None:
+            return {key: value for key, value in data.items() if key != "initial_firm_endowment"}
+        return data
+
+
+class Train(_Section):
+    """How learning runs, and what it leaves on disk."""
+
+    num_episodes: Int = period(200_000, "Length of the run")
+    infinite_episodes: Bool = key(False, "Whether to run until stopped")
+    batch_size: Int = key(128, "Environments in parallel [count]", ge=1, le=1_000_000)
+    base_seed: Int = key(2345, "Seed of every random number", ge=0, le=2**32 - 1)
+    lr: Float = key(0.001, "Learning rate of Adam [1]", gt=0, le=100)
+    gamma: Float = key(0.9999, "Discount factor [per period]", ge=0, le=1)
+    entropy: Float = amount(0.5, "Entropy weight before annealing [1]")
+    value_loss_weight: Float = amount(1.0, "Weight of the value loss [1]")
+    clip_grad_norm: Float | None = scale(2.0, "Largest gradient norm, null: no limit [1]")
+    use_ppo: Bool = key(True, "PPO, or plain policy gradient")
+    ppo_num_updates: Int = key(4, "Passes over a batch [count]", ge=1, le=1000)
+    ppo_clip_param: Float = key(0.1, "Clip of the probability ratio [1]", gt=0, lt=1)
+    consumer_update_fraction: Float = key(1.0, "Consumer samples per update [share]", gt=0, le=1)
+    digit_representation_size: Int = key(10, "Digits per inventory or budget [count]", ge=1, le=10)
+    precision: Literal["auto", "float32", "bfloat16"] = key("auto", "Arithmetic of the networks")
+    should_boost_firm_reward: Bool = key(False, "Whether solvent firms' rewards include revenue")
+    boost_firm_reward_factor: Float = amount(1.0, "Weight of that revenue [1]")
+    lagr_num_steps: Int = period(1, "Between updates of the no-Ponzi prices")
+    log_every: Int = period(10, "Between lines of metrics")
+    save_dense_every: Int = period(2000, "Between dense rollouts")
+    save_model_every: Int = period(10_000, "Between checkpoints")
+    save_state_every: Int = period(500, "Between resume states")
+    best_response_episodes: Int = period(200, "Length of best-response training")
+
+
+def _swept(name: str, section: type[BaseModel]) -> Any:
+    """The section's keys, each with a list of the values it takes."""
+    fields: dict[str, Any] = {}
+    for swept, field in section.model_fields.items():
+        value = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+        fields[swept] = (Annotated[tuple[value, ...], Field(min_length=1)], ())  # type: ignore[valid-type]
+    return create_model(name, __base__=_Section, **fields)
+
+
+_Sweep = create_model(
+    "_Sweep",
+    __base__=_Section,
+    **{
+        name: (_swept(f"_Swept{section.__name__}", section), None)
+        for name, section in (("agents", Agents), ("world", World), ("train", Train))
+    },  # type: ignore[call-overload]
+)
+
+
+def _sweep(value: Any) -> dict[str, dict[str, tuple[Any, ...]]]:
+    sweep = _Sweep.model_validate({} if value is None else value)
+    return sweep.model_dump(exclude_unset=True, exclude_none=True)
+
+
+class Config(_Section):
+    """A whole run, validated and immutable."""
+
+    agents: Agents = Field(default_factory=Agents)
+    world: World = Field(default_factory=World)
+    train: Train = Field(default_factory=Train)
+    metadata: Metadata = Field(default_factory=dict, json_schema_extra={"allowed": "a mapping of names to scalars"})
+    sweep: Annotated[dict[str, dict[str, tuple[Any, ...]]], PlainValidator(_sweep)] = Field(
+        default_factory=dict, json_schema_extra={"allowed": "a mapping of sections to keys to lists of values"}
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_section_is_absent(cls, data: Any) -> Any:
+        return {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else data
+
+    @model_validator(mode="after")
+    def _resolve_and_cross_check(self) -> Config:
+        if "initial_firm_endowment" not in self.world.model_fields_set:
+            world = self.world.model_copy()
+            world.__dict__["initial_firm_endowment"] = ENDOWMENT_PER_CONSUMER * self.agents.num_consumers
+            self.__dict__["world"] = world
+        faults = [*_agent_faults(self.agents), *_alpha_faults(self.world.production_alpha, self.agents.num_firms)]
+        if faults:
+            raise Faults(faults)
+        return self
+
+    def derived(self) -> dict[str, Any]:
+        """The keys that the public implementation derives and keeps under ``agents``."""
+        agents, num_firms = self.agents, self.agents.num_firms
+        public = 4 * num_firms + 3
+        inventories = list(range(2 * num_firms, 3 * num_firms))
+        return {
+            "global_state_dim": public,
+            "consumer_state_dim": public + 2,
+            "firm_state_dim": public + 3 + num_firms,
+            "government_state_dim": public,
+            "consumer_action_dim": num_firms + 2,
+            "firm_action_dim": 3,
+            "government_action_dim": 2,
+            "consumer_num_consume_actions": len(agents.consumption_choices),
+            "consumer_num_work_actions": len(agents.work_choices),
+            "consumer_num_whichfirm_actions": num_firms,
+            "firm_num_actions": agents.num_firm_actions,
+            "government_num_actions": agents.num_government_actions,
+            "max_possible_consumption": max(agents.consumption_choices),
+            "max_possible_hours_worked": max(agents.work_choices),
+            "max_possible_wage": max(agents.wage_choices),
+            "max_possible_price": max(agents.price_choices),
+            "consumer_digit_dims": [*inventories, public],
+            "firm_digit_dims": [*inventories, public],
+            "government_digit_dims": inventories,
+        }
+
+    def to_dict(self, with_derived: bool = False) -> dict[str, Any]:
+        """Plain Python types in section order, for ``yaml.safe_dump``; loading them gives an equal Config.
+
+        Values are the effective ones; an optional key that is off is left out. ``with_derived`` adds :meth:`derived`
+        under ``agents``, which makes it the hparams.yaml of the public implementation.
+        """
+        result: dict[str, Any] = {}
+        for name, section in (("agents", self.agents), ("world", self.world), ("train", self.train)):
+            fields = type(section).model_fields
+            result[name] = {k: v for k, v in _plain(section).items() if v is not None or fields[k].default is not None}
+        if with_derived:
+            result["agents"] |= self.derived()
+        result["metadata"] = _plain(self.metadata)
+        if self.sweep:
+            result["sweep"] = _plain(self.sweep)
+        return result
+
+    def with_overrides(self, overrides: Sequence[str]) -> Config:
+        """A new Config with "section.key=value" strings applied; values that follow from others follow."""
+        return load_config(self, overrides)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return {key: _plain(getattr(value, key)) for key in type(value).model_fields}
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _agent_faults(agents: Agents) -> list[Fault]:
+    """What is wrong between keys that are each right alone."""
+    faults: list[Fault] = []
+
+    def fault(name: str, *more: Any, problem: str, allowed: str = "", remedy: str = "correct one of them") -> None:
+        value: Any = agents
+        for part in (name, *more):
+            value = value[part] if isinstance(part, int) else getattr(value, part)
+        faults.append(Fault(("agents", name, *more), value, problem, allowed, remedy))
+
+    for name in ("consumer_training_list", "firm_training_list", "government_training_list"):
+        for index, (start, end) in enumerate(getattr(agents, name) or ()):
+            if start >= end:
+                fault(name, index, problem="is an empty interval", allowed=INTERVALS, remedy="remove the pair")
+
+    mod, threshold = agents.training_schedule_mod, agents.consumer_mod_threshold
+    if mod is None and threshold is not None:
+        fault("consumer_mod_threshold", problem="needs agents.training_schedule_mod", remedy="give both or none")
+    elif mod is not None and threshold is None:
+        fault("training_schedule_mod", problem="needs agents.consumer_mod_threshold", remedy="give both or none")
+    elif mod is not None and threshold is not None and threshold >= mod:
+        allowed = f"0 to {mod - 1}, below training_schedule_mod"
+        fault("consumer_mod_threshold", problem="leaves firms no turn", allowed=allowed)
+
+    sizes = {
+        "firm": (agents.num_firm_actions, "price_choices × wage_choices × investment_choices"),
+        "government": (agents.num_government_actions, "income_tax_choices × corporate_tax_choices"),
+    }
+    for agent_type, (size, grids) in sizes.items():
+        if size > MAX_JOINT_ACTIONS:
+            first = grids.split(" ")[0]
+            fault(first, problem=f"makes {size} joint actions", allowed=f"{grids} <= {MAX_JOINT_ACTIONS}")
+        frozen = getattr(agents, f"frozen_{agent_type}_action")
+        if frozen is not None and frozen >= size:
+            allowed = f"0 to {size - 1} with {grids}, or null"
+            fault(f"frozen_{agent_type}_action", problem="is no action index", allowed=allowed)
+
+    for name, grid_key in (("firm_anneal_prices", "price_choices"), ("firm_anneal_wages", "wage_choices")):
+        block, grid = getattr(agents, name), getattr(agents, grid_key)
+        if block is not None and block.anneal_on and block.start not in grid:
+            problem = "allows no action when annealing begins"
+            fault(name, "start", problem=problem, allowed=f"an entry of agents.{grid_key}, {show(grid)}")
+    cap = agents.government_anneal_taxes
+    lowest = max(agents.income_tax_choices[0], agents.corporate_tax_choices[0])
+    if cap is not None and cap.anneal_on and cap.start < lowest:
+        allowed = f">= {lowest}, the lowest choice of both taxes"
+        fault("government_anneal_taxes", "start", problem="allows no tax when annealing begins", allowed=allowed)
+    return faults
+
+
+def _alpha_faults(alpha: str | float | tuple[float, ...], num_firms: int) -> list[Fault]:
+    path = ("world", "production_alpha")
+    if isinstance(alpha, tuple) and len(alpha) != num_firms:
+        problem = f"has {len(alpha)} entries for {num_firms} firms"
+        return [Fault(path, alpha, problem, f"{num_firms} entries", "give one entry per firm, or one number for all")]
+    if alpha == "proportional" and num_firms > 11:
+        return [Fault(path, alpha, "exceeds 1 with more than 11 firms", ALPHA, "use fixed_array or a list")]
+    return []
+
+
+_DEFAULTS = Config()
+
+
+def load_config(
+    source: str | os.PathLike[str] | Mapping[str, Any] | Config, overrides: Sequence[str] | None = None
+) -> Config:
+    """The configuration in a YAML file, a mapping or another Config, with "section.key=value" overrides applied.
+
+    The hparams.yaml of a public run loads too: the keys it derives are checked and dropped, and grids it does not
+    give come from the action_arrays.pickle beside it. A file with ``base: OTHER.yaml`` says only what differs from that
+    one, whose path is relative to it. Raises :class:`ConfigError`, one line per fault.
+    """
+    label, data, tables = MAPPING_LABEL, {}, None
+    if isinstance(source, Config):
+        if not overrides:
+            return source
+        data = source.model_dump(exclude_unset=True)
+    elif isinstance(source, Mapping):
+        data = copied(source)
+    else:
+        label, data = os.fspath(source), read_layered(source, load_config)
+        tables = Path(source).with_name("action_arrays.pickle")
+    data, derived = split_public_keys(data, frozenset(_DEFAULTS.derived()))
+    agents = data["agents"]
+    if tables is not None and tables.is_file() and isinstance(agents, dict):
+        fill_grids(agents, tables)
+    config = None
+    if derived or not overrides:
+        config = _validated(data, label, set())
+        faults = derived_faults(derived, config.derived())
+        if faults:
+            raise explain_faults(faults, Config, label, set())
+    if overrides or config is None:
+        data, paths = apply_overrides(data, overrides or [])
+        config = _validated(data, label, paths)
+    return config
+
+
+def _validated(data: dict[str, Any], label: str, overridden: set[tuple[Any, ...]]) -> Config:
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise explain(error, Config, label, overridden) from None

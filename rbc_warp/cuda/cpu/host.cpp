@@ -1,0 +1,438 @@
+// The kernels on a CPU: the functions of economy.h and heads.h over environments and rows, shared among threads.
+// Entry points take the same arguments as those of kernels.cu, after the number of environments and of threads.
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+#include <math.h>
+#include <omp.h>
+
+#include <algorithm>
+#include <array>
+#include <vector>
+
+#include "../economy.h"
+#include "../heads.h"
+#include "lanes.h"
+#include "network.h"
+
+using namespace rbc;
+
+namespace {
+
+// Up to sixteen rows of `width` numbers, held side by side.
+struct Rows {
+  std::vector<Floats> x;
+  explicit Rows(int width) : x(width) {}
+
+  void load(const void* from, bool bfloat16, size_t row, int rows, int width) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const size_t at = (row + (lane < rows ? lane : 0)) * width;  // unused lanes repeat the first row
+      float* to = reinterpret_cast<float*>(x.data()) + lane;
+      if (bfloat16) {
+        const uint16_t* source = static_cast<const uint16_t*>(from) + at;
+        for (int k = 0; k < width; ++k) to[k * kLanes] = from_bfloat16(source[k]);
+      } else {
+        const float* source = static_cast<const float*>(from) + at;
+        for (int k = 0; k < width; ++k) to[k * kLanes] = source[k];
+      }
+    }
+  }
+  void store(void* into, bool bfloat16, size_t row, int rows, int width) const {
+    for (int lane = 0; lane < rows; ++lane) {
+      const size_t at = (row + lane) * width;
+      const float* from = reinterpret_cast<const float*>(x.data()) + lane;
+      if (bfloat16) {
+        uint16_t* target = static_cast<uint16_t*>(into) + at;
+        for (int k = 0; k < width; ++k) target[k] = to_bfloat16(from[k * kLanes]);
+      } else {
+        float* target = static_cast<float*>(into) + at;
+        for (int k = 0; k < width; ++k) target[k] = from[k * kLanes];
+      }
+    }
+  }
+};
+
+// Up to sixteen neighbouring numbers of a row, float32 or bfloat16.
+typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
+RBC_FN Floats read(const float* from, int count) {
+  Floats out = {};
+  memcpy(&out, from, count == kLanes ? sizeof(out) : count * sizeof(*from));
+  return out;
+}
+RBC_FN Floats read(const uint16_t* from, int count) {
+  Halves out = {};
+  memcpy(&out, from, count == kLanes ? sizeof(out) : count * sizeof(*from));
+  return bits<Floats>(__builtin_convertvector(out, Unsigneds) << 16);
+}
+RBC_FN void write(float* to, Floats x, int count) { memcpy(to, &x, count == kLanes ? sizeof(x) : count * sizeof(*to)); }
+RBC_FN void write(uint16_t* to, Floats x, int count) {
+  const Unsigneds b = bits<Unsigneds>(x);
+  const Halves out = __builtin_convertvector((b + 0x7fffu + ((b >> 16) & 1u)) >> 16, Halves);
+  memcpy(to, &out, count == kLanes ? sizeof(out) : count * sizeof(*to));
+}
+template <class F> RBC_FN void each_chunk(int columns, F f) {
+  int column = 0;
+  for (; column + kLanes <= columns; column += kLanes) f(column, kLanes);
+  if (column < columns) f(column, columns - column);
+}
+
+// x = max(x + shared, 0): each row of `shared` serves the next `rows_per_shared` rows of x.
+template <class T>
+void add_relu(int num_rows, int num_threads, int rows_per_shared, int columns, T* x, const T* shared) {
+#pragma omp parallel for schedule(static) num_threads(num_threads)
+  for (int row = 0; row < num_rows; ++row) {
+    T* const to = x + static_cast<size_t>(row) * columns;
+    const T* const added = shared + static_cast<size_t>(row / rows_per_shared) * columns;
+    each_chunk(columns, [&](int at, int count) {
+      write(to + at, maximum(read(to + at, count) + read(added + at, count), Floats{}), count);
+    });
+  }
+}
+
+// Sets the gradient to 0 where the activation (if given) is not positive; adds each group's rows up into sums.
+template <class T>
+void mask_and_sum(int num_groups, int num_threads, int rows, int columns, T* gradient, const T* activation, float* sums) {
+#pragma omp parallel for schedule(static) num_threads(num_threads)
+  for (int group = 0; group < num_groups; ++group) {
+    each_chunk(columns, [&](int at, int count) {
+      Floats sum = {};
+      for (int row = 0; row < rows; ++row) {
+        const size_t to = (static_cast<size_t>(group) * rows + row) * columns + at;
+        Floats slope = read(gradient + to, count);
+        if (activation) {
+          slope = select(read(activation + to, count) > 0.0f, slope, Floats{});
+          write(gradient + to, slope, count);
+        }
+        sum += slope;
+      }
+      write(sums + static_cast<size_t>(group) * columns + at, sum, count);
+    });
+  }
+}
+
+Floats gather(const float* from, int rows) {
+  Floats out = {};
+  for (int lane = 0; lane < rows; ++lane) out[lane] = from[lane];
+  return out;
+}
+
+// Draws for the agents of one type in environment e.
+void sample_type(Rows& rows, int e, int num_envs, int num_agents, int first_agent, const int* draw_words, int period,
+                 RBC_SAMPLE_TYPE(type)) {
+  const Heads heads = {type_heads, type_offsets, type_allowed};
+  const int width = heads.num_actions() + 1, flags = draw_words[DRAW_FLAGS];
+  const DrawKey key = {static_cast<uint32_t>(draw_words[DRAW_SEED]), static_cast<uint32_t>(draw_words[DRAW_ITERATION]),
+                       static_cast<uint32_t>(period), static_cast<uint32_t>(draw_words[DRAW_STREAM])};
+  const Unsigneds environment = Unsigneds{} + static_cast<uint32_t>(draw_words[DRAW_FIRST_ENVIRONMENT] + e);
+  const size_t row = static_cast<size_t>(e) * num_agents;
+  const size_t slot = (static_cast<size_t>(period) * num_envs + e) * num_agents;
+  for (int i = 0; i < num_agents; i += kLanes) {
+    const int count = num_agents - i < kLanes ? num_agents - i : kLanes;
+    rows.load(type_logits, false, row + i, count, width);
+    const Floats value = rows.x[heads.num_actions()];
+    Unsigneds agent;
+    for (int lane = 0; lane < kLanes; ++lane) agent[lane] = static_cast<uint32_t>(first_agent + i + lane);
+    const Floats log_probability =
+        draw_actions<Floats>(rows.x.data(), 1, heads, key, agent, environment, flags, [&](int h, Ints chosen) {
+          for (int lane = 0; lane < count; ++lane) {
+            type_actions[(row + i + lane) * heads.num_heads + h] = chosen[lane];
+            type_actions_batch[(slot + i + lane) * heads.num_heads + h] = chosen[lane];
+          }
+        });
+    for (int lane = 0; lane < count; ++lane) {
+      type_log_probabilities_batch[slot + i + lane] = log_probability[lane];
+      type_values_batch[slot + i + lane] = value[lane];
+    }
+  }
+}
+
+// What the loss of a batch is computed from, and one thread's memory for sixteen rows of it.
+class LossRows {
+ public:
+  LossRows(const Heads& heads, const int* actions, const float* old_log_probability, const float* advantage,
+           const float* target, const float* old_value, const float* loss)
+      : heads_(heads), actions_(actions), columns_{old_log_probability, advantage, target, old_value}, loss_(loss),
+        scratch_(heads.num_actions() + 1), chosen_(heads.num_heads) {}
+
+  // Turns up to sixteen rows of outputs side by side into their gradient, 0 in unused lanes; adds their statistics.
+  void operator()(Floats* x, size_t row, int count, double* statistics) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int* source = actions_ + (row + (lane < count ? lane : 0)) * heads_.num_heads;
+      for (int h = 0; h < heads_.num_heads; ++h) chosen_[h][lane] = source[h];
+    }
+    const Sample<Floats> sample = {gather(columns_[0] + row, count), gather(columns_[1] + row, count),
+                                   gather(columns_[2] + row, count), gather(columns_[3] + row, count)};
+    Floats sums[NUM_LOSS_STATISTICS] = {};
+    loss_gradient<Floats>(x, scratch_.data(), 1, heads_, sample, loss_, [&](int h) { return chosen_[h]; }, sums);
+    for (int s = 0; s < NUM_LOSS_STATISTICS; ++s) {
+      for (int lane = 0; lane < count; ++lane) statistics[s] += sums[s][lane];
+    }
+    if (count == kLanes) return;
+    for (int n = 0; n <= heads_.num_actions(); ++n) {
+      for (int lane = count; lane < kLanes; ++lane) x[n][lane] = 0.0f;
+    }
+  }
+
+ private:
+  const Heads heads_;
+  const int* actions_;
+  const float* columns_[4];
+  const float* loss_;
+  std::vector<Floats> scratch_;
+  std::vector<Ints> chosen_;
+};
+
+#ifdef __AVX512F__
+template <class T>
+void network_logits(int num_rows, int num_threads, const Layers<const float>& layers, const Inputs<T>& inputs,
+                    float* logits) {
+  const Weights<T> weights(layers);
+  const int width = layers.num_outputs;
+#pragma omp parallel num_threads(num_threads)
+  {
+    Block<T> block(weights, inputs);
+#pragma omp for schedule(static)
+    for (int first = 0; first < num_rows; first += block.kRows) {
+      const int count = std::min(num_rows - first, block.kRows);
+      block.forward(first, count);
+      for (int row = 0; row < count; row += kLanes) {
+        const Floats* const from = block.outputs(row / kLanes);
+        float* const to = logits + static_cast<size_t>(first + row) * width;
+        for (int n = 0; n < width; n += kLanes) {
+          Floats x[kLanes] = {};
+          const int columns = std::min(width - n, kLanes);
+          std::copy_n(from + n, columns, x);
+          transpose(x);
+          for (int lane = 0; lane < kLanes && row + lane < count; ++lane) {
+            _mm512_mask_storeu_ps(to + lane * width + n, static_cast<__mmask16>((1 << columns) - 1), (__m512)x[lane]);
+          }
+        }
+      }
+    }
+  }
+}
+
+template <class T>
+void network_gradient(int num_groups, int num_threads, const Layers<const float>& layers, const Inputs<T>& inputs,
+                      const LossRows& prototype, float* statistics, const Layers<float>& gradient,
+                      float* shared_gradient) {
+  const Weights<T> weights(layers);
+  // What each thread adds up: the gradients in the order of Layers, then the statistics.
+  const size_t sizes[] = {static_cast<size_t>(layers.num_private) * kHidden, kHidden * kHidden, kHidden,
+                          static_cast<size_t>(layers.num_outputs) * kHidden, static_cast<size_t>(layers.num_outputs)};
+  size_t starts[6] = {0};
+  for (int i = 0; i < 5; ++i) starts[i + 1] = starts[i] + (sizes[i] + kLanes - 1) / kLanes * kLanes;
+  std::vector<Memory> memory(num_threads);
+  std::vector<float*> sums(num_threads);
+  std::vector<std::array<double, NUM_LOSS_STATISTICS>> parts(num_threads);
+#pragma omp parallel num_threads(num_threads)
+  {
+    const int thread = omp_get_thread_num();
+    float* const own = sums[thread] = memory[thread].take<float>(starts[5]);
+    const Layers<float> own_layers = {layers.num_private, layers.num_outputs, own, own + starts[1], own + starts[2],
+                                      own + starts[3], own + starts[4]};
+    LossRows loss = prototype;
+    Block<T> block(weights, inputs);
+    const int64_t first_group = static_cast<int64_t>(num_groups) * thread / num_threads;
+    const int64_t end_group = static_cast<int64_t>(num_groups) * (thread + 1) / num_threads;
+    std::fill(shared_gradient + first_group * kHidden, shared_gradient + end_group * kHidden, 0.0f);
+    const int64_t end = end_group * inputs.rows_per_group;
+    for (int64_t first = first_group * inputs.rows_per_group; first < end; first += block.kRows) {
+      const int count = static_cast<int>(std::min<int64_t>(end - first, block.kRows));
+      block.forward(first, count);
+      for (int row = 0; row < block.num_lanes(); row += kLanes) {
+        Floats* const x = block.outputs(row / kLanes);
+        if (row < count) {
+          loss(x, first + row, std::min(count - row, kLanes), parts[thread].data());
+        } else {
+          std::fill_n(x, layers.num_outputs, Floats{});
+        }
+      }
+      block.backward(own_layers, shared_gradient);
+    }
+  }
+  const auto total = [&](size_t at) {
+    float sum = 0.0f;
+    for (const float* part : sums) sum += part[at];
+    return sum;
+  };
+  float* const to[] = {gradient.private_weight, gradient.weight2, gradient.bias2, gradient.weight3, gradient.bias3};
+  for (int p = 0; p < layers.num_private; ++p) {
+    for (int n = 0; n < kHidden; ++n) to[0][n * layers.num_private + p] += total(p * kHidden + n);
+  }
+  for (int i = 1; i < 5; ++i) {
+    for (size_t k = 0; k < sizes[i]; ++k) to[i][k] += total(starts[i] + k);
+  }
+  for (int s = 0; s < NUM_LOSS_STATISTICS; ++s) {
+    double sum = 0.0;
+    for (const auto& part : parts) sum += part[s];
+    statistics[s] += static_cast<float>(sum);
+  }
+}
+
+template <class F> void with_precision(int bfloat16, F f) {
+  if (!bfloat16) return f(Single());
+#ifdef __AVX512BF16__
+  f(Half());
+#endif
+}
+#endif
+
+}  // namespace
+
+#define RBC_NAME(name) #name " "
+#define RBC_TABLE(list) list(RBC_NAME) "\n"
+
+extern "C" {
+
+// The order of every table that Python fills: one line each for sizes, parameters, stage, draw words, loss, statistics.
+const char* RbcTables() {
+  return RBC_TABLE(RBC_SIZES) RBC_TABLE(RBC_PARAMETERS) RBC_TABLE(RBC_STAGE) RBC_TABLE(RBC_DRAW) RBC_TABLE(RBC_LOSS)
+      RBC_TABLE(RBC_LOSS_STATISTICS);
+}
+
+void CudaRbcStep(int num_envs, int num_threads, RBC_STEP_ARGUMENTS) {
+#pragma omp parallel num_threads(num_threads)
+  {
+    const int num_firms = sizes[NUM_FIRMS];
+    std::vector<float> memory(kScratchPerFirm * num_firms);
+    const Scratch scratch(memory.data(), num_firms);
+    HostTeam team;
+#pragma omp for schedule(static)
+    for (int e = 0; e < num_envs; ++e) {
+      const Environment env = environment(e, RBC_STEP_VALUES);
+      step(team, env, scratch);
+    }
+  }
+}
+
+void CudaRbcReset(int num_envs, int num_threads, RBC_RESET_ARGUMENTS) {
+#pragma omp parallel for schedule(static) num_threads(num_threads)
+  for (int e = 0; e < num_envs; ++e) {
+    HostTeam team;
+    reset(team, e, RBC_RESET_VALUES);
+  }
+}
+
+void CudaRbcSample(int num_envs, int num_threads, RBC_SAMPLE_ARGUMENTS) {
+  const int widest_consumer = consumer_offsets[consumer_heads], widest_firm = firm_offsets[firm_heads];
+  int width = widest_consumer > widest_firm ? widest_consumer : widest_firm;
+  if (government_offsets[government_heads] > width) width = government_offsets[government_heads];
+#pragma omp parallel num_threads(num_threads)
+  {
+    const int I = sizes[NUM_CONSUMERS], J = sizes[NUM_FIRMS];
+    Rows rows(width + 1);
+#pragma omp for schedule(static)
+    for (int e = 0; e < num_envs; ++e) {
+      const int period = recorded_period(timestep[e], sizes[NUM_PERIODS]);
+#define RBC_SAMPLE(type, n, first)                                                                              \
+  sample_type(rows, e, num_envs, n, first, draw_words, period, type##_heads, type##_offsets, type##_allowed,    \
+              type##_logits, type##_actions, type##_actions_batch, type##_log_probabilities_batch, type##_values_batch)
+      RBC_SAMPLE(consumer, I, 0);
+      RBC_SAMPLE(firm, J, I);
+      RBC_SAMPLE(government, 1, I + J);
+#undef RBC_SAMPLE
+    }
+  }
+}
+
+// Loss gradient of `num_rows` rows, in place of their logits; statistics are summed in a fixed order of rows.
+void CudaRbcLoss(int num_rows, int num_threads, void* logits, int bfloat16, int num_heads, const int* offsets,
+                 const unsigned char* allowed, const int* actions, const float* old_log_probability,
+                 const float* advantage, const float* target, const float* old_value, const float* loss,
+                 float* statistics) {
+  const Heads heads = {num_heads, offsets, allowed};
+  const int width = heads.num_actions() + 1, num_blocks = (num_rows + kLanes - 1) / kLanes;
+  std::vector<std::array<double, NUM_LOSS_STATISTICS>> parts(num_blocks);
+#pragma omp parallel num_threads(num_threads)
+  {
+    Rows rows(width);
+    LossRows rows_loss(heads, actions, old_log_probability, advantage, target, old_value, loss);
+#pragma omp for schedule(static)
+    for (int block = 0; block < num_blocks; ++block) {
+      const int row = block * kLanes, count = num_rows - row < kLanes ? num_rows - row : kLanes;
+      rows.load(logits, bfloat16, row, count, width);
+      rows_loss(rows.x.data(), row, count, parts[block].data());
+      rows.store(logits, bfloat16, row, count, width);
+    }
+  }
+  for (int s = 0; s < NUM_LOSS_STATISTICS; ++s) {
+    double sum = 0.0;
+    for (const auto& part : parts) sum += part[s];
+    statistics[s] += static_cast<float>(sum);
+  }
+}
+
+// Whether the network with its loss is one kernel here (network.h). AMX multiplies bfloat16 several times as fast, by way
+// of torch.
+int RbcFusesNetwork(int bfloat16) {
+#if defined(__AVX512F__) && defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+  (void)bfloat16;
+  return 1;
+#elif defined(__AVX512F__)
+  return !bfloat16;
+#else
+  (void)bfloat16;
+  return 0;
+#endif
+}
+
+#ifdef __AVX512F__
+// Logits and values (rows, num_outputs); layers and inputs as in network.h.
+void RbcNetworkLogits(int num_rows, int num_threads, int bfloat16, int num_private, int num_outputs,
+                      const float* private_weight, const float* weight2, const float* bias2, const float* weight3,
+                      const float* bias3, int rows_per_group, const float* shared, const void* private_rows,
+                      float* logits) {
+  const Layers<const float> layers = {num_private, num_outputs, private_weight, weight2, bias2, weight3, bias3};
+  with_precision(bfloat16, [&](auto precision) {
+    using T = decltype(precision);
+    const Inputs<T> inputs = {rows_per_group, shared, static_cast<const typename T::Stored*>(private_rows)};
+    network_logits<T>(num_rows, num_threads, layers, inputs, logits);
+  });
+}
+
+// Adds the gradient of the loss to that of the layers, and statistics; shared_gradient (groups, 128) is overwritten.
+void RbcNetworkGradient(int num_groups, int num_threads, int bfloat16, int num_private, int num_outputs,
+                        const float* private_weight, const float* weight2, const float* bias2, const float* weight3,
+                        const float* bias3, int rows_per_group, const float* shared, const void* private_rows,
+                        int num_heads, const int* offsets, const unsigned char* allowed, const int* actions,
+                        const float* old_log_probability, const float* advantage, const float* target,
+                        const float* old_value, const float* loss, float* statistics, float* gradient_private_weight,
+                        float* gradient_weight2, float* gradient_bias2, float* gradient_weight3, float* gradient_bias3,
+                        float* shared_gradient) {
+  const Layers<const float> layers = {num_private, num_outputs, private_weight, weight2, bias2, weight3, bias3};
+  const Layers<float> gradient = {num_private, num_outputs, gradient_private_weight, gradient_weight2, gradient_bias2,
+                                  gradient_weight3, gradient_bias3};
+  const LossRows rows({num_heads, offsets, allowed}, actions, old_log_probability, advantage, target, old_value, loss);
+  with_precision(bfloat16, [&](auto precision) {
+    using T = decltype(precision);
+    const Inputs<T> inputs = {rows_per_group, shared, static_cast<const typename T::Stored*>(private_rows)};
+    network_gradient<T>(num_groups, num_threads, layers, inputs, rows, statistics, gradient, shared_gradient);
+  });
+}
+#endif
+
+// What stands between a network's matrix products; see Kernels in kernels.py.
+void RbcAddRelu(int num_rows, int num_threads, int rows_per_shared, int columns, void* x, const void* shared,
+                int bfloat16) {
+  if (bfloat16) {
+    add_relu(num_rows, num_threads, rows_per_shared, columns, static_cast<uint16_t*>(x),
+             static_cast<const uint16_t*>(shared));
+  } else {
+    add_relu(num_rows, num_threads, rows_per_shared, columns, static_cast<float*>(x),
+             static_cast<const float*>(shared));
+  }
+}
+
+void RbcMaskAndSum(int num_groups, int num_threads, int rows, int columns, void* gradient, const void* activation,
+                   float* sums, int bfloat16) {
+  if (bfloat16) {
+    mask_and_sum(num_groups, num_threads, rows, columns, static_cast<uint16_t*>(gradient),
+                 static_cast<const uint16_t*>(activation), sums);
+  } else {
+    mask_and_sum(num_groups, num_threads, rows, columns, static_cast<float*>(gradient),
+                 static_cast<const float*>(activation), sums);
+  }
+}
+
+}  // extern "C"

@@ -1,0 +1,1 @@
+"""How far a run is from an equilibrium: deviations, best responses and exact plans."""

@@ -1,0 +1,275 @@
+"""One checkpoint as a game: what its agents get as they are, and what they get when some of them depart.
+
+A :class:`Game` holds the three policies of a checkpoint at the stage of the curriculum that the checkpoint was played
+at. Every evaluation of a game draws the same random numbers (common random numbers), so the difference between two of
+them is paired episode by episode. Rewards are means per agent and period.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from rbc_warp.economy import curriculum
+from rbc_warp.economy.parameters import (
+    AGENT_TYPES,
+    FIRM_INVESTMENT_SHARE,
+    FIRM_PRICE,
+    FIRM_WAGE,
+    GOVERNMENT_CORPORATE_TAX,
+    GOVERNMENT_INCOME_TAX,
+    Economy,
+)
+from rbc_warp.training.learner import Learner
+from rbc_warp.training.policy import Policy
+from rbc_warp.training.trainer import EVALUATION_STREAM, Draw, Intervention, RbcTrainer
+
+# Candidates are compared on one stream of random numbers and reported on another, so the best is not the luckiest.
+FINE_TUNING_STREAM, SELECTION_STREAM, REPORT_STREAM = EVALUATION_STREAM + 1, EVALUATION_STREAM + 2, EVALUATION_STREAM
+# Each repeat has its own block of environment numbers, larger than any batch.
+ENVIRONMENTS_PER_REPEAT = 1 << 20
+NEVER = -1.0e30
+FREE = -1
+
+# Two-sided 95 % quantiles of Student's t for 1 to 10 degrees of freedom.
+T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+def t_quantile(degrees: int) -> float:
+    """Two-sided 95 % quantile of Student's t; beyond the table a series in 1/degrees, right to 0.003."""
+    if degrees <= len(T_QUANTILES):
+        return T_QUANTILES[degrees - 1]
+    z = 1.959964
+    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Estimate:
+        """From independent values; a single one has an interval of no width."""
+        mean, count = float(np.mean(values)), len(values)
+        half = t_quantile(count - 1) * float(np.std(values, ddof=1)) / count**0.5 if count > 1 else 0.0
+        return cls(mean, mean - half, mean + half)
+
+
+class Forced(Intervention):
+    """Given actions instead of a policy's. ``actions`` (E or 1, T or 1, heads) are indices; FREE leaves a head alone.
+
+    ``agents``: those of the type who depart, None for all of them.
+    """
+
+    def __init__(self, agent: str, agents: Sequence[int] | None, actions: np.ndarray):
+        self.agent, self.actions = agent, torch.from_numpy(np.asarray(actions, dtype=np.int32))
+        self.who = slice(None) if agents is None else torch.tensor(list(agents))
+
+    def change_actions(self, period: int, actions: Mapping[str, torch.Tensor]) -> None:
+        drawn = actions[self.agent]
+        given = self.actions[:, min(period, self.actions.shape[1] - 1), None].to(drawn.device)
+        drawn[:, self.who] = torch.where(given == FREE, drawn[:, self.who], given)
+
+
+class OwnPolicy(Intervention):
+    """One agent answers with a policy of its own, which starts as a copy of its type's."""
+
+    def __init__(self, trainer: RbcTrainer, agent: str, index: int, policy: Policy):
+        self.trainer, self.agent, self.index = trainer, agent, index
+        shared = trainer.learners[agent]
+        self.learner = Learner(
+            policy,
+            shared.heads,
+            shared.kernels,
+            learning_rate=shared.optimizer.param_groups[0]["lr"],
+            dtype=shared.dtype,
+        )
+
+    def change_logits(self, period: int, logits: Mapping[str, torch.Tensor]) -> None:
+        own = self.trainer.agent_logits(self.learner, self.agent, self.index, period)
+        logits[self.agent].view(len(own), -1, own.shape[1])[:, self.index] = own
+
+
+class MostLikely(Intervention):
+    """Agents of some types always take their most likely action, while others draw."""
+
+    def __init__(self, trainer: RbcTrainer, agents: Sequence[str]):
+        self.trainer, self.agents = trainer, tuple(agents)
+
+    def change_logits(self, period: int, logits: Mapping[str, torch.Tensor]) -> None:
+        for agent in self.agents:
+            heads = self.trainer.heads[agent]
+            allowed = heads.allowed.bool().split(heads.sizes)
+            rows = logits[agent][:, : heads.num_actions].split(heads.sizes, dim=1)
+            for row, mask in zip(rows, allowed, strict=True):
+                best = row.masked_fill(~mask, -torch.inf).argmax(dim=1, keepdim=True)
+                row.fill_(NEVER).scatter_(1, best, 0.0)
+
+
+class Game:
+    """The policies of one checkpoint, played at their stage of the curriculum.
+
+    Args:
+        trainer: of the run's configuration; its policies are replaced.
+        policies: the checkpoint's. iteration: what the checkpoint is the policy of.
+        episodes: evaluated each time, rounded up to whole batches.
+        greedy: everybody takes the most likely action, except who is being trained: the game is deterministic.
+    """
+
+    def __init__(
+        self,
+        trainer: RbcTrainer,
+        policies: Mapping[str, Policy],
+        iteration: int,
+        episodes: int = 64,
+        greedy: bool = False,
+        noponzi: Mapping[str, float] | None = None,
+    ):
+        self.trainer, self.iteration, self.greedy = trainer, iteration, greedy
+        self.economy: Economy = trainer.economy
+        self.policies = dict(policies)
+        trainer.noponzi.update(noponzi or {})
+        trainer.set_iteration(iteration)
+        self.num_plays = 1 if greedy else -(-episodes // trainer.num_local_envs)
+        self.num_episodes = self.num_plays * trainer.num_local_envs
+        self._baselines: dict[tuple[int, int], dict[str, np.ndarray]] = {}
+        self.restore()
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Puts the checkpoint's policies back, with fresh optimizers."""
+        for agent, policy in self.policies.items():
+            self.trainer.models[agent].flat.copy_(policy.flat)
+            self.trainer.optimizers[agent].state.clear()
+        self.trainer.interventions = ()
+
+    def allowed(self, agent: str) -> np.ndarray:
+        """Which of a type's actions the stage allows, bool, one per action of all heads."""
+        return self.trainer.heads[agent].allowed.bool().cpu().numpy()
+
+    def has_choice(self, agent: str) -> bool:
+        """Whether a type's policy is in use and its stage leaves it more than one action."""
+        frozen = curriculum.frozen_action(self.trainer.settings, agent) is not None
+        heads = np.split(self.allowed(agent), np.cumsum(self.economy.head_sizes[agent])[:-1])
+        return not frozen and any(mask.sum() > 1 for mask in heads)
+
+    @contextmanager
+    def changed(self, *interventions: Intervention) -> Iterator[None]:
+        """The game in which some agents depart."""
+        self.trainer.interventions = interventions
+        try:
+            yield
+        finally:
+            self.trainer.interventions = ()
+
+    def baseline(self, stream: int = REPORT_STREAM, repeat: int = 0) -> dict[str, np.ndarray]:
+        """:meth:`evaluate` where nobody departs, after :meth:`restore`; played once."""
+        if (stream, repeat) not in self._baselines:
+            self.restore()
+            self._baselines[stream, repeat] = self.evaluate(stream=stream, repeat=repeat)
+        return self._baselines[stream, repeat]
+
+    def evaluate(
+        self, *interventions: Intervention, stream: int = REPORT_STREAM, repeat: int = 0
+    ) -> dict[str, np.ndarray]:
+        """Rewards per type, (episodes, n), means over periods. The same for the same stream and repeat, but for who
+        departs."""
+        rewards: dict[str, list[np.ndarray]] = {agent: [] for agent in AGENT_TYPES}
+        with self.changed(*interventions):
+            for play in range(self.num_plays):
+                first = repeat * ENVIRONMENTS_PER_REPEAT + play * self.trainer.num_local_envs
+                self.trainer.play(Draw(self.iteration, stream, self.greedy, first))
+                for agent in AGENT_TYPES:
+                    rewards[agent].append(self.trainer.rewards(agent).double().mean(dim=0).cpu().numpy())
+        return {agent: np.concatenate(parts) for agent, parts in rewards.items()}
+
+
+def of_deviator(rewards: Mapping[str, np.ndarray], agent: str, index: int | None) -> np.ndarray:
+    """Per episode (episodes,), the reward of one agent, or the mean of its type."""
+    return rewards[agent].mean(axis=1) if index is None else rewards[agent][:, index]
+
+
+def paired_gain(after: np.ndarray, before: np.ndarray, greedy: bool) -> Estimate:
+    """Gain per episode; in a deterministic game one episode tells all."""
+    return Estimate.of((after - before)[:1] if greedy else after - before)
+
+
+@dataclass(frozen=True)
+class FixedAction:
+    """An action that a deviator could always take: its indices per head, FREE where the policy goes on choosing."""
+
+    name: str
+    indices: tuple[int, ...]
+
+    def forced(self, agent: str, index: int | None) -> Forced:
+        return Forced(agent, None if index is None else [index], np.array(self.indices)[None, None])
+
+
+def fixed_actions(game: Game, agent: str) -> list[FixedAction]:
+    """Every constant action that the stage allows a type: tax pairs, firm actions, or pairs of hours and employer."""
+    economy = game.economy
+    if agent == "consumer":
+        free = (FREE,) * economy.num_firms
+        pairs = itertools.product(range(len(economy.work_choices)), range(economy.num_firms))
+        return [FixedAction(f"{economy.work_choices[h]:g} hours at firm {j}", (*free, h, j)) for h, j in pairs]
+    allowed = [int(index) for index in np.flatnonzero(game.allowed(agent))]
+    name = _firm_action_name if agent == "firm" else _taxes_name
+    return [FixedAction(name(economy, index), (index,)) for index in allowed]
+
+
+def _firm_action_name(economy: Economy, index: int) -> str:
+    choice = economy.firm_choices[index]
+    name = f"price {choice[FIRM_PRICE]:g}, wage {choice[FIRM_WAGE]:g}"
+    several = len(np.unique(economy.firm_choices[:, FIRM_INVESTMENT_SHARE])) > 1
+    return f"{name}, investing {choice[FIRM_INVESTMENT_SHARE]:g}" if several else name
+
+
+def _taxes_name(economy: Economy, index: int) -> str:
+    choice = economy.government_choices[index]
+    return f"income tax {choice[GOVERNMENT_INCOME_TAX]:g}, corporate tax {choice[GOVERNMENT_CORPORATE_TAX]:g}"
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Every constant action of one deviator."""
+
+    agent: str
+    index: int | None
+    """The agent, None for the whole type."""
+    rewards: dict[str, dict[str, float]]
+    """Per action, the mean reward of each type with that action, on the selection draws."""
+    gains: dict[str, float]
+    """Per action, the deviator's gain there."""
+    best: FixedAction
+    before: float
+    gain: Estimate
+    """Of the best action, on the report draws, which had no part in choosing it."""
+
+
+def scan(game: Game, agent: str, index: int | None) -> Scan:
+    """Tries every constant action of one agent, or of all agents of a type at once."""
+    actions = fixed_actions(game, agent)
+    start = of_deviator(game.baseline(SELECTION_STREAM), agent, index)
+    rewards, gains = {}, {}
+    for action in actions:
+        outcome = game.evaluate(action.forced(agent, index), stream=SELECTION_STREAM)
+        rewards[action.name] = {name: float(values.mean()) for name, values in outcome.items()}
+        gains[action.name] = float((of_deviator(outcome, agent, index) - start).mean())
+    best = max(actions, key=lambda action: gains[action.name])
+    before = of_deviator(game.baseline(), agent, index)
+    after = of_deviator(game.evaluate(best.forced(agent, index)), agent, index)
+    return Scan(agent, index, rewards, gains, best, float(before.mean()), paired_gain(after, before, game.greedy))
+
+
+def sample_of_agents(count: int, at_most: int = 10) -> list[int]:
+    """All agents of a type, or ``at_most`` of them spread evenly over their numbers (for consumers: over θ)."""
+    return sorted({round(float(position)) for position in np.linspace(0, count - 1, min(count, at_most))})

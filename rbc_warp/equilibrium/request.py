@@ -1,0 +1,195 @@
+"""What a best-response measurement is asked to do: everything is read and checked before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rbc_warp.config import Config, load_config
+from rbc_warp.economy import curriculum
+from rbc_warp.economy.parameters import AGENT_TYPES, Economy
+from rbc_warp.equilibrium.results import Results
+from rbc_warp.errors import ConfigError, RunFileError
+from rbc_warp.runs.folder import RunDir, find_runs, newest_finished_run
+from rbc_warp.runs.run import load_policies
+from rbc_warp.training.policy import Policy
+
+MAX_REPEATS = 2000
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to measure. The defaults are those of the command line."""
+
+    run_dir: Path | None = None
+    experiment_dir: Path | None = None
+    iterations: int | None = None
+    """Of fine-tuning; None takes ``train.best_response_episodes``."""
+    labels: tuple[str, ...] | None = None
+    """Checkpoints; None takes the first, the middle and the last."""
+    agent_type: str = "all"
+    repeats: int = 1
+    checkpoint_every: int | None = None
+    """Iterations between the policies that compete for the best; None makes ten of them."""
+    individual: bool = False
+    """One agent departs, instead of its whole type."""
+    agents: tuple[int, ...] | None = None
+    """Who departs alone; None takes ten of each type, spread evenly."""
+    scan: bool = False
+    max_plans: int | None = None
+    """Largest number of plans to enumerate; None enumerates none."""
+    greedy: bool = False
+    """Everybody else takes the most likely action."""
+    episodes: int = 64
+    backend: str = "auto"
+    overrides: tuple[str, ...] = ()
+    quiet: bool = False
+    restart: bool = False
+    """Measures again what is known, and begins anew what was begun."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Policies by type, the label of their files, and the iteration they were played at."""
+
+    label: str
+    iteration: int
+    policies: dict[str, Policy]
+    noponzi: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that was found sound, and what to measure of it."""
+
+    run: RunDir
+    config: Config
+    checkpoints: list[Checkpoint]
+    untrained: dict[str, Policy] | None
+    """Policies of checkpoint 0, None where the run does not have it."""
+    agent_types: list[str]
+    iterations: int
+    results: Results
+    notes: list[str]
+
+
+def prepare(request: Request) -> list[Plan]:
+    """Opens every run and checkpoint asked for. Raises ConfigError or RunFileError at the first that cannot be used."""
+    for name, value in (
+        ("NUM_EPISODES", request.iterations),
+        ("--repeat-runs", request.repeats),
+        ("--checkpoint-model", request.checkpoint_every),
+        ("--eval-episodes", request.episodes),
+        ("--exact", request.max_plans),
+    ):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} {value} is not a positive number; give 1 or more")
+    if request.repeats > MAX_REPEATS:
+        raise ConfigError(f"--repeat-runs {request.repeats} is too many; give at most {MAX_REPEATS}")
+    if request.run_dir is not None and request.experiment_dir is not None:
+        raise ConfigError("give either ROLLOUT_DIR or --experiment-dir, not both")
+    if request.experiment_dir is not None:
+        runs = find_runs(request.experiment_dir)
+        if not runs:
+            raise RunFileError(request.experiment_dir, "holds no runs", "give the folder that holds rollout-… folders")
+    else:
+        runs = [RunDir(request.run_dir) if request.run_dir else newest_finished_run("experiment")]
+    return [_prepare_run(run, request) for run in runs]
+
+
+def _prepare_run(run: RunDir, request: Request) -> Plan:
+    config = load_config(run.hparams_path, list(request.overrides))
+    economy = Economy.from_config(config)
+    learning = [agent for agent in AGENT_TYPES if curriculum.frozen_action(config, agent) is None]
+    wanted = list(AGENT_TYPES) if request.agent_type == "all" else [request.agent_type]
+    types = [agent for agent in wanted if agent in learning]
+    notes = [f"{agent}: frozen in this run, left out" for agent in wanted if agent not in learning]
+    if not types:
+        raise ConfigError(f"{run.path}: {', '.join(notes)}; choose another --agent-type")
+    for agent in types:
+        outside = [index for index in request.agents or () if not 0 <= index < economy.num_agents[agent]]
+        if outside and (agent != "government" or types == ["government"]):
+            raise ConfigError(
+                f"--agents {outside[0]}: the run has {agent} 0 to {economy.num_agents[agent] - 1}; "
+                "name others, or one --agent-type"
+            )
+    labels = list(request.labels) if request.labels is not None else _first_middle_last(run)
+    checkpoints = []
+    for label in dict.fromkeys(labels):
+        if not label.isdecimal() and label != "latest":
+            raise ConfigError(f"--ep-strs {label!r} is no checkpoint; give iterations (digits) or 'latest'")
+        missing = [path for agent in learning if not (path := run.policy_path(agent, label)).exists()]
+        if missing:
+            notes.append(f"checkpoint {label}: left out, there is no {missing[0].name}")
+        else:
+            checkpoints.append(open_checkpoint(run, config, label, notes))
+    if not checkpoints:
+        saved = ", ".join(run.labels(learning[0])) or "none"
+        raise RunFileError(
+            run.saved_models_path, f"holds none of the checkpoints {', '.join(labels)}", f"it has: {saved}"
+        )
+    has_start = all(run.policy_path(agent, 0).exists() for agent in learning)
+    if not has_start:
+        notes.append("no checkpoint 0: gains are not given in percent of the training gain")
+    if request.max_plans is not None:
+        _check_plans(config, request, types, notes)
+    return Plan(
+        run,
+        config,
+        checkpoints,
+        load_policies(run, config, 0) if has_start else None,
+        types,
+        request.iterations or config.train.best_response_episodes,
+        Results.read(run),
+        notes,
+    )
+
+
+def open_checkpoint(run: RunDir, config: Config, label: str, notes: list[str]) -> Checkpoint:
+    """A checkpoint's policies and stage; ``notes`` gets what is not known of it. RunFileError if it cannot be used."""
+    iteration = int(label) if label.isdecimal() else last_iteration(run, config)
+    return Checkpoint(label, iteration, load_policies(run, config, label), _noponzi(run, config, label, notes))
+
+
+def _check_plans(config: Config, request: Request, types: list[str], notes: list[str]) -> None:
+    """Leaves nothing to fail later: with all actions open, is each type's plan of one period allowed?"""
+    economy = Economy.from_config(config)
+    assert request.max_plans is not None
+    for agent in list(types):
+        choices = int(np.prod(np.array(economy.head_sizes[agent], dtype=object)))
+        if choices > request.max_plans:
+            text = f"--exact {request.max_plans}: a {agent} has {choices} joint actions"
+            if request.agent_type == agent:
+                raise ConfigError(f"{text}; allow that many plans, or leave --exact out")
+            notes.append(f"{text}, so none of its plans is enumerated")
+
+
+def _first_middle_last(run: RunDir) -> list[str]:
+    """The first and the middle numbered checkpoint, and the latest."""
+    labels = run.labels("consumer")
+    numbers = [label for label in labels if label.isdecimal()]
+    chosen = [numbers[0], numbers[len(numbers) // 2]] if numbers else []
+    return list(dict.fromkeys([*chosen, "latest"]))
+
+
+def last_iteration(run: RunDir, config: Config) -> int:
+    """The iteration that 'latest' was saved at."""
+    numbers = [int(label) for label in run.labels("consumer") if label.isdecimal()]
+    status = run.read_status()
+    done = [status.iteration - 1] if status is not None and status.iteration > 0 else []
+    return max([*numbers, *done], default=config.train.num_episodes - 1)
+
+
+def _noponzi(run: RunDir, config: Config, label: str, notes: list[str]) -> dict[str, float]:
+    """Prices of final debt at a checkpoint: they are kept for the latest only."""
+    agents = config.agents
+    start = {"consumer": agents.consumer_noponzi_start, "firm": agents.firm_noponzi_start}
+    if agents.consumer_noponzi_eta == agents.firm_noponzi_eta == 0.0:
+        return start
+    if label == "latest" and run.state_path.exists():
+        kept = run.load_state()[0].get("trainer", {}).get("noponzi", {})
+        return {agent: float(kept.get(agent, price)) for agent, price in start.items()}
+    notes.append(f"checkpoint {label}: the price of final debt is not kept, its starting value is taken")
+    return start

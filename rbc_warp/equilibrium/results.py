@@ -1,0 +1,348 @@
+"""Results of best-response measurements: one record each, kept in best_response.json, shown as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+
+from rbc_warp.economy.parameters import AGENT_TYPES
+from rbc_warp.equilibrium.game import Estimate
+from rbc_warp.errors import RunFileError
+from rbc_warp.runs.files import write_text
+from rbc_warp.runs.folder import RunDir
+
+METHODS = ("fine-tuned", "fixed", "planned")
+# Best-response gain as a share of the training gain in the paper, worst of 10 seeds [%].
+PUBLISHED_BARS = {"consumer": 3.0, "firm": 10.0, "government": 1.0}
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one deviator gained in one way. Rewards and gains are means per agent and period."""
+
+    checkpoint: str
+    iteration: int
+    agent: str
+    method: str
+    found: str
+    """What was found: after which update, which action, which plan."""
+    before: float
+    after: float
+    gain: float
+    low: float
+    high: float
+    """95 % interval of the gain, over episodes."""
+    index: int | None = None
+    """The agent who departs alone, None for the whole type."""
+    repeat: int = 0
+    greedy: bool = False
+    before_std: float | None = None
+    after_std: float | None = None
+    """Over episodes."""
+    training_gain: float | None = None
+    """What the type gained over training: this checkpoint's self-play against checkpoint 0's."""
+    percent: float | None = None
+    """The gain as a share of that, None where it is unknown or not positive [%]."""
+    learning_gain: float | None = None
+    """What its own learning is worth to the type: against these others, its policy here less that of checkpoint 0."""
+    learning_percent: float | None = None
+    """The gain as a share of that [%]."""
+    seconds_per_iteration: float | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def without_choice(cls, rewards: np.ndarray, **common: Any) -> Record:
+        """A type whose stage leaves it one action: it cannot gain."""
+        reward = float(rewards.mean())
+        found = "only one action is allowed"
+        return cls(**common, found=found, before=reward, after=reward, gain=0.0, low=0.0, high=0.0)
+
+    @property
+    def place(self) -> tuple[str, int, str, bool]:
+        """What the record is about: checkpoint, iteration, type, and whether others take the most likely action."""
+        return self.checkpoint, self.iteration, self.agent, self.greedy
+
+    @property
+    def deviator(self) -> str:
+        if self.index is not None:
+            return f"{self.agent} {self.index}"
+        return "government" if self.agent == "government" else f"all {self.agent}s"
+
+    @property
+    def how(self) -> str:
+        seed = f", seed {self.repeat}" if self.method == "fine-tuned" else ""
+        return f"{self.deviator}: {self.method}, {self.found}{seed}"
+
+    def compared_with(self, training_gain: float | None = None, learning_gain: float | None = None) -> Record:
+        """With the gain as a share of what the type gained before."""
+        return replace(
+            self,
+            training_gain=training_gain,
+            percent=_percent(self.gain, training_gain),
+            learning_gain=learning_gain,
+            learning_percent=_percent(self.gain, learning_gain),
+        )
+
+    def line(self) -> str:
+        interval = _gain_text(self.gain, self.low, self.high)
+        return f"checkpoint {self.checkpoint}, {self.how}: {self.before:.5g} -> {self.after:.5g}, gain {interval}"
+
+
+def _percent(gain: float, training_gain: float | None) -> float | None:
+    return 100.0 * gain / training_gain if training_gain is not None and training_gain > 0.0 else None
+
+
+@dataclass
+class Results:
+    """All that was measured of one run."""
+
+    records: list[Record] = field(default_factory=list)
+    scans: list[dict[str, Any]] = field(default_factory=list)
+    """Every fixed action tried: its deviator's gain and each type's reward, on the selection draws."""
+
+    @classmethod
+    def read(cls, run: RunDir) -> Results:
+        """What earlier measurements left; RunFileError where that cannot be used."""
+        content = run.read_best_response()
+        names = {entry.name for entry in fields(Record)}
+        try:
+            records = [
+                Record(**{name: value for name, value in row.items() if name in names})
+                for row in content.get("records", [])
+            ]
+            for record in records:
+                if record.agent not in AGENT_TYPES or record.method not in METHODS:
+                    raise ValueError(f"{record.agent} {record.method}")
+                record.line()
+            scans = [dict(row) for row in content.get("scans", [])]
+            for row in scans:
+                _scan_key(row)
+            return cls(records, scans)
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            problem = f"does not hold results of best responses ({error})"
+            raise RunFileError(run.best_response_path, problem, "move it away to measure anew") from None
+
+    def write(self, run: RunDir) -> None:
+        """best_response.json, and br_<type>_output.txt for each type measured."""
+        records = [asdict(record) for record in self.records]
+        run.write_best_response({"exploitability": self.exploitability(), "records": records, "scans": self.scans})
+        for agent in AGENT_TYPES:
+            lines = [text for record in self.ordered() if record.agent == agent for text in [_output_line(record)]]
+            if lines:
+                write_text(run.best_response_output_path(agent), "\n".join([OUTPUT_HEADER, *lines]) + "\n")
+
+    def hold(self, what: Mapping[str, Any]) -> bool:
+        """Whether there is a record with these fields."""
+        return any(all(getattr(record, name) == value for name, value in what.items()) for record in self.records)
+
+    def add(self, new: Record) -> None:
+        """Takes the place of the same measurement made before, and of those that the run or the settings outdate."""
+
+        def outdated(old: Record) -> bool:
+            if (old.checkpoint, old.agent) != (new.checkpoint, new.agent):
+                return False
+            same = (old.method, old.index, old.greedy) == (new.method, new.index, new.greedy)
+            return old.iteration != new.iteration or (
+                same and (old.repeat == new.repeat or old.settings != new.settings)
+            )
+
+        self.records = [old for old in self.records if not outdated(old)] + [new]
+
+    def add_scan(self, scan: Mapping[str, Any]) -> None:
+        """Takes the place of the same scan made before."""
+        self.scans = [old for old in self.scans if _scan_key(old) != _scan_key(scan)] + [dict(scan)]
+
+    def ordered(self) -> list[Record]:
+        """By iteration, type, method and deviator."""
+
+        def key(record: Record) -> tuple:
+            return (
+                *(record.iteration, record.checkpoint, AGENT_TYPES.index(record.agent), record.greedy),
+                *(METHODS.index(record.method), -1 if record.index is None else record.index, record.repeat),
+            )
+
+        return sorted(self.records, key=key)
+
+    def groups(self) -> list[list[Record]]:
+        """Records of one place, in order."""
+        places: dict[tuple, list[Record]] = {}
+        for record in self.ordered():
+            places.setdefault(record.place, []).append(record)
+        return list(places.values())
+
+    def exploitability(self) -> list[dict[str, Any]]:
+        """Per checkpoint and type, the largest gain found in any way, and how it was found; 0 where none was."""
+        rows = []
+        for group in self.groups():
+            best = max(group, key=lambda record: record.gain)
+            rows.append(
+                {
+                    **dict(zip(("checkpoint", "iteration", "agent", "greedy"), best.place, strict=True)),
+                    "gain": max(best.gain, 0.0),
+                    "low": max(best.low, 0.0),
+                    "high": max(best.high, 0.0),
+                    "percent": None if best.percent is None else max(best.percent, 0.0),
+                    "learning_percent": None if best.learning_percent is None else max(best.learning_percent, 0.0),
+                    "how": best.how if best.gain > 0.0 else "nothing tried gained anything",
+                }
+            )
+        return rows
+
+    def summary(self) -> str:
+        """Both tables, and the best fixed taxes where they were scanned."""
+        bars = ", ".join(f"{agent} < {bar:g} %" for agent, bar in PUBLISHED_BARS.items())
+        paper = f"paper: fine-tuning of a whole type, worst of 10 seeds, of the training gain: {bars}"
+        tables = [
+            _gains_table(self.groups()),
+            paper,
+            _exploitability_table(self.exploitability()),
+            *self._fixed_taxes(),
+        ]
+        return "\n\n".join(tables)
+
+    def _fixed_taxes(self) -> list[str]:
+        lines = []
+        for scan in self.scans:
+            if scan["agent"] == "government":
+                gains = scan["gains"]
+                best, worst = max(gains, key=gains.__getitem__), min(gains, key=gains.__getitem__)
+                lines.append(
+                    f"fixed taxes at checkpoint {scan['checkpoint']}, welfare against the learned policy: "
+                    f"best {best} {gains[best]:+.4g}, worst {worst} {gains[worst]:+.4g}, {len(gains)} pairs tried"
+                )
+        return ["\n".join(lines)] if lines else []
+
+
+OUTPUT_HEADER = "reward per agent and period: mean (std over episodes)"
+
+
+def _scan_key(scan: Mapping[str, Any]) -> tuple:
+    return tuple(scan[name] for name in ("checkpoint", "agent", "index", "greedy"))
+
+
+def _output_line(record: Record) -> str:
+    def with_std(mean: float, std: float | None) -> str:
+        return f"{mean:.6g}" if std is None else f"{mean:.6g} ({std:.3g})"
+
+    percent = "" if record.percent is None else f", {record.percent:.3g} % of the training gain"
+    others = ", others most likely" if record.greedy else ""
+    return (
+        f"checkpoint {record.checkpoint} (iteration {record.iteration}{others}) {record.how}: "
+        f"before {with_std(record.before, record.before_std)}, after {with_std(record.after, record.after_std)}, "
+        f"improvement {_gain_text(record.gain, record.low, record.high)}{percent}"
+    )
+
+
+def _gain_text(gain: float, low: float, high: float) -> str:
+    return f"{gain:+.3g} [{low:+.3g}, {high:+.3g}]"
+
+
+def _percent_text(percent: float | None) -> str:
+    return "-" if percent is None else f"{percent:.3g} %"
+
+
+def _gains_table(groups: Iterable[Sequence[Record]]) -> str:
+    """One row per checkpoint, type, method, and kind of deviator."""
+    rows = []
+    for group in groups:
+        for method in METHODS:
+            of_type = [record for record in group if record.method == method and record.index is None]
+            alone = [record for record in group if record.method == method and record.index is not None]
+            if of_type:
+                rows.append(_type_row(of_type))
+            if alone:
+                rows.append(_alone_row(alone))
+    head = (
+        "checkpoint",
+        "who departs",
+        "how",
+        "before",
+        "after",
+        "gain [95 %]",
+        "of training gain",
+        "of own learning",
+        "paper",
+        "s/update",
+    )
+    return text_table(head, rows)
+
+
+def _type_row(repeats: Sequence[Record]) -> tuple[str, ...]:
+    """The mean over repeats; with several, its interval is over them, and the worst is named."""
+    first = repeats[0]
+    gains = np.array([record.gain for record in repeats])
+    estimate = Estimate.of(gains) if len(gains) > 1 else Estimate(first.gain, first.low, first.high)
+    worst = max(repeats, key=lambda record: record.gain)
+    percents = [_percent_text(_percent(estimate.mean, base)) for base in (first.training_gain, first.learning_gain)]
+    if len(repeats) > 1:
+        for column, worst_percent in enumerate((worst.percent, worst.learning_percent)):
+            percents[column] += "" if worst_percent is None else f", worst {_percent_text(worst_percent)}"
+    how = first.found if len(repeats) == 1 else f"{len(repeats)} seeds"
+    after = float(np.mean([record.after for record in repeats]))
+    before = float(np.mean([record.before for record in repeats]))
+    return _row(first, f"{first.method}, {how}", before, after, estimate, percents)
+
+
+def _alone_row(records: Sequence[Record]) -> tuple[str, ...]:
+    """The agent who gains most."""
+    worst = max(records, key=lambda record: record.gain)
+    tried = len({record.index for record in records})
+    estimate = Estimate(worst.gain, worst.low, worst.high)
+    how = f"{worst.method}, {worst.found}; largest of {tried}"
+    return _row(
+        worst,
+        how,
+        worst.before,
+        worst.after,
+        estimate,
+        [_percent_text(p) for p in (worst.percent, worst.learning_percent)],
+    )
+
+
+def _row(
+    record: Record, how: str, before: float, after: float, gain: Estimate, percents: Sequence[str]
+) -> tuple[str, ...]:
+    fine_tuned = record.method == "fine-tuned" and record.index is None
+    speed = record.seconds_per_iteration
+    return (
+        record.checkpoint + (" (most likely)" if record.greedy else ""),
+        record.deviator,
+        how,
+        f"{before:.5g}",
+        f"{after:.5g}",
+        _gain_text(gain.mean, gain.low, gain.high),
+        *percents,
+        f"< {PUBLISHED_BARS[record.agent]:g} %" if fine_tuned else "",
+        "" if speed is None else f"{speed:.3g}",
+    )
+
+
+def _exploitability_table(rows: Iterable[Mapping[str, Any]]) -> str:
+    head = ("checkpoint", "type", "exploitability", "of training gain", "of own learning", "found by")
+    return text_table(
+        head,
+        [
+            (
+                row["checkpoint"] + (" (most likely)" if row["greedy"] else ""),
+                row["agent"],
+                f"{row['gain']:.4g} [{row['low']:.3g}, {row['high']:.3g}]",
+                _percent_text(row["percent"]),
+                _percent_text(row["learning_percent"]),
+                row["how"],
+            )
+            for row in rows
+        ],
+    )
+
+
+def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their widest entry, under a ruled head."""
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    lines = [
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in [head, *rows]
+    ]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])

@@ -1,0 +1,42 @@
+"""What a user can do wrong or lack. The launchers turn a :class:`UserError` into one message and its exit code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class UserError(Exception):
+    """A fault that the user can mend; its message names what is wrong, what is allowed and the remedy."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError, ValueError):
+    """A configuration or a command line that cannot be used; one line per fault."""
+
+
+class ActionError(UserError, ValueError):
+    """Actions that do not fit the economy; the message names the array, what it holds and what fits."""
+
+
+class RunFileError(UserError, ValueError):
+    """A file or folder of a run cannot be used: which, what is wrong, and what to do about it."""
+
+    def __init__(self, path: Path | str, problem: str, remedy: str) -> None:
+        super().__init__(str(path), problem, remedy)
+        self.path, self.problem, self.remedy = Path(path), problem, remedy
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem}; {self.remedy}"
+
+
+class ResumeError(UserError, ValueError):
+    """A run cannot be continued; the message says what differs."""
+
+
+class BackendError(UserError, RuntimeError):
+    """The chosen backend cannot run here; the message names the remedy."""
+
+
+class BuildError(UserError, RuntimeError):
+    """The kernels cannot be built here; the message says what is missing and how to get it."""

@@ -1,0 +1,380 @@
+"""Paths and files of a run, in one place; the only module that opens files which may come from a stranger.
+
+``files.py`` reads and writes them: nothing read can run code, and a full disk or a killed process leaves what was
+there before.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pickle
+import re
+import shutil
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from rbc_warp.config.reading import read_bytes, reading
+from rbc_warp.economy.parameters import AGENT_TYPES
+from rbc_warp.errors import RunFileError
+from rbc_warp.runs.files import COPY_AGAIN, load_torch, save_torch, write_atomically, write_text, writing
+
+STATUSES = ("created", "running", "interrupted", "finished", "failed")
+EPISODE_KEYS = ("states", "actions", "rewards", "action_array", "aux_array")
+EPISODE_RANKS = {"consumer": (4, 4, 3, 2, 4), "firm": (4, 3, 3, 2, 3), "government": (4, 3, 3, 2, 1)}
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One dense rollout of one agent type. E environments, T periods, A agents of the type."""
+
+    states: np.ndarray
+    """(E, T, A, observation) float32"""
+    actions: np.ndarray
+    """(E, T, A) indices, int32; (E, T, I, J+2) for consumers"""
+    rewards: np.ndarray
+    """(E, T, A) float32"""
+    action_array: np.ndarray
+    """(n, columns) float32, the action behind each index"""
+    aux_array: np.ndarray
+    """float32: units consumed (E, T, I, J), units exported (E, T, J), empty for the government"""
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """How far a run is: ``status`` is one of STATUSES, ``time`` in seconds since 1970."""
+
+    status: str
+    iteration: int
+    time: float
+    message: str
+
+
+class RunDir:
+    """One run's folder, or the folder of a best response inside it."""
+
+    def __init__(self, path: Path | str, must_exist: bool = True) -> None:
+        self.path = Path(path)
+        self.hparams_path = self.path / "hparams.yaml"
+        self.action_arrays_path = self.path / "action_arrays.pickle"
+        self.metrics_path = self.path / "metrics.jsonl"
+        self.status_path = self.path / "status.json"
+        self.saved_models_path = self.path / "saved_models"
+        self.state_path = self.path / "state" / "last.pt"
+        self.previous_state_path = self.path / "state" / "previous.pt"
+        if must_exist and not self.path.is_dir():
+            raise RunFileError(self.path, "is not a folder", "give the rollout-… folder of a run")
+
+    @classmethod
+    def create(cls, experiment_dir: Path | str, name: str = "rollout") -> RunDir:
+        """Make ``<name>-<seconds>-<fraction>``, new even where several processes create runs at the same time."""
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise RunFileError(experiment_dir, f"no folder name can start with {name!r}", "use letters, digits, _ or -")
+        with writing(Path(experiment_dir)):
+            Path(experiment_dir).mkdir(parents=True, exist_ok=True)
+            while True:
+                seconds, fraction = divmod(time.time_ns(), 10**9)
+                path = Path(experiment_dir) / f"{name}-{seconds}-{fraction:09d}"
+                with suppress(FileExistsError):
+                    path.mkdir()
+                    return cls(path)
+
+    def best_response(self, agent_type: str) -> RunDir:
+        """``br<type>/``: the same files, from training that type alone. The folder appears with its first file."""
+        return RunDir(self.path / f"br{_agent_type(agent_type)}", must_exist=False)
+
+    def best_response_output_path(self, agent_type: str) -> Path:
+        return self.path / f"br_{_agent_type(agent_type)}_output.txt"
+
+    @property
+    def best_response_path(self) -> Path:
+        return self.path / "best_response.json"
+
+    def read_best_response(self) -> dict[str, Any]:
+        """What was measured so far in best_response.json, an empty dict where there is no file."""
+        if not self.best_response_path.exists():
+            return {}
+        with reading(self.best_response_path, "results of best responses", "move it away to measure anew"):
+            content = json.loads(read_bytes(self.best_response_path, limit=None))
+            if not isinstance(content, dict) or not all(isinstance(part, list) for part in content.values()):
+                raise TypeError("expected an object of lists")
+            return content
+
+    def write_best_response(self, results: Mapping[str, Any]) -> None:
+        """Replace best_response.json; NaN and infinity become null."""
+        write_text(self.best_response_path, json.dumps(_jsonable(results), indent=1, allow_nan=False) + "\n")
+
+    def policy_path(self, agent_type: str, label: int | str) -> Path:
+        """A type's network; ``label`` is an iteration, 'best' or 'latest'."""
+        path = self.saved_models_path / f"{_agent_type(agent_type)}_policy_{label}.pt"
+        return _checked_label(path, label, ("best", "latest"))
+
+    def episode_path(self, label: int | str, agent_type: str) -> Path:
+        """A type's dense rollout; ``label`` is an iteration or 'final'."""
+        return _checked_label(self.path / f"episode_{label}_{_agent_type(agent_type)}.npz", label, ("final",))
+
+    def labels(self, agent_type: str) -> list[str]:
+        """Checkpoints of a type: iterations ascending, then 'best' and 'latest' where they exist."""
+        return _labels(self.saved_models_path, rf"{_agent_type(agent_type)}_policy_([0-9]+|best|latest)\.pt")
+
+    def episode_labels(self, agent_type: str) -> list[str]:
+        """Dense rollouts of a type: iterations ascending, then 'final' where it exists."""
+        return _labels(self.path, rf"episode_([0-9]+|final)_{_agent_type(agent_type)}\.npz")
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        """Write the effective configuration (plain Python values) in the order given."""
+        write_text(self.hparams_path, yaml.safe_dump(dict(hparams), sort_keys=False, allow_unicode=True))
+
+    def read_hparams_text(self) -> str:
+        """YAML text of hparams.yaml; its meaning is the configuration's business."""
+        with reading(self.hparams_path, "UTF-8 text", "save it as UTF-8"):
+            return read_bytes(self.hparams_path).decode()
+
+    def write_action_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Write the tables from action index to action, as float32."""
+        tables = {key: np.ascontiguousarray(value, dtype=np.float32) for key, value in arrays.items()}
+        write_atomically(self.action_arrays_path, lambda file: pickle.dump(tables, file, protocol=4))
+
+    def write_episode(
+        self,
+        label: int | str,
+        agent_type: str,
+        states: np.ndarray,
+        actions: np.ndarray,
+        rewards: np.ndarray,
+        action_array: np.ndarray,
+        aux_array: np.ndarray | None = None,
+    ) -> Path:
+        """Write one type's rollout, shapes as in :class:`Episode`; the government's ``aux_array`` is written empty."""
+        path = self.episode_path(label, agent_type)
+        aux = np.empty(0) if aux_array is None or agent_type == "government" else aux_array
+        given = zip(EPISODE_KEYS, (states, actions, rewards, action_array, aux), strict=True)
+        arrays: Any = {key: np.asarray(array, np.int32 if key == "actions" else np.float32) for key, array in given}
+        _check_episode(path, arrays, agent_type)
+        write_atomically(path, lambda file: np.savez(file, **arrays))
+        return path
+
+    def save_policy(self, agent_type: str, label: int | str, state_dict: Mapping[str, torch.Tensor]) -> Path:
+        """Write one type's network as a plain state dict, names and order as given, tensors on the CPU."""
+        path = self.policy_path(agent_type, label)
+        save_torch(path, {key: value.detach().cpu().clone() for key, value in state_dict.items()})
+        return path
+
+    def load_policy_state(
+        self, agent_type: str, label: int | str, expected: Mapping[str, Sequence[int]]
+    ) -> dict[str, torch.Tensor]:
+        """Weights of a checkpoint, in the order of ``expected`` (name to shape): float32, finite, on the CPU."""
+        path = self.policy_path(agent_type, label)
+        saved = f"saved {agent_type} checkpoints: {', '.join(self.labels(agent_type)) or 'none'}"
+        state = load_torch(path, f"{COPY_AGAIN} ({saved})")
+        if set(state) != set(expected):
+            missing = ", ".join(sorted(set(expected) - set(state))) or "none"
+            extra = ", ".join(sorted(map(str, set(state) - set(expected)))[:10]) or "none"
+            problem = f"expected the weights {', '.join(expected)}; missing: {missing}; not expected: {extra}"
+            raise RunFileError(path, problem, "load it with the hparams.yaml of the run that wrote it")
+        for key, shape in expected.items():
+            _check_weight(path, key, state[key], tuple(shape))
+        return {key: state[key].detach().clone() for key in expected}
+
+    @property
+    def has_state(self) -> bool:
+        return self.state_path.exists() or self.previous_state_path.exists()
+
+    def save_state(self, state: Mapping[str, Any]) -> None:
+        """Save what a resume needs: nested dicts and lists of tensors, numbers, strings. Keeps the state before."""
+        save_torch(self.state_path, dict(state), keep_as=self.previous_state_path)
+
+    def load_state(self) -> tuple[dict[str, Any], str | None]:
+        """The last state and None; where that is damaged or missing, the one before and a warning to show."""
+        remedy = "start the run anew: only one with a whole state/last.pt or state/previous.pt can be resumed"
+        try:
+            return load_torch(self.state_path, remedy), None
+        except RunFileError as error:
+            if not self.previous_state_path.exists():
+                raise
+            state = load_torch(self.previous_state_path, remedy)
+            with suppress(OSError):  # out of the way: the next save must not put it over the good one
+                os.replace(self.state_path, self.state_path.with_name("damaged.pt"))
+            return state, f"{error.path}: {error.problem}; resuming from {self.previous_state_path} instead"
+
+    def remove_state(self) -> None:
+        """Remove what a resume would need, when there is nothing left to resume."""
+        shutil.rmtree(self.state_path.parent, ignore_errors=True)
+
+    def append_metrics(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Append one JSON line per record, each with an integer ``iteration``; NaN and infinity become null."""
+        records = list(records)
+        assert all(isinstance(record.get("iteration"), int | np.integer) for record in records), records
+        lines = "".join(map(_json_line, records)).encode()
+        with writing(self.metrics_path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            with open(self.metrics_path, "ab", buffering=0) as file:
+                end = _end_of_whole_lines(self.metrics_path)
+                file.truncate(end)
+                try:
+                    if file.write(lines) != len(lines):
+                        raise OSError("no space left for a whole record")
+                except OSError:
+                    file.truncate(end)
+                    raise
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All records, [] where there is no file; a last line torn by a crash is left out."""
+        content = read_bytes(self.metrics_path, limit=None) if self.metrics_path.exists() else b""
+        records = []
+        for number, line in enumerate(content[: content.rfind(b"\n") + 1].split(b"\n")[:-1], start=1):
+            with reading(
+                self.metrics_path, f"line {number} as an object with an integer 'iteration'", "remove that line"
+            ):
+                record = json.loads(line)
+                if type(record["iteration"]) is not int:
+                    raise TypeError
+                records.append(record)
+        return records
+
+    def truncate_metrics(self, iteration: int) -> None:
+        """Drop what was recorded at ``iteration`` and later, before a resume from there."""
+        if self.metrics_path.exists():
+            kept = (record for record in self.read_metrics() if record["iteration"] < iteration)
+            write_text(self.metrics_path, "".join(map(_json_line, kept)))
+
+    def write_status(self, status: str, iteration: int, message: str = "") -> None:
+        assert status in STATUSES, status
+        write_text(self.status_path, _json_line(asdict(RunStatus(status, int(iteration), time.time(), message))))
+
+    def read_status(self) -> RunStatus | None:
+        """The run's status; None where there is none, as in a run of the public code."""
+        if not self.status_path.exists():
+            return None
+        with reading(self.status_path, "a run's status", "delete it if the run is over"):
+            record = json.loads(read_bytes(self.status_path))
+            status = RunStatus(
+                record["status"], int(record["iteration"]), float(record["time"]), str(record["message"])
+            )
+            if status.status not in STATUSES:
+                raise ValueError
+            return status
+
+
+def find_runs(experiment_dir: Path | str) -> list[RunDir]:
+    """Runs directly inside a folder, oldest first: ``…-<seconds>-<fraction>`` with an hparams.yaml."""
+    found = []
+    with reading(Path(experiment_dir), "a folder of runs", "give the folder that holds rollout-… folders"):
+        for path in Path(experiment_dir).iterdir():
+            match = re.fullmatch(r".+-([0-9]+)-([0-9]+)", path.name)
+            if match and (path / "hparams.yaml").is_file():
+                found.append(((int(match[1]), match[2]), path))
+    return [RunDir(path) for _, path in sorted(found)]
+
+
+def newest_finished_run(root: Path | str) -> RunDir:
+    """The finished run created last in ``root`` or one of its subfolders (experiment/NAME or experiment)."""
+    runs = find_runs(root)
+    for folder in Path(root).iterdir():
+        runs += find_runs(folder) if folder.is_dir() else []
+    for run in sorted(runs, key=lambda run: run.path.name.rsplit("-", 2)[1:], reverse=True):
+        with suppress(RunFileError):
+            status = run.read_status()
+            if status is not None and status.status == "finished":
+                return run
+    raise RunFileError(root, "holds no finished run", "train one first, or name the rollout-… folder of a run")
+
+
+def read_episode(path: Path | str) -> Episode:
+    """A dense rollout, checked against the agent type in the file's name; an aux_array that is None reads as empty."""
+    path = Path(path)
+    match = re.fullmatch(rf"episode_\w+_({'|'.join(AGENT_TYPES)})\.npz", path.name)
+    with (
+        reading(path, "a dense rollout (.npz of number arrays)", COPY_AGAIN),
+        np.load(path, allow_pickle=False) as file,
+    ):
+        if missing := [key for key in EPISODE_KEYS if f"{key}.npy" not in file.zip.namelist()]:
+            raise RunFileError(path, f"expected {', '.join(EPISODE_KEYS)}; missing: {', '.join(missing)}", COPY_AGAIN)
+        # The public code pickles None for the government; the header tells so without unpickling.
+        keys = EPISODE_KEYS[:-1] if _holds_objects(file, "aux_array") else EPISODE_KEYS
+        arrays = {"aux_array": np.empty(0, np.float32)} | {key: file[key] for key in keys}
+    _check_episode(path, arrays, match[1] if match else None)
+    return Episode(**arrays)
+
+
+def _check_weight(path: Path, key: str, value: Any, shape: tuple[int, ...]) -> None:
+    wanted = f"{key}: expected float32 of shape {shape}"
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.device.type != "cpu":
+        raise RunFileError(path, f"{wanted}, found no dense tensor", COPY_AGAIN)
+    if value.dtype != torch.float32 or tuple(value.shape) != shape:
+        found = f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
+        raise RunFileError(path, f"{wanted}, found {found}", "load it with the hparams.yaml of the run that wrote it")
+    if not torch.isfinite(value).all():
+        raise RunFileError(path, f"{key}: expected finite numbers, found NaN or infinity", "use an earlier checkpoint")
+
+
+def _check_episode(path: Path, arrays: Mapping[str, np.ndarray], agent_type: str | None) -> None:
+    for index, key in enumerate(EPISODE_KEYS):
+        array, kinds = arrays[key], "iu" if key == "actions" else "f"
+        ranks = [EPISODE_RANKS[agent_type][index]] if agent_type else sorted({r[index] for r in EPISODE_RANKS.values()})
+        if array.dtype.kind not in kinds or array.ndim not in ranks:
+            number, rank = "integers" if kinds == "iu" else "floats", " or ".join(map(str, ranks))
+            problem = f"{key}: expected {number} of rank {rank}, found {array.dtype} of shape {array.shape}"
+            raise RunFileError(path, problem, COPY_AGAIN)
+        per_agent = key in ("states", "actions", "rewards") or (key == "aux_array" and array.size)
+        if per_agent and array.shape[:3] != arrays["rewards"].shape:
+            problem = f"{key}: expected shape {arrays['rewards'].shape}… as of rewards, found {array.shape}"
+            raise RunFileError(path, problem, COPY_AGAIN)
+
+
+def _holds_objects(file: Any, key: str) -> bool:
+    """Whether an array of an open .npz would have to be unpickled."""
+    with file.zip.open(f"{key}.npy") as stream:
+        read_header = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
+        return bool(read_header[np.lib.format.read_magic(stream)[0]](stream)[2].hasobject)
+
+
+def _agent_type(agent_type: str) -> str:
+    if agent_type not in AGENT_TYPES:
+        raise RunFileError(agent_type, "is not an agent type", f"use one of {', '.join(AGENT_TYPES)}")
+    return agent_type
+
+
+def _checked_label(path: Path, label: int | str, words: tuple[str, ...]) -> Path:
+    if not re.fullmatch(rf"[0-9]+|{'|'.join(words)}", str(label)):
+        raise RunFileError(
+            path, f"label {str(label)!r} is not valid", f"use an iteration (digits) or {', '.join(words)}"
+        )
+    return path
+
+
+def _labels(folder: Path, pattern: str) -> list[str]:
+    names = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
+    labels = [match[1] for name in names if (match := re.fullmatch(pattern, name))]
+    return sorted(labels, key=lambda label: (0, int(label), "") if label.isdigit() else (1, 0, label))
+
+
+def _json_line(record: Mapping[str, Any]) -> str:
+    return json.dumps(_jsonable(record), allow_nan=False) + "\n"
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_jsonable(entry) for entry in value]
+    if isinstance(value, np.generic | torch.Tensor):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _end_of_whole_lines(path: Path) -> int:
+    """Offset behind the last newline: what follows was torn by a crash."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        return size if file.read() == b"\n" else path.read_bytes().rfind(b"\n") + 1

@@ -1,0 +1,1 @@
+"""Policies and how they learn, orchestrated by WarpDrive's trainer."""

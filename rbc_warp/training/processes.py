@@ -1,0 +1,125 @@
+"""One run over several processes: environments are split over them, gradients are added up.
+
+``torchrun --nproc-per-node N run_training.py …`` starts N processes, numbered by rank. Environment e of the run is the
+same in any number of processes: random numbers are keyed by its number, and rank r plays batch_size/N of them from
+r·batch_size/N on. Rank 0 alone writes files.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from rbc_warp.config import Config
+from rbc_warp.errors import ConfigError
+
+
+class Processes:
+    """The processes that share a run, as one of them sees them; alone, every exchange is the identity."""
+
+    def __init__(self, rank: int = 0, world_size: int = 1, device: torch.device | None = None) -> None:
+        self.rank, self.world_size = rank, world_size
+        self.is_first = rank == 0
+        self._device = device
+        """Where exchanged values must lie; None outside torchrun."""
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Adds a tensor up over the processes, in place."""
+        if self._device is not None:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is up in any process."""
+        if self._device is None:
+            return flag
+        return bool(self.sum(torch.tensor(float(flag), device=self._device)) > 0)
+
+    def average(self, record: dict[str, Any]) -> dict[str, Any]:
+        """The means over processes of the numbers in a record of nested dicts; integers, equal in all, stay."""
+        if self._device is None:
+            return record
+        leaves = [(part, key) for part in _parts(record) for key, value in part.items() if isinstance(value, float)]
+        numbers = torch.tensor([part[key] for part, key in leaves], dtype=torch.float64, device=self._device)
+        for (part, key), mean in zip(leaves, (self.sum(numbers) / self.world_size).tolist(), strict=True):
+            part[key] = mean
+        return record
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensors of all processes, one after the other along the first axis, on the CPU."""
+        if self._device is None:
+            return tensor.cpu()
+        mine = tensor.to(self._device).contiguous()
+        pieces = [torch.empty_like(mine) for _ in range(self.world_size)]
+        dist.all_gather(pieces, mine)
+        return torch.cat(pieces).cpu()
+
+    def share(self, value: Any) -> Any:
+        """Rank 0's value."""
+        if self._device is None:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, device=self._device)
+        return values[0]
+
+
+def _parts(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield record
+    for value in record.values():
+        if isinstance(value, dict):
+            yield from _parts(value)
+
+
+def under_torchrun() -> bool:
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them. Does not touch them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [name for name in named.split(",") if name] if named is not None else _all_gpus()
+
+
+def _all_gpus() -> list[str]:
+    return [str(index) for index in range(torch.cuda.device_count())]
+
+
+def claim_gpu() -> None:
+    """Under torchrun, hides all GPUs but this process's own. To be called before anything touches a GPU."""
+    gpus = visible_gpus()
+    if under_torchrun() and gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[int(os.environ["LOCAL_RANK"]) % len(gpus)]
+        os.environ["RBC_WARP_OWN_GPU"] = str(int(os.environ["LOCAL_WORLD_SIZE"]) <= len(gpus))
+
+
+@contextmanager
+def joined(config: Config, backend: str) -> Iterator[Processes]:
+    """Meets the other processes of torchrun: nccl where each has a GPU of its own, gloo otherwise."""
+    if not under_torchrun():
+        yield Processes()
+        return
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if config.train.batch_size % world_size:
+        raise ConfigError(
+            f"train.batch_size = {config.train.batch_size} cannot be shared by {world_size} processes; "
+            f"--set a multiple of {world_size}, or start another number of processes"
+        )
+    # torch.optim imports this module, whose functions take the group of that moment as a default: imported after the
+    # group exists, it would keep the group and gloo's threads alive into the interpreter's end, where they can abort.
+    importlib.import_module("torch.distributed.nn.functional")
+    own_gpu = backend == "pycuda" and os.environ.get("RBC_WARP_OWN_GPU") == "True"
+    device = torch.device("cuda", 0) if own_gpu else torch.device("cpu")
+    if own_gpu:
+        dist.init_process_group("nccl", device_id=device)
+    else:
+        dist.init_process_group("gloo")
+    try:
+        yield Processes(rank, world_size, device)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,196 @@
+"""The host backend: WarpDrive's managers on the CPU. "Device memory" is torch tensors; kernels are C++ functions."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+import torch
+from warp_drive.managers.data_manager import CUDADataManager
+from warp_drive.managers.function_manager import CUDAFunctionManager
+
+from rbc_warp.warpdrive.build import build_host
+from rbc_warp.warpdrive.kernels import DEFAULT_KERNELS, LOSS_KERNEL, SAMPLE_COLUMNS, FusedNetwork, Layers, Loss
+
+# Below so many agents in all environments, waking a second thread costs more than it saves.
+SMALL_WORK = 4096
+FUSED_LAYERS = ("private", "weight2", "bias2", "weight3", "bias3")
+
+
+class HostDataManager(CUDADataManager):
+    """Keeps every array as a torch tensor in main memory, torch-accessible or not."""
+
+    def __init__(self, **sizes: int):
+        self._tensors: dict[str, torch.Tensor] = {}
+        super().__init__(**sizes)
+
+    def _type_warning_helper(self, *unused: Any, **unused_too: Any) -> None:
+        """That 64-bit values become 32-bit ones is meant here."""
+
+    def _to_device(self, name: str, name_on_device: str | None = None, torch_accessible: bool = False) -> None:
+        target = name if name_on_device is None else name_on_device
+        assert target not in self._device_data_pointer
+        tensor = torch.from_numpy(self._host_data[name]).clone()  # a start value and its copy are two arrays
+        self._tensors[target] = tensor
+        self._device_data_pointer[target] = ctypes.c_void_p(tensor.data_ptr())
+        if torch_accessible:
+            self._device_data_via_torch[target] = tensor
+
+    def pull_data_from_device(self, name: str) -> Any:
+        if name in self._scalar_data_list:
+            return self._host_data[name]
+        return self._tensors[name].numpy().copy()
+
+    def reset_device(self, name: str | None = None) -> None:
+        for key in self._host_data if name is None else [name]:
+            if key in self._tensors:
+                self._tensors[key].copy_(torch.from_numpy(self._host_data[key]))
+
+
+class HostFunction:
+    """A C++ function behind the call that WarpDrive makes to a CUDA kernel."""
+
+    _CONVERSIONS: dict[type, Any] = {np.int32: ctypes.c_int32, np.float32: ctypes.c_float}
+
+    def __init__(self, function: Any, num_agents: int):
+        self._function = function
+        self._function.restype = None
+        self._num_agents = num_agents
+
+    def __call__(self, *arguments: Any, block: Any = None, grid: tuple[int, int] = (1, 1)) -> None:
+        num_envs = int(grid[0])
+        converted = [self._CONVERSIONS[type(a)](a) if type(a) in self._CONVERSIONS else a for a in arguments]
+        self._function(num_envs, threads_for(num_envs * self._num_agents), *converted)
+
+
+def threads_for(work: int) -> int:
+    """torch's number of threads, or one where the work is too small to share."""
+    return torch.get_num_threads() if work >= SMALL_WORK else 1
+
+
+class HostFunctionManager(CUDAFunctionManager):
+    """Loads the C++ library; one call serves all environments of a "grid"."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, **sizes: int):
+        super().__init__(**sizes)
+        self._functions: dict[str, HostFunction] = {}
+        self.library = load_library()
+
+    def initialize_default_functions(self) -> None:
+        self.initialize_functions(DEFAULT_KERNELS)
+        self._default_functions_initialized = True
+
+    def initialize_functions(self, func_names: list[str] | None = None) -> None:
+        for name in func_names or []:
+            self._functions[name] = HostFunction(getattr(self.library, name), self._num_agents)
+
+    def initialize_shared_constants(self, *unused: Any, **unused_too: Any) -> None:
+        """Constants are ordinary arrays here."""
+
+    def _get_function(self, fname: str) -> HostFunction:
+        return self._functions[fname]
+
+    @staticmethod
+    def pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
+        assert tensor.is_contiguous()
+        return ctypes.c_void_p(tensor.data_ptr())
+
+    def loss(self, logits: torch.Tensor, loss: Loss) -> None:
+        """Replaces ``logits`` (rows, actions+1) by the loss gradient; adds the loss statistics."""
+        rows = logits.shape[0]
+        getattr(self.library, LOSS_KERNEL)(
+            rows,
+            threads_for(rows * 16),
+            self.pointer(logits),
+            int(logits.dtype == torch.bfloat16),
+            *self._loss_arguments(loss),
+        )
+
+    def _loss_arguments(self, loss: Loss) -> tuple[Any, ...]:
+        return (
+            len(loss.heads.sizes),
+            self.pointer(loss.heads.offsets),
+            self.pointer(loss.heads.allowed),
+            *(self.pointer(loss.sample[name]) for name in SAMPLE_COLUMNS),
+            self.pointer(loss.weights),
+            self.pointer(loss.statistics),
+        )
+
+    def network(self, dtype: torch.dtype) -> FusedNetwork | None:
+        """The network as one kernel, if this processor has what it takes in products of this precision."""
+        return self if self.library.RbcFusesNetwork(int(dtype == torch.bfloat16)) else None
+
+    def network_logits(self, layers: Layers, shared: torch.Tensor, private: torch.Tensor, out: torch.Tensor) -> None:
+        """Logits and values ``out`` (rows, actions+1) float32. shared: (groups, 128) float32, the first layer's part
+        that the rows of a group have in common; private: (rows, num_private) in the products' precision."""
+        assert out.dtype == torch.float32
+        rows = len(out)
+        network = self._network_arguments(layers, shared, private, rows)
+        self.library.RbcNetworkLogits(rows, threads_for(rows * 16), *network, self.pointer(out))
+
+    def network_gradient(
+        self,
+        layers: Layers,
+        shared: torch.Tensor,
+        private: torch.Tensor,
+        loss: Loss,
+        gradient: Layers,
+        shared_gradient: torch.Tensor,
+    ) -> None:
+        """Adds the loss gradient to ``gradient``, but for the first layer's public part and bias: their
+        gradients follow from that of ``shared``, which ``shared_gradient`` becomes. Adds the loss statistics."""
+        rows = len(private)
+        self.library.RbcNetworkGradient(
+            len(shared),
+            threads_for(rows * 16),
+            *self._network_arguments(layers, shared, private, rows),
+            *self._loss_arguments(loss),
+            *(self.pointer(getattr(gradient, name)) for name in FUSED_LAYERS),
+            self.pointer(shared_gradient),
+        )
+
+    def _network_arguments(
+        self, layers: Layers, shared: torch.Tensor, private: torch.Tensor, rows: int
+    ) -> tuple[Any, ...]:
+        return (
+            int(private.dtype == torch.bfloat16),
+            private.shape[1],
+            len(layers.bias3),
+            *(self.pointer(getattr(layers, name)) for name in FUSED_LAYERS),
+            rows // len(shared),
+            self.pointer(shared),
+            self.pointer(private),
+        )
+
+    def add_relu(self, x: torch.Tensor, shared: torch.Tensor) -> None:
+        """As :meth:`TorchNetwork.add_relu`, in one pass."""
+        rows, columns = x.shape
+        half = int(x.dtype == torch.bfloat16)
+        self.library.RbcAddRelu(
+            rows, threads_for(rows * 16), rows // len(shared), columns, self.pointer(x), self.pointer(shared), half
+        )
+
+    def mask_and_sum(self, gradient: torch.Tensor, activation: torch.Tensor | None, sums: torch.Tensor) -> None:
+        """As :meth:`TorchNetwork.mask_and_sum`, in one pass."""
+        groups, columns = sums.shape
+        masks = None if activation is None else self.pointer(activation)
+        self.library.RbcMaskAndSum(
+            groups,
+            threads_for(len(gradient) * 16),
+            len(gradient) // groups,
+            columns,
+            self.pointer(gradient),
+            masks,
+            self.pointer(sums),
+            int(gradient.dtype == torch.bfloat16),
+        )
+
+
+def load_library() -> ctypes.CDLL:
+    """The built library. torch is loaded before it, so both use one pool of threads."""
+    library = ctypes.CDLL(str(build_host()))
+    library.RbcTables.restype = ctypes.c_char_p
+    return library

@@ -1,0 +1,191 @@
+"""What both backends share: WarpDrive's reset and sampler, run by our own kernels, and the fused loss.
+
+A kernel is called as WarpDrive calls its own, ``kernel(*arguments, block=…, grid=(environments, 1))``; pointers come
+from the data manager or from :meth:`Kernels.pointer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from warp_drive.managers.data_manager import CUDADataManager
+from warp_drive.managers.function_manager import CUDAEnvironmentReset, CUDAFunctionManager, CUDASampler
+
+from rbc_warp.economy.parameters import AGENT_TYPES
+
+THREADS_PER_BLOCK = 128
+RESET_KERNEL, SAMPLE_KERNEL, LOSS_KERNEL = "CudaRbcReset", "CudaRbcSample", "CudaRbcLoss"
+DEFAULT_KERNELS = [RESET_KERNEL, SAMPLE_KERNEL, LOSS_KERNEL]
+
+# The order of the words and figures that the kernels index by name (a test compares it with the built library).
+DRAW_WORDS = ("SEED", "ITERATION", "FIRST_ENVIRONMENT", "STREAM", "FLAGS")
+LOSS_PARAMETERS = ("CLIP", "ENTROPY_WEIGHT", "VALUE_WEIGHT", "ROW_WEIGHT", "USE_PPO")
+LOSS_STATISTICS = ("policy_loss", "value_loss", "entropy", "kl", "clipped")
+DRAW_GREEDY, DRAW_FROM_PROBABILITIES = 1, 2
+SAMPLE_COLUMNS = ("actions", "log_probability", "advantage", "target", "value")
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What the loss of a batch is computed from, besides the network's outputs, and where its parts are added up."""
+
+    heads: Heads
+    sample: Mapping[str, torch.Tensor]
+    """By SAMPLE_COLUMNS: ``actions`` (rows, heads) int32, the others (rows,) float32."""
+    weights: torch.Tensor
+    """(5,) float32, in the order of LOSS_PARAMETERS."""
+    statistics: torch.Tensor
+    """(5,) float32, in the order of LOSS_STATISTICS: a kernel adds the sums over its rows."""
+
+    def of(self, rows: slice) -> Loss:
+        """That of some of the rows."""
+        return replace(self, sample={name: column[rows] for name, column in self.sample.items()})
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Views of a parameter vector (or of its gradient): weights (out, in) and biases (out,)."""
+
+    public: torch.Tensor
+    private: torch.Tensor
+    bias1: torch.Tensor
+    weight2: torch.Tensor
+    bias2: torch.Tensor
+    weight3: torch.Tensor
+    """(actions + 1, 128): all heads one after the other, then the value."""
+    bias3: torch.Tensor
+
+
+class Kernels(Protocol):
+    """What a backend's function manager adds to WarpDrive's."""
+
+    def pointer(self, tensor: torch.Tensor) -> Any: ...
+    def loss(self, logits: torch.Tensor, loss: Loss) -> None: ...
+    def add_relu(self, x: torch.Tensor, shared: torch.Tensor) -> None: ...
+    def mask_and_sum(self, gradient: torch.Tensor, activation: torch.Tensor | None, sums: torch.Tensor) -> None: ...
+    def network(self, dtype: torch.dtype) -> FusedNetwork | None: ...
+
+
+class FusedNetwork(Protocol):
+    """The whole network, with its loss, as one kernel; see ``host.py``."""
+
+    def network_logits(
+        self, layers: Layers, shared: torch.Tensor, private: torch.Tensor, out: torch.Tensor
+    ) -> None: ...
+    def network_gradient(
+        self,
+        layers: Layers,
+        shared: torch.Tensor,
+        private: torch.Tensor,
+        loss: Loss,
+        gradient: Layers,
+        shared_gradient: torch.Tensor,
+    ) -> None: ...
+
+
+class TorchNetwork:
+    """The network where torch multiplies its matrices: what stands between the products. Rows come in groups of equal
+    size."""
+
+    @staticmethod
+    def network(dtype: torch.dtype) -> FusedNetwork | None:
+        """There is no kernel that does all."""
+        return None
+
+    @staticmethod
+    def add_relu(x: torch.Tensor, shared: torch.Tensor) -> None:
+        """x (rows, columns) becomes max(x + shared, 0), one row of ``shared`` (groups, columns) to each group."""
+        x.view(len(shared), -1, x.shape[1]).add_(shared.unsqueeze(1)).relu_()
+
+    @staticmethod
+    def mask_and_sum(gradient: torch.Tensor, activation: torch.Tensor | None, sums: torch.Tensor) -> None:
+        """Sets the gradient to 0 where the activation is not positive; ``sums`` (groups, columns) float32 becomes the
+        sum of each group's rows."""
+        if activation is not None:
+            torch.ops.aten.threshold_backward.grad_input(gradient, activation, 0.0, grad_input=gradient)
+        torch.sum(gradient.view(len(sums), -1, gradient.shape[1]), dim=1, dtype=torch.float32, out=sums)
+
+
+class Heads:
+    """The action heads of one agent type on a device: ``offsets`` (heads+1,) int32, ``allowed`` (actions,) uint8."""
+
+    def __init__(self, sizes: list[int], device: torch.device | str):
+        self.sizes = list(sizes)
+        self.num_actions = sum(sizes)
+        self.offsets = torch.tensor([0, *np.cumsum(sizes)], dtype=torch.int32, device=device)
+        self.allowed = torch.ones(self.num_actions, dtype=torch.uint8, device=device)
+
+
+class RbcReset(CUDAEnvironmentReset):
+    """Resets environments in one kernel, which also applies the curriculum's factor to θ."""
+
+    def register_custom_reset_function(
+        self, data_manager: CUDADataManager, reset_function_name: str | None = None
+    ) -> None:
+        self._cuda_custom_reset = self._function_manager.get_function(RESET_KERNEL)
+
+    def init_reset_pool(self, data_manager: CUDADataManager, seed: int | None = None) -> None:
+        """There is no pool: every episode starts alike."""
+
+    def reset_when_done(
+        self, data_manager: CUDADataManager, mode: str = "if_done", undo_done_after_reset: bool = True
+    ) -> None:
+        if mode not in ("if_done", "force_reset"):
+            raise ValueError(f"unknown reset mode {mode!r}; use 'if_done' or 'force_reset'")
+        names = [f"observations_{agent}" for agent in ("government", "consumer", "firm")]
+        pointers = [data_manager.device_data(name) for name in ("sizes", "stage", "_done_", "_timestep_")]
+        states = [data_manager.device_data(name) for name in names]
+        starts = [data_manager.device_data(f"{name}_at_reset") for name in names]
+        self._cuda_custom_reset(
+            *pointers, np.int32(mode == "force_reset"), *states, *starts, block=self._block, grid=self._grid
+        )
+
+
+class RbcSampler(CUDASampler):
+    """Draws the actions of all agents and heads in one kernel. Nothing is stored: a draw depends on its coordinates
+    (seed, iteration, period, environment, agent, head) only."""
+
+    def __init__(self, function_manager: CUDAFunctionManager):
+        super().__init__(function_manager)
+        self._kernel = function_manager.get_function(SAMPLE_KERNEL)
+        self.seed = 0
+
+    def init_random(self, seed: int | None = None) -> None:
+        self.seed = int(seed or 0)
+        self._random_initialized = True
+
+    def register_actions(self, *unused: Any, **unused_too: Any) -> None:
+        """The kernel keeps no cumulative distributions, so there is nothing to register."""
+
+    def sample(
+        self,
+        data_manager: CUDADataManager,
+        distribution: dict[str, torch.Tensor],
+        action_name: str = "",
+        *,
+        heads: dict[str, Heads],
+        **sample_params: Any,
+    ) -> None:
+        """Draws into ``sampled_actions_<type>`` and, at the period's slot, into the ``*_batch_<type>`` arrays.
+
+        distribution: per type (E, n, actions+1) logits of all heads, then the value; worked on in place.
+        heads: per type the head table and mask. The other coordinates stand in the array ``draw_words``.
+        """
+        manager = self._function_manager
+        arguments = [data_manager.device_data(name) for name in ("sizes", "draw_words", "_timestep_")]
+        for agent in AGENT_TYPES:
+            arguments += [
+                np.int32(len(heads[agent].sizes)),
+                manager.pointer(heads[agent].offsets),
+                manager.pointer(heads[agent].allowed),
+                manager.pointer(distribution[agent]),
+                data_manager.device_data(f"sampled_actions_{agent}"),
+                data_manager.device_data(f"sampled_actions_batch_{agent}"),
+                data_manager.device_data(f"log_probabilities_batch_{agent}"),
+                data_manager.device_data(f"values_batch_{agent}"),
+            ]
+        self._kernel(*arguments, block=self._block, grid=self._grid)

@@ -1,0 +1,103 @@
+"""The pycuda backend: WarpDrive's PyCUDA managers with our kernels, built into our cache instead of the package.
+
+Importing this module creates a CUDA context, so it is imported only when the backend is chosen.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from pycuda import driver
+from warp_drive.managers.pycuda_managers.pycuda_data_manager import CudaTensorHolder, PyCUDADataManager
+from warp_drive.managers.pycuda_managers.pycuda_function_manager import PyCUDAFunctionManager
+
+from rbc_warp.warpdrive.build import build_device
+from rbc_warp.warpdrive.kernels import (
+    DEFAULT_KERNELS,
+    LOSS_KERNEL,
+    LOSS_STATISTICS,
+    SAMPLE_COLUMNS,
+    THREADS_PER_BLOCK,
+    Loss,
+    TorchNetwork,
+)
+
+FIRM_SCRATCH_BYTES = 4 * 4  # kScratchPerFirm floats
+LOSS_ROWS_PER_BLOCK = 32
+SHARED_BYTES = 48 * 1024  # what a block has without asking
+
+
+class DeviceDataManager(PyCUDADataManager):
+    """WarpDrive's, without its notes on casts."""
+
+    def _type_warning_helper(self, *unused: Any, **unused_too: Any) -> None:
+        """That 64-bit values become 32-bit ones is meant here."""
+
+
+def loss_block(width: int, num_heads: int) -> tuple[int, int]:
+    """Rows of a block of the loss kernel, and its shared memory in bytes; fewer rows where they are very long."""
+    rows, per_row = LOSS_ROWS_PER_BLOCK, 4 * (2 * width + num_heads)
+    while rows > 1 and rows * per_row > SHARED_BYTES:
+        rows //= 2
+    return rows, rows * per_row
+
+
+class RbcFunctionManager(TorchNetwork, PyCUDAFunctionManager):
+    """Loads our fatbin; blocks have a fixed number of threads that loop over an environment's agents."""
+
+    device = torch.device("cuda")
+
+    def __init__(self, *, num_firms: int, **sizes: int):
+        super().__init__(**sizes)
+        self._block = (THREADS_PER_BLOCK, 1, 1)
+        self._scratch_bytes = FIRM_SCRATCH_BYTES * num_firms
+        self.load_cuda_from_binary_file(str(build_device(self.arch)), default_functions_included=True)
+
+    def initialize_default_functions(self) -> None:
+        self.initialize_functions(DEFAULT_KERNELS)
+        self._default_functions_initialized = True
+
+    def _get_function(self, fname: str) -> Any:
+        kernel = super()._get_function(fname)
+        if fname != "CudaRbcStep":
+            return kernel
+
+        def step(*arguments: Any, block: tuple[int, int, int], grid: tuple[int, int]) -> None:
+            kernel(*arguments, block=block, grid=grid, shared=self._scratch_bytes)
+
+        return step
+
+    @staticmethod
+    def pointer(tensor: torch.Tensor) -> CudaTensorHolder:
+        assert tensor.is_contiguous()
+        return CudaTensorHolder(tensor)
+
+    def loss(self, logits: torch.Tensor, loss: Loss) -> None:
+        """Replaces ``logits`` (rows, actions+1) by the loss gradient; adds the loss statistics."""
+        rows, width = logits.shape
+        heads = loss.heads
+        rows_per_block, shared = loss_block(width, len(heads.sizes))
+        blocks = (rows + rows_per_block - 1) // rows_per_block
+        kernel = self._cuda_functions[LOSS_KERNEL]
+        if shared > SHARED_BYTES:
+            kernel.set_attribute(driver.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, shared)
+        partial = torch.empty(blocks, len(LOSS_STATISTICS), device=logits.device)
+        gradient = logits if logits.dtype == torch.float32 else logits.float()
+        kernel(
+            np.int32(rows),
+            np.int32(len(heads.sizes)),
+            self.pointer(heads.offsets),
+            self.pointer(heads.allowed),
+            self.pointer(gradient),
+            *(self.pointer(loss.sample[name]) for name in SAMPLE_COLUMNS),
+            self.pointer(loss.weights),
+            self.pointer(partial),
+            block=(rows_per_block, 1, 1),
+            grid=(blocks, 1),
+            shared=shared,
+        )
+        if gradient is not logits:
+            logits.copy_(gradient)
+        loss.statistics.add_(partial.sum(0))

@@ -1,0 +1,86 @@
+"""How WarpDrive's managers run the kernels: ``host`` on CPU threads, ``pycuda`` on an NVIDIA GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from warp_drive.env_wrapper import EnvWrapper
+from warp_drive.managers.function_manager import CUDAFunctionFeed
+
+from rbc_warp.errors import BackendError
+from rbc_warp.warpdrive.build import build_host, find_nvcc
+from rbc_warp.warpdrive.kernels import RbcReset
+
+BACKENDS = ("auto", "host", "pycuda")
+
+
+def missing_for_pycuda() -> str | None:
+    """Why the pycuda backend cannot run here, with the remedy; None where it can."""
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA GPU; run on a machine with an NVIDIA GPU and a CUDA build of torch, or use host"
+    if importlib.util.find_spec("pycuda") is None:
+        return "pycuda is not installed; run `make setup-gpu`"
+    if find_nvcc() is None:
+        return "there is no nvcc to build the kernels; install the CUDA toolkit and put its bin folder on PATH"
+    return None
+
+
+def choose_backend(name: str) -> str:
+    """'host' or 'pycuda' for a requested name; 'auto' takes pycuda where it can run.
+
+    The kernels of 'host' are built here, so that a missing compiler shows before anything is written.
+
+    Raises:
+        BackendError: the name is unknown, or pycuda cannot run here. BuildError: the host's kernels cannot be built.
+    """
+    if name not in BACKENDS:
+        raise BackendError(f"--backend {name!r} is not known; choose one of {', '.join(BACKENDS)}")
+    missing = missing_for_pycuda()
+    if name == "pycuda" and missing:
+        raise BackendError(f"--backend pycuda cannot run here: {missing}")
+    if name == "host" or missing:
+        build_host()
+        return "host"
+    return "pycuda"
+
+
+class RbcEnvWrapper(EnvWrapper):
+    """WarpDrive's wrapper with our managers. ``env_backend``: 'host', 'pycuda', or 'cpu' for one Python environment."""
+
+    def __init__(self, env_obj: Any, num_envs: int = 1, env_backend: str = "host", **unused: Any):
+        super().__init__(env_obj=env_obj, env_backend="cpu")  # builds spaces, touches no device
+        self.backend = env_backend
+        if env_backend == "cpu":
+            return
+        # Any name but WarpDrive's own keeps it from building the samplers that our kernels replace.
+        self.env_backend = f"rbc_{env_backend}"
+        self.n_envs = env_obj.num_envs = num_envs
+        self.blocks_per_env = 1
+        sizes = {"num_agents": self.n_agents, "num_envs": num_envs, "blocks_per_env": 1}
+        if env_backend == "pycuda":
+            from rbc_warp.warpdrive.pycuda import DeviceDataManager, RbcFunctionManager
+
+            self.cuda_data_manager = DeviceDataManager(episode_length=self.episode_length, **sizes)
+            self.cuda_function_manager = RbcFunctionManager(num_firms=env_obj.economy.num_firms, **sizes)
+        else:
+            from rbc_warp.warpdrive.host import HostDataManager, HostFunctionManager
+
+            self.cuda_data_manager = HostDataManager(episode_length=self.episode_length, **sizes)
+            self.cuda_function_manager = HostFunctionManager(**sizes)
+            self.cuda_function_manager.initialize_default_functions()
+        self.cuda_function_feed = CUDAFunctionFeed(self.cuda_data_manager)
+        if not env_obj.initialize_step_function_context(
+            cuda_data_manager=self.cuda_data_manager,
+            cuda_function_manager=self.cuda_function_manager,
+            cuda_step_function_feed=self.cuda_function_feed,
+            step_function_name=f"Cuda{self.name}Step",
+        ):
+            raise BackendError("the step kernel could not be initialised; the log says why")
+        self.env_resetter = RbcReset(self.cuda_function_manager)
+        self.env_resetter.register_custom_reset_function(self.cuda_data_manager)
+
+    @property
+    def device(self) -> torch.device:
+        return self.cuda_function_manager.device
