@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -76,9 +77,7 @@ def test_a_build_depends_on_source_compiler_and_flags(
     compiler.write_text(compiler.read_text().replace("echo 1.0", "echo 2.0"))
     paths.append(build.build_host())
     sources = tmp_path / "sources"
-    sources.mkdir()
-    for file in build.SOURCES.iterdir():
-        (sources / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(build.SOURCES, sources)
     monkeypatch.setattr(build, "SOURCES", sources)
     paths.append(build.build_host())
     with open(sources / "economy.h", "a") as header:

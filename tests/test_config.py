@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import types
 from pathlib import Path
 
 import numpy as np
@@ -273,9 +271,7 @@ def action_tables() -> dict[str, np.ndarray]:
 def run_with_tables(tmp_path, monkeypatch):
     """A hparams.yaml beside an action_arrays.pickle whose reader gives the returned tables."""
     tables = action_tables()
-    reader = types.ModuleType("rbc_warp.runs.files")
-    reader.read_action_arrays = lambda path: tables
-    monkeypatch.setitem(sys.modules, "rbc_warp.runs.files", reader)
+    monkeypatch.setattr("rbc_warp.config.load.read_action_arrays", lambda path: tables)
     (tmp_path / "action_arrays.pickle").write_bytes(b"")
     path = tmp_path / "hparams.yaml"
     path.write_text("agents: {max_possible_price: 7.0, firm_num_actions: 6, work_choices: [0, 5]}\n")

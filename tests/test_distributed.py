@@ -15,11 +15,12 @@ import pytest
 import torch
 
 import run_training
+from rbc_warp.commands.scaling import efficiency
 from rbc_warp.config import load_config
 from rbc_warp.economy.parameters import AGENT_TYPES
 from rbc_warp.errors import ConfigError
 from rbc_warp.runs.folder import RunDir, find_runs, read_episode
-from rbc_warp.training.processes import Processes, claim_gpu, efficiency, joined, visible_gpus
+from rbc_warp.training.processes import Processes, claim_gpu, joined, visible_gpus
 
 ROOT = Path(__file__).parents[1]
 SMOKE = ROOT / "configs" / "smoke.yaml"

@@ -125,7 +125,7 @@ def test_optional_packages_are_imported_only_when_asked_for():
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_pycuda_is_imported_only_where_a_gpu_is(path):
     at_import = imported_modules(path).get("pycuda", False)
-    assert not at_import or re.fullmatch(r"pycuda\w*\.py", path.name) and path.parent.name == "backends"
+    assert not at_import or re.fullmatch(r"pycuda\w*\.py", path.name) and path.parent.name == "warpdrive"
 
 
 def test_package_data_covers_the_kernels():
@@ -133,7 +133,7 @@ def test_package_data_covers_the_kernels():
     packages = {str(path.parent.relative_to(ROOT)).replace("/", ".") for path in ROOT.glob("rbc_warp/**/__init__.py")}
     assert packages <= set(data["packages"])
     patterns = data["package-data"]["rbc_warp"]
-    for path in (ROOT / "rbc_warp" / "cuda").iterdir():
+    for path in (ROOT / "rbc_warp" / "cuda").rglob("*"):
         if path.is_file():
             assert any(path.relative_to(ROOT / "rbc_warp").match(pattern) for pattern in patterns), path
 

@@ -437,7 +437,7 @@ def test_the_kernels_have_no_undefined_behaviour(tmp_path: Path) -> None:
     """A sanitised build runs the step, the sampler and the loss of odd sizes; it aborts at the first fault."""
     script = tmp_path / "sanitised.py"
     script.write_text(
-        "from rbc_warp.warpdrive.wrapper import build, host\n"
+        "from rbc_warp.warpdrive import build, host\n"
         "built = build.build_host\n"
         "host.build_host = lambda: built(debug=True)\n"
         "from rbc_warp.config import load_config\n"

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rbc_warp import __main__
-from rbc_warp.commands.phases import Learned, Phase, checkpoint_at_end, examine, learned, phases, published_sequence
+from rbc_warp.analysis.phases import Learned, Phase, checkpoint_at_end, examine, learned, phases, published_sequence
 from rbc_warp.config import Config, load_config
 from rbc_warp.equilibrium.request import Checkpoint, open_checkpoint
 from rbc_warp.runs.folder import RunDir
