@@ -11,7 +11,8 @@ import numpy as np
 
 from rbc_warp.economy import parameters as rules
 from rbc_warp.economy import reference
-from rbc_warp.economy.parameters import AGENT_TYPES, CONSUMER_BUDGET, FIRM_ALPHA, FIRM_BUDGET, FIRM_CAPITAL, Economy
+from rbc_warp.economy.agents import AGENT_TYPES, CONSUMER_BUDGET, FIRM_ALPHA, FIRM_BUDGET, FIRM_CAPITAL
+from rbc_warp.economy.parameters import Economy
 from rbc_warp.economy.reference import Outcome, State
 
 DATA = Path(__file__).parent / "data"
@@ -61,8 +62,8 @@ def random_actions(economy: Economy, num_envs: int, num_periods: int, seed: int)
     random = np.random.default_rng(seed)
     actions = {}
     for agent in AGENT_TYPES:
-        heads = economy.head_sizes[agent]
-        shape = (num_envs, num_periods, economy.num_agents[agent], len(heads))
+        heads = economy.agents[agent].head_sizes
+        shape = (num_envs, num_periods, economy.agents[agent].count, len(heads))
         actions[agent] = random.integers(0, heads, size=shape, dtype=np.int32)
     actions["firm"] = actions["firm"][..., 0]
     actions["government"] = actions["government"][..., 0]

@@ -19,7 +19,8 @@ from stops import Killed, kill_at
 
 from rbc_warp.commands.launch import clean_errors
 from rbc_warp.config import Config, load_config
-from rbc_warp.economy.parameters import AGENT_TYPES, Economy
+from rbc_warp.economy.agents import AGENT_TYPES
+from rbc_warp.economy.parameters import Economy
 from rbc_warp.equilibrium import exact
 from rbc_warp.equilibrium.best_response import fine_tune
 from rbc_warp.equilibrium.game import (
@@ -38,7 +39,8 @@ from rbc_warp.equilibrium.game import (
 from rbc_warp.equilibrium.results import Record, Results
 from rbc_warp.runs.folder import RunDir
 from rbc_warp.runs.run import prepare_run, train_run
-from rbc_warp.training.trainer import Draw, RbcTrainer
+from rbc_warp.training.rollout import Draw
+from rbc_warp.training.trainer import RbcTrainer
 from rbc_warp.warpdrive.simulation import simulate
 from run_best_response import main
 
@@ -177,7 +179,7 @@ def test_evaluations_draw_common_random_numbers(game: Game) -> None:
     repeated = game.evaluate(repeat=1)
     assert game.num_episodes == 64
     for agent in AGENT_TYPES:
-        assert first[agent].shape == (64, game.economy.num_agents[agent])
+        assert first[agent].shape == (64, game.economy.agents[agent].count)
         np.testing.assert_array_equal(first[agent], again[agent])
         assert not np.array_equal(first[agent], other[agent])
         assert not np.array_equal(first[agent], repeated[agent])
@@ -186,19 +188,21 @@ def test_evaluations_draw_common_random_numbers(game: Game) -> None:
 def test_a_forced_action_changes_nobody_elses_draw(game: Game) -> None:
     trainer = game.trainer
     trainer.play(Draw(0))
-    before = {agent: trainer.actions(agent).clone() for agent in AGENT_TYPES}
+    before = {agent: trainer.rollout.actions(agent).clone() for agent in AGENT_TYPES}
     with game.changed(Forced("firm", [1], np.array([[[2]]]))):
         trainer.play(Draw(0))
-    assert (trainer.actions("firm")[:, :, 1] == 2).all()
+    assert (trainer.rollout.actions("firm")[:, :, 1] == 2).all()
     # In the first period all have seen the same, so all others draw the same.
-    assert torch.equal(trainer.actions("firm")[0, :, 0], before["firm"][0, :, 0])
+    assert torch.equal(trainer.rollout.actions("firm")[0, :, 0], before["firm"][0, :, 0])
     for agent in ("consumer", "government"):
-        assert torch.equal(trainer.actions(agent)[0], before[agent][0])
+        assert torch.equal(trainer.rollout.actions(agent)[0], before[agent][0])
     pair = np.array([[[FREE, FREE, 1, 0]]])
     with game.changed(Forced("consumer", None, pair)):
         trainer.play(Draw(0))
-    assert (trainer.actions("consumer")[..., 2] == 1).all() and (trainer.actions("consumer")[..., 3] == 0).all()
-    assert torch.equal(trainer.actions("consumer")[0, ..., :2], before["consumer"][0, ..., :2])
+    assert (trainer.rollout.actions("consumer")[..., 2] == 1).all() and (
+        trainer.rollout.actions("consumer")[..., 3] == 0
+    ).all()
+    assert torch.equal(trainer.rollout.actions("consumer")[0, ..., :2], before["consumer"][0, ..., :2])
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -206,11 +210,11 @@ def test_most_likely_actions_are_the_greedy_draw(precision: str) -> None:
     game = make_game(changed(TINY, precision=precision))
     trainer = game.trainer
     trainer.play(Draw(0, greedy=True))
-    greedy = {agent: trainer.actions(agent).clone() for agent in AGENT_TYPES}
+    greedy = {agent: trainer.rollout.actions(agent).clone() for agent in AGENT_TYPES}
     with game.changed(MostLikely(trainer, AGENT_TYPES)):
         trainer.play(Draw(0))
     for agent in AGENT_TYPES:
-        assert torch.equal(trainer.actions(agent), greedy[agent])
+        assert torch.equal(trainer.rollout.actions(agent), greedy[agent])
 
 
 def test_an_own_policy_is_one_agents_alone(game: Game) -> None:
@@ -271,7 +275,7 @@ def test_the_best_plan_is_the_best_of_all(agent: str, index: int | None) -> None
     plans[0] = np.where(best.actions == FREE, choices[0], best.actions)
     with game.changed(Forced(agent, None if index is None else [index], plans)):
         trainer.play(Draw(0, greedy=True))
-    played = {name: trainer.actions(name).transpose(0, 1).numpy() for name in AGENT_TYPES}
+    played = {name: trainer.rollout.actions(name).transpose(0, 1).numpy() for name in AGENT_TYPES}
     rewards = simulate(trainer.settings, played, backend="reference")[agent]["rewards"][:, :, index or 0].mean(axis=1)
     assert rewards[0] == pytest.approx(best.reward, rel=1e-5)
     assert (rewards <= best.reward + 1e-5 * abs(best.reward)).all()

@@ -11,7 +11,8 @@ import pytest
 
 from rbc_warp.config import Config, load_config
 from rbc_warp.economy import curriculum
-from rbc_warp.economy.parameters import AGENT_TYPES, FIRM_PRICE, FIRM_WAGE, Economy
+from rbc_warp.economy.agents import AGENT_TYPES, FIRM_PRICE, FIRM_WAGE
+from rbc_warp.economy.parameters import Economy
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -106,7 +107,7 @@ def test_without_annealing_everything_is_open() -> None:
     config = load_config({})
     economy = Economy.from_config(config)
     for agent, mask in curriculum.allowed_actions(config, economy, 0).items():
-        assert mask.all() and mask.dtype == bool and len(mask) == sum(economy.head_sizes[agent])
+        assert mask.all() and mask.dtype == bool and len(mask) == sum(economy.agents[agent].head_sizes)
     assert curriculum.theta_factor(config, 0) == 1.0
     assert all(curriculum.entropy_coefficient(config, agent, 0) == 0.5 for agent in AGENT_TYPES)
     assert all(curriculum.trains(config, agent, iteration) for agent in AGENT_TYPES for iteration in (0, 1))

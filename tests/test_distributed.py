@@ -17,7 +17,7 @@ import torch
 import run_training
 from rbc_warp.commands.scaling import efficiency
 from rbc_warp.config import load_config
-from rbc_warp.economy.parameters import AGENT_TYPES
+from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.errors import ConfigError
 from rbc_warp.runs.folder import RunDir, find_runs, read_episode
 from rbc_warp.training.processes import Processes, claim_gpu, joined, visible_gpus

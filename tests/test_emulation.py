@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from rbc_warp.config import load_config
-from rbc_warp.economy.parameters import AGENT_TYPES
-from rbc_warp.training.trainer import Draw, RbcTrainer
+from rbc_warp.economy.agents import AGENT_TYPES
+from rbc_warp.training.rollout import Draw
+from rbc_warp.training.trainer import RbcTrainer
 from rbc_warp.warpdrive.build import HOST_FLAGS, SOURCES, find_host_compiler
 from rbc_warp.warpdrive.host import HostFunction, HostFunctionManager
 from rbc_warp.warpdrive.kernels import LOSS_STATISTICS, Heads, Loss
@@ -49,9 +50,12 @@ def rollout(trainer: RbcTrainer) -> dict[str, torch.Tensor]:
     trainer.set_iteration(3)
     trainer.play(Draw(3), keep_consumption=True)
     left = {name: trainer._data(name).clone() for name in names}
-    left |= {f"{agent} actions": trainer.actions(agent).clone() for agent in AGENT_TYPES}
-    left |= {f"{agent} states": trainer.states(agent).clone() for agent in AGENT_TYPES}
-    return left | {"consumption": trainer.aux("consumer").clone(), "exports": trainer.aux("firm").clone()}
+    left |= {f"{agent} actions": trainer.rollout.actions(agent).clone() for agent in AGENT_TYPES}
+    left |= {f"{agent} states": trainer.rollout.states(agent).clone() for agent in AGENT_TYPES}
+    return left | {
+        "consumption": trainer.rollout.aux("consumer").clone(),
+        "exports": trainer.rollout.aux("firm").clone(),
+    }
 
 
 @pytest.mark.parametrize("num_consumers, num_firms", [(3, 2), (17, 4), (70, 33)])

@@ -28,10 +28,12 @@ from economies import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_reference import economies
+from trainers import play
 
 import rbc_warp
 from rbc_warp.economy import reference
-from rbc_warp.economy.parameters import AGENT_TYPES, Economy
+from rbc_warp.economy.agents import AGENT_TYPES
+from rbc_warp.economy.parameters import Economy
 from rbc_warp.economy.reference import Outcome, Stage, State
 from rbc_warp.errors import ActionError
 from rbc_warp.warpdrive import build, host
@@ -446,8 +448,8 @@ def test_the_kernels_have_no_undefined_behaviour(tmp_path: Path) -> None:
         "    settings = {'agents': {'num_consumers': consumers, 'num_firms': firms}, 'world': {'maxtime': 2},\n"
         "                'train': {'batch_size': 3, 'precision': precision}}\n"
         "    trainer = RbcTrainer(load_config(settings), 'host')\n"
-        "    trainer.train_iteration(0)\n"
-        "    trainer.update(0)\n"
+        "    play(trainer, 0)\n"
+        "    learn(trainer, 0)\n"
         "print('sound')\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(rbc_warp.__file__).parents[1])}

@@ -11,7 +11,8 @@ from torch import nn
 
 import rbc_warp
 from rbc_warp.config import Config, load_config
-from rbc_warp.economy.parameters import AGENT_TYPES, Economy
+from rbc_warp.economy.agents import AGENT_TYPES
+from rbc_warp.economy.parameters import Economy
 from rbc_warp.runs.folder import RunDir
 from rbc_warp.runs.run import prepare_run
 from rbc_warp.training.policy import Policy, make_policies
@@ -77,7 +78,7 @@ def raw_states(agent: str, economy: Economy, rows: int = 200) -> torch.Tensor:
     """States in general position, debts and large inventories among them, (rows, d)."""
     random = np.random.default_rng(3)
     layout = economy.public
-    state = np.zeros((rows, layout.size + economy.private_size[agent]))
+    state = np.zeros((rows, layout.size + economy.agents[agent].private.size))
     choices = random.integers(0, len(economy.firm_choices), (rows, economy.num_firms))
     state[:, layout.prices], state[:, layout.wages] = economy.firm_choices[choices, 0], economy.firm_choices[choices, 1]
     state[:, layout.inventories] = random.exponential(3000.0, (rows, economy.num_firms))
@@ -183,7 +184,7 @@ def test_probabilities_are_those_of_each_head(agent: str) -> None:
     _, economy, policies = economy_and_policies(SMALL)
     policy, states = policies[agent], raw_states(agent, economy, rows=6).numpy()
     probabilities = policy.probabilities(states.reshape(2, 3, -1).astype(np.float64))
-    sizes = economy.head_sizes[agent]
+    sizes = economy.agents[agent].head_sizes
     assert probabilities.shape == (2, 3, sum(sizes)) and not probabilities.requires_grad
     for head in probabilities.split(sizes, dim=-1):
         torch.testing.assert_close(head.sum(-1), torch.ones(2, 3))

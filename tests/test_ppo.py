@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import huber_loss
+from trainers import play
 
 from rbc_warp.config import load_config
-from rbc_warp.economy.parameters import AGENT_TYPES, Economy
+from rbc_warp.economy.agents import AGENT_TYPES
+from rbc_warp.economy.parameters import Economy
 from rbc_warp.training import learner as ppo
 from rbc_warp.training.learner import Batch, Learner, LossWeights, discounted_returns
 from rbc_warp.training.policy import Policy, make_policies
+from rbc_warp.training.schedule import Update
 from rbc_warp.training.trainer import RbcTrainer
 from rbc_warp.warpdrive.host import HostFunctionManager
 from rbc_warp.warpdrive.kernels import LOSS_STATISTICS, Heads, TorchNetwork
@@ -48,7 +51,7 @@ class Case:
         config = load_config(SETTINGS)
         self.economy = Economy.from_config(config)
         self.policy = make_policies(config, self.economy)[agent]
-        self.heads = Heads(self.economy.head_sizes[agent], "cpu")
+        self.heads = Heads(self.economy.agents[agent].head_sizes, "cpu")
         if agent == "firm":  # masks, as in the curriculum
             self.heads.allowed.copy_(torch.arange(self.heads.num_actions) % 3 != 1)
         self.learner = Learner(self.policy, self.heads, kernels, learning_rate=0.01, dtype=dtype)
@@ -58,7 +61,7 @@ class Case:
     def _states(self, agent: str) -> torch.Tensor:
         """(observations, agents, d) float32."""
         random = np.random.default_rng(1)
-        economy, count = self.economy, self.economy.num_agents[agent]
+        economy, count = self.economy, self.economy.agents[agent].count
         firms = economy.num_firms
         public = np.zeros((OBSERVATIONS, 1, economy.public.size))
         public[..., economy.public.prices] = random.choice(economy.firm_choices[:, 0], (OBSERVATIONS, 1, firms))
@@ -70,7 +73,7 @@ class Case:
         rows = np.repeat(public, count, axis=1)
         if agent != "government":
             private = np.broadcast_to(
-                economy.initial_private()[agent], (OBSERVATIONS, count, economy.private_size[agent])
+                economy.initial_private()[agent], (OBSERVATIONS, count, economy.agents[agent].private.size)
             )
             private = private.copy()
             private[..., 0] = random.normal(3e3, 1e4, (OBSERVATIONS, count))
@@ -396,9 +399,9 @@ def test_the_first_pass_finds_the_policy_that_drew(precision: str) -> None:
     """What the rollout and the update each say of the same states agrees: all ratios are 1, nothing is clipped."""
     train = {"batch_size": 4, "ppo_num_updates": 1, "ppo_clip_param": 1e-3, "precision": precision}
     trainer = RbcTrainer(load_config({**SETTINGS, "world": {"maxtime": 5}, "train": train}), "host")
-    trainer.train_iteration(0)
+    play(trainer, 0)
     for agent in AGENT_TYPES:
-        trainer.update_type(agent, 0.0, 0)
+        trainer.update(Update(agent, 0.0), 0)
         statistics = dict(zip(LOSS_STATISTICS, trainer.learners[agent].statistics.tolist(), strict=True))
         assert abs(statistics["kl"]) < 1e-6 and statistics["clipped"] == 0.0, (agent, statistics)
 
@@ -412,25 +415,25 @@ def test_a_fraction_of_the_consumers_is_learned_from(fraction: float, monkeypatc
         "train": {"batch_size": 4, "consumer_update_fraction": fraction, "precision": "float32", "gamma": 0.9},
     }
     trainer = RbcTrainer(load_config(settings), "host")
-    trainer.train_iteration(0)
+    play(trainer, 0)
     batches: list[Batch] = []
     monkeypatch.setattr(
         trainer.learners["consumer"], "update", lambda batch, *_: batches.append(batch) or torch.zeros(())
     )
     for iteration in (0, 0, 1, 2):
-        trainer.update_type("consumer", 0.0, iteration)
+        trainer.update(Update("consumer", 0.0), iteration)
     kept = round(7 * fraction)
     assert [len(batch.actions) for batch in batches] == [3 * 4 * kept] * 4
     chosen = [trainer._some_consumers(iteration).tolist() if fraction < 1 else list(range(7)) for iteration in range(3)]
     assert all(len(set(c)) == kept for c in chosen)
     assert fraction == 1.0 or len({tuple(c) for c in chosen}) > 1
     value = trainer._data("values_batch_consumer")
-    target = discounted_returns(trainer.rewards("consumer") / 5.0, 0.9)
+    target = discounted_returns(trainer.rollout.rewards("consumer") / 5.0, 0.9)
     everybody = trainer.learners["consumer"].standardise(target - value)
     for batch, consumers in zip(batches, [chosen[0], *chosen], strict=True):
         torch.testing.assert_close(batch.target, target[:, :, consumers].flatten())
         torch.testing.assert_close(batch.advantage, everybody[:, :, consumers].flatten())
-        assert torch.equal(batch.actions, trainer.actions("consumer")[:, :, consumers].flatten(0, 2))
+        assert torch.equal(batch.actions, trainer.rollout.actions("consumer")[:, :, consumers].flatten(0, 2))
         assert len(batch.public) == 12 and len(batch.private) == 12 * kept
 
 

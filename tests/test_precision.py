@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from trainers import learn, play
 
 from rbc_warp.config import load_config
-from rbc_warp.economy.parameters import AGENT_TYPES
+from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.training.trainer import RbcTrainer
 
 SMOKE = Path(__file__).parent.parent / "configs" / "smoke.yaml"
@@ -24,10 +25,10 @@ def final_rewards(seed: int, precision: str) -> list[float]:
     trainer = RbcTrainer(config, "host")
     rewards = []
     for iteration in range(config.train.num_episodes):
-        trainer.train_iteration(iteration)
-        trainer.update(iteration)
+        play(trainer, iteration)
+        learn(trainer, iteration)
         if iteration >= config.train.num_episodes - 10:
-            rewards.append([float(trainer.rewards(agent).mean()) for agent in AGENT_TYPES])
+            rewards.append([float(trainer.rollout.rewards(agent).mean()) for agent in AGENT_TYPES])
     return list(np.mean(rewards, axis=0))
 
 

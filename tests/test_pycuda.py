@@ -19,12 +19,14 @@ import numpy as np
 import pytest
 import torch
 from economies import make_economy, random_actions
+from trainers import learn, play
 
 from rbc_warp.config import Config, load_config
-from rbc_warp.economy.parameters import AGENT_TYPES
+from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.economy.reference import Stage
 from rbc_warp.runs import metrics
-from rbc_warp.training.trainer import Draw, RbcTrainer
+from rbc_warp.training.rollout import Draw
+from rbc_warp.training.trainer import RbcTrainer
 from rbc_warp.warpdrive import build, host
 from rbc_warp.warpdrive import wrapper as backends
 from rbc_warp.warpdrive.env import STEP_ARGUMENTS
@@ -60,8 +62,8 @@ def config(precision: str = "float32") -> Config:
 def trained(backend: str, precision: str, iterations: int) -> tuple[RbcTrainer, list[dict]]:
     trainer, records = RbcTrainer(config(precision), backend), []
     for iteration in range(iterations):
-        trainer.train_iteration(iteration, keep_consumption=True)
-        records.append(metrics.record(trainer, iteration, trainer.update(iteration)))
+        play(trainer, iteration, keep_consumption=True)
+        records.append(metrics.record(trainer, iteration, learn(trainer, iteration)))
     return trainer, records
 
 

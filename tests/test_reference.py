@@ -26,7 +26,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rbc_warp.economy import reference
-from rbc_warp.economy.parameters import AGENT_TYPES, CONSUMER_BUDGET, CONSUMER_THETA, FIRM_BUDGET, FIRM_CAPITAL, Economy
+from rbc_warp.economy.agents import AGENT_TYPES, CONSUMER_BUDGET, CONSUMER_THETA, FIRM_BUDGET, FIRM_CAPITAL
+from rbc_warp.economy.parameters import Economy
 from rbc_warp.economy.reference import Outcome, Stage, State, initial_state, observations, rollout, step
 
 PER_CONSUMER = (
@@ -527,7 +528,7 @@ def test_rollouts_have_the_shapes_of_the_format(size: tuple[int, int]) -> None:
     actions = random_actions(economy, 3, 4, seed=0)
     result = rollout(economy, actions)
     dims = {"consumer": 4 * num_firms + 5, "firm": 5 * num_firms + 6, "government": 4 * num_firms + 3}
-    for agent, number in economy.num_agents.items():
+    for agent, number in ((name, kind.count) for name, kind in economy.agents.items()):
         assert result[agent]["states"].shape == (3, 4, number, dims[agent])
         assert result[agent]["final_states"].shape == (3, number, dims[agent])
         assert result[agent]["rewards"].shape == (3, 4, number)
@@ -554,7 +555,7 @@ def test_observations_show_the_public_state_first() -> None:
     state = random_state(economy, num_envs=2, seed=0)
     seen = observations(state)
     for agent in AGENT_TYPES:
-        for n in range(economy.num_agents[agent]):
+        for n in range(economy.agents[agent].count):
             np.testing.assert_array_equal(seen[agent][:, n, : economy.public.size], state.public)
     np.testing.assert_array_equal(seen["firm"][:, :, -3:], np.broadcast_to(np.eye(3), (2, 3, 3)))
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from warp_drive.utils.data_feed import DataFeed
 
-from rbc_warp.economy.parameters import AGENT_TYPES
+from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.warpdrive import host
 from rbc_warp.warpdrive.host import HostDataManager, HostFunctionManager
 from rbc_warp.warpdrive.kernels import DRAW_FROM_PROBABILITIES, DRAW_GREEDY, DRAW_WORDS, Heads, RbcSampler

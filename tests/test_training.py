@@ -10,15 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from trainers import learn, play
 
 from rbc_warp.config import Config, load_config
 from rbc_warp.economy import reference
-from rbc_warp.economy.parameters import AGENT_TYPES, CONSUMER_BUDGET, CONSUMER_THETA, FIRM_BUDGET, Economy
+from rbc_warp.economy.agents import AGENT_TYPES, CONSUMER_BUDGET, CONSUMER_THETA, FIRM_BUDGET
+from rbc_warp.economy.parameters import Economy
 from rbc_warp.runs import metrics
 from rbc_warp.runs.folder import RunDir
 from rbc_warp.runs.run import prepare_run, train_run
 from rbc_warp.training.learner import discounted_returns
-from rbc_warp.training.trainer import EVALUATION_STREAM, Draw, RbcTrainer, choose_precision
+from rbc_warp.training.rollout import EVALUATION_STREAM, Draw
+from rbc_warp.training.schedule import Update
+from rbc_warp.training.trainer import RbcTrainer, choose_precision
 from rbc_warp.warpdrive import host
 
 SMALL = {
@@ -45,8 +49,8 @@ def train(config: Config, iterations: int | None = None) -> tuple[RbcTrainer, li
     """A trained trainer and its metrics."""
     trainer, records = RbcTrainer(config, "host"), []
     for iteration in range(config.train.num_episodes if iterations is None else iterations):
-        trainer.train_iteration(iteration)
-        records.append(metrics.record(trainer, iteration, trainer.update(iteration)))
+        play(trainer, iteration)
+        records.append(metrics.record(trainer, iteration, learn(trainer, iteration)))
     return trainer, records
 
 
@@ -87,8 +91,8 @@ def test_every_bit_of_the_seed_counts() -> None:
     trainers = [RbcTrainer(small(f"train.base_seed={seed}"), "host") for seed in (5, 5 + 2**31, 2**32 - 1)]
     for trainer in trainers:
         trainer.load_state(trainers[0].state())
-        trainer.train_iteration(0)
-    first, *others = (trainer.actions("consumer") for trainer in trainers)
+        play(trainer, 0)
+    first, *others = (trainer.rollout.actions("consumer") for trainer in trainers)
     assert all(not torch.equal(first, other) for other in others)
 
 
@@ -121,7 +125,7 @@ def test_draws_are_new_in_every_iteration_and_repeatable() -> None:
 
     def played(draw: Draw) -> torch.Tensor:
         trainer.play(draw)
-        return trainer.actions("consumer").clone()
+        return trainer.rollout.actions("consumer").clone()
 
     first = played(Draw(0))
     assert torch.equal(played(Draw(0)), first)
@@ -134,19 +138,23 @@ def test_draws_are_new_in_every_iteration_and_repeatable() -> None:
 
 def test_a_rollout_is_what_the_reference_makes_of_its_actions() -> None:
     trainer = RbcTrainer(small(), "host")
-    trainer.noponzi = {"consumer": 0.5, "firm": 2.0}
-    trainer.train_iteration(4, keep_consumption=True)
-    actions = {agent: trainer.actions(agent).transpose(0, 1).numpy() for agent in AGENT_TYPES}
-    expected = reference.rollout(trainer.economy, actions, trainer.stage_at(4))
+    trainer.multipliers = {"consumer": 0.5, "firm": 2.0}
+    play(trainer, 4, keep_consumption=True)
+    actions = {agent: trainer.rollout.actions(agent).transpose(0, 1).numpy() for agent in AGENT_TYPES}
+    expected = reference.rollout(trainer.economy, actions, trainer.curriculum.stage(4, trainer.multipliers))
     for agent in AGENT_TYPES:
-        got = {"states": trainer.states(agent), "rewards": trainer.rewards(agent), "aux_array": trainer.aux(agent)}
+        got = {
+            "states": trainer.rollout.states(agent),
+            "rewards": trainer.rollout.rewards(agent),
+            "aux_array": trainer.rollout.aux(agent),
+        }
         for key, tensor in got.items():
             if tensor.numel():
                 np.testing.assert_allclose(
                     tensor.transpose(0, 1), expected[agent][key], rtol=1e-4, atol=1e-2, err_msg=f"{agent} {key}"
                 )
     sold = torch.from_numpy(expected["consumer"]["aux_array"]).sum(2).transpose(0, 1).float()
-    torch.testing.assert_close(trainer.sales(), sold, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(trainer.rollout.sales(), sold, rtol=1e-4, atol=1e-3)
 
 
 # A known optimum: one consumer, four periods, prices and wages fixed. It may save, at interest, and work.
@@ -201,7 +209,7 @@ def test_a_known_optimum_is_learned(use_ppo: str, precision: str) -> None:
     trainer, _ = train(config)
     for greedy in (True, False):
         trainer.play(Draw(0, EVALUATION_STREAM, greedy=greedy))
-        reached = float(trainer.rewards("consumer").sum(0).mean())
+        reached = float(trainer.rollout.rewards("consumer").sum(0).mean())
         assert 0.99 * optimum <= reached <= optimum + 1e-4, f"greedy {greedy}: {reached / optimum:.4f} of the optimum"
 
 
@@ -217,9 +225,9 @@ def test_reward_scales_divide_what_is_learned_from_only() -> None:
         learner = each.learners["consumer"]
         learner.update = lambda batch, *_: seen.append(batch) or torch.zeros(())
         each.update_type("consumer", 0.0, 0)
-    assert torch.equal(trainer.rewards("consumer"), plain.rewards("consumer"))
+    assert torch.equal(trainer.rollout.rewards("consumer"), plain.rollout.rewards("consumer"))
     torch.testing.assert_close(seen[0].target * 10.0, seen[1].target)
-    expected = discounted_returns(plain.rewards("consumer") / 5.0, 0.9999).flatten()
+    expected = discounted_returns(plain.rollout.rewards("consumer") / 5.0, 0.9999).flatten()
     torch.testing.assert_close(seen[1].target, expected)
 
 
@@ -229,8 +237,8 @@ def test_each_type_has_its_learning_rate() -> None:
     rates = {agent: trainer.optimizers[agent].param_groups[0]["lr"] for agent in AGENT_TYPES}
     assert rates == {"consumer": 0.01, "firm": 0.005, "government": 0.0}
     before = weights(trainer)
-    trainer.train_iteration(3)
-    trainer.update(3)
+    play(trainer, 3)
+    learn(trainer, 3)
     after = weights(trainer)
     assert torch.equal(before["government"], after["government"])
     ratio = (after["firm"] - before["firm"]).abs().max() / (after["consumer"] - before["consumer"]).abs().max()
@@ -241,8 +249,8 @@ def test_only_types_that_are_due_are_updated() -> None:
     trainer, _ = train(small(), 0)
     for iteration in range(4):
         before = weights(trainer)
-        trainer.train_iteration(iteration)
-        losses = trainer.update(iteration)
+        play(trainer, iteration)
+        losses = learn(trainer, iteration)
         due = {"consumer", "government"} | ({"firm"} if iteration >= 2 else set())
         assert set(losses) == due
         assert {agent for agent in AGENT_TYPES if not torch.equal(before[agent], weights(trainer)[agent])} == due
@@ -253,24 +261,26 @@ def test_frozen_types_play_one_action_and_keep_their_weights() -> None:
     trainer, _ = train(config, 0)
     before = weights(trainer)
     for iteration in range(3):
-        trainer.train_iteration(iteration)
-        assert torch.all(trainer.actions("firm") == 17) and torch.all(trainer.actions("government") == 14)
-        assert set(trainer.update(iteration)) == {"consumer"}
+        play(trainer, iteration)
+        assert torch.all(trainer.rollout.actions("firm") == 17) and torch.all(
+            trainer.rollout.actions("government") == 14
+        )
+        assert set(learn(trainer, iteration)) == {"consumer"}
     after = weights(trainer)
     assert torch.equal(before["firm"], after["firm"]) and torch.equal(before["government"], after["government"])
     assert not torch.equal(before["consumer"], after["consumer"])
-    posted = trainer.states("government")[1:, ..., : 2 * 3]
+    posted = trainer.rollout.states("government")[1:, ..., : 2 * 3]
     price, wage = trainer.economy.firm_choices[17, :2]
     assert torch.all(posted[..., :3] == price) and torch.all(posted[..., 3:] == wage)
 
 
 def test_masks_hold_in_sampling_and_in_the_update() -> None:
     trainer = RbcTrainer(small(), "host")
-    trainer.train_iteration(0)
+    play(trainer, 0)
     choices = torch.as_tensor(trainer.economy.firm_choices)
-    assert torch.all(choices[trainer.actions("firm").long()][..., 0] == 1000.0)
+    assert torch.all(choices[trainer.rollout.actions("firm").long()][..., 0] == 1000.0)
     before = trainer.models["firm"].layers().weight3.detach().clone()
-    trainer.update_type("firm", 0.5, 0)
+    trainer.update(Update("firm", 0.5), 0)
     changed = (trainer.models["firm"].layers().weight3 != before).any(dim=1)
     assert changed[:-1].tolist() == (choices[:, 0] == 1000.0).tolist() and changed[-1]
 
@@ -278,8 +288,8 @@ def test_masks_hold_in_sampling_and_in_the_update() -> None:
 def test_theta_is_shown_and_felt_at_the_stage() -> None:
     trainer = RbcTrainer(small(), "host")
     for iteration, factor in ((0, 0.0), (3, 1.0 - np.exp(-1.0))):
-        trainer.train_iteration(iteration)
-        seen = trainer.private_states("consumer")[..., CONSUMER_THETA]
+        play(trainer, iteration)
+        seen = trainer.rollout.private_states("consumer")[..., CONSUMER_THETA]
         torch.testing.assert_close(seen[0, 0], torch.tensor(factor * trainer.economy.theta, dtype=torch.float32))
 
 
@@ -296,22 +306,29 @@ def test_no_ponzi_coefficients_rise_with_debt() -> None:
     trainer = RbcTrainer(config, "host")
     expected = 0.5
     for iteration in range(4):
-        assert trainer.stage_at(iteration).firm_noponzi == trainer.noponzi["firm"] == pytest.approx(expected, rel=1e-5)
-        trainer.train_iteration(iteration)
+        assert (
+            trainer.curriculum.stage(iteration, trainer.multipliers).firm_noponzi
+            == trainer.multipliers["firm"]
+            == pytest.approx(expected, rel=1e-5)
+        )
+        play(trainer, iteration)
         debt = (-trainer._data("observations_firm")[..., FIRM_BUDGET]).clamp_min(0.0).mean() / 100.0
         assert debt > 0.0
-        trainer.update(iteration)
+        learn(trainer, iteration)
         expected += 0.01 * float(debt) * (iteration % 2 == 0)
-    assert trainer.noponzi["consumer"] == 0.0
+    assert trainer.multipliers["consumer"] == 0.0
     # The reward of the last period is short of the coefficient times the debt; others are as without it.
-    trainer.set_stage(replace(trainer.stage_at(0), firm_noponzi=3.0), {})
+    trainer.set_stage(replace(trainer.curriculum.stage(0, trainer.multipliers), firm_noponzi=3.0), {})
     trainer.play(Draw(9))
-    charged, final = trainer.rewards("firm").clone(), trainer._data("observations_firm")[..., FIRM_BUDGET].clone()
-    trainer.set_stage(replace(trainer.stage_at(0), firm_noponzi=0.0), {})
+    charged, final = (
+        trainer.rollout.rewards("firm").clone(),
+        trainer._data("observations_firm")[..., FIRM_BUDGET].clone(),
+    )
+    trainer.set_stage(replace(trainer.curriculum.stage(0, trainer.multipliers), firm_noponzi=0.0), {})
     trainer.play(Draw(9))
     expected_loss = 3.0 * (-final).clamp_min(0.0) / 100.0
-    torch.testing.assert_close(trainer.rewards("firm")[-1] - charged[-1], expected_loss, rtol=1e-3, atol=1.0)
-    assert torch.equal(trainer.rewards("firm")[:-1], charged[:-1])
+    torch.testing.assert_close(trainer.rollout.rewards("firm")[-1] - charged[-1], expected_loss, rtol=1e-3, atol=1.0)
+    assert torch.equal(trainer.rollout.rewards("firm")[:-1], charged[:-1])
 
 
 @pytest.mark.parametrize("use_ppo", ["true", "false"])
@@ -329,7 +346,7 @@ def test_one_period_and_one_environment_suffice(use_ppo: str, tmp_path: Path) ->
 def test_there_is_one_government() -> None:
     trainer, _ = train(small("agents.num_governments=1"), 1)
     assert trainer.env.agent_ids == {"consumer": [0, 1, 2, 3, 4], "firm": [5, 6, 7], "government": [8]}
-    assert trainer.rewards("government").shape == (4, 8, 1)
+    assert trainer.rollout.rewards("government").shape == (4, 8, 1)
 
 
 def test_losses_and_weights_stay_finite_at_extreme_scales() -> None:
@@ -337,7 +354,7 @@ def test_losses_and_weights_stay_finite_at_extreme_scales() -> None:
     trainer, records = train(config, 4)
     assert all(np.isfinite(list(losses.values())).all() for r in records for losses in r["loss"].values())
     assert all(torch.isfinite(w).all() for w in weights(trainer).values())
-    assert trainer.private_states("consumer")[..., CONSUMER_BUDGET].isfinite().all()
+    assert trainer.rollout.private_states("consumer")[..., CONSUMER_BUDGET].isfinite().all()
 
 
 def test_precision_follows_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,8 +370,8 @@ def test_metrics_are_the_means_of_the_rollout() -> None:
     trainer, records = train(small(), 1)
     record: dict[str, Any] = records[0]
     economy, choices = trainer.economy, trainer.economy.firm_choices
-    assert record["reward"] == {agent: float(trainer.rewards(agent).double().mean()) for agent in AGENT_TYPES}
-    assert record["economy"]["price"] == pytest.approx(choices[trainer.actions("firm").numpy(), 0].mean())
-    hours = economy.work_choices[trainer.actions("consumer")[..., economy.num_firms].numpy()]
+    assert record["reward"] == {agent: float(trainer.rollout.rewards(agent).double().mean()) for agent in AGENT_TYPES}
+    assert record["economy"]["price"] == pytest.approx(choices[trainer.rollout.actions("firm").numpy(), 0].mean())
+    hours = economy.work_choices[trainer.rollout.actions("consumer")[..., economy.num_firms].numpy()]
     assert record["economy"]["hours"] == pytest.approx(hours.mean())
-    assert record["economy"]["exports"] == pytest.approx(float(trainer.aux("firm").double().mean()))
+    assert record["economy"]["exports"] == pytest.approx(float(trainer.rollout.aux("firm").double().mean()))

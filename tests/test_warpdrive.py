@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from economies import actions_at, make_economy, random_actions
+from trainers import learn, play
 from warp_drive.env_cpu_gpu_consistency_checker import EnvironmentCPUvsGPU
 from warp_drive.env_wrapper import EnvWrapper
 from warp_drive.managers.data_manager import CUDADataManager
@@ -21,7 +22,7 @@ from warp_drive.utils.gpu_environment_context import CUDAEnvironmentContext
 
 from rbc_warp.config import load_config
 from rbc_warp.economy import reference
-from rbc_warp.economy.parameters import AGENT_TYPES
+from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.training.trainer import RbcTrainer
 from rbc_warp.warpdrive.env import STEP_ARGUMENTS, RbcEnv
 from rbc_warp.warpdrive.host import HostDataManager
@@ -138,7 +139,7 @@ def test_start_values_and_their_copies_are_separate() -> None:
 
 def test_nothing_is_copied_off_the_device_during_a_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = RbcTrainer(load_config(CONFIG), "host")
-    trainer.train_iteration(0)  # the first reset may be on the host, as in WarpDrive
+    play(trainer, 0)  # the first reset may be on the host, as in WarpDrive
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("data left the device")
@@ -146,7 +147,7 @@ def test_nothing_is_copied_off_the_device_during_a_rollout(monkeypatch: pytest.M
     monkeypatch.setattr(HostDataManager, "pull_data_from_device", refuse)
     for name in ("numpy", "cpu", "item", "tolist"):
         monkeypatch.setattr(torch.Tensor, name, refuse)
-    trainer.train_iteration(1)
+    play(trainer, 1)
 
 
 def test_reset_modes_are_warpdrive_s() -> None:
@@ -169,8 +170,8 @@ def fingerprint() -> dict[str, Any]:
 def test_nothing_is_patched_globally() -> None:
     before, cuda = fingerprint(), torch.Tensor.cuda
     trainer = RbcTrainer(load_config(CONFIG), "host")
-    trainer.train_iteration(0)
-    trainer.update(0)
+    play(trainer, 0)
+    learn(trainer, 0)
     after = fingerprint()
     assert before.keys() == after.keys()
     assert [name for name, value in before.items() if after[name] is not value] == []

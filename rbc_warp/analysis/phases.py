@@ -15,7 +15,7 @@ import numpy as np
 from rbc_warp.analysis.picture import series
 from rbc_warp.config import Config, load_config
 from rbc_warp.economy import curriculum
-from rbc_warp.economy.parameters import AGENT_TYPES
+from rbc_warp.economy.parameters import Economy
 from rbc_warp.equilibrium.game import Estimate, Game, of_deviator, paired_gain
 from rbc_warp.equilibrium.request import Checkpoint, last_iteration, open_checkpoint
 from rbc_warp.equilibrium.results import text_table
@@ -119,9 +119,9 @@ class Findings:
 def phases(config: Config, last: int, notes: list[str]) -> list[Phase]:
     """The phases of a run that has reached iteration ``last``; ``notes`` gets the types that have none."""
     starts = {}
-    for agent in AGENT_TYPES:
-        first = next((number for number in range(last) if curriculum.trains(config, agent, number)), None)
-        if curriculum.frozen_action(config, agent) is not None:
+    for agent, kind in Economy.from_config(config).agents.items():
+        first = next((number for number in range(last) if curriculum.trains(config, kind, number)), None)
+        if kind.is_frozen:
             notes.append(f"{agent}: frozen in this run, left out")
         elif first is None:
             notes.append(f"{agent}: not trained up to iteration {last}, left out")
@@ -137,7 +137,7 @@ def checkpoint_at_end(run: RunDir, config: Config, phase: Phase, notes: list[str
     Raises:
         RunFileError: there is none.
     """
-    learning = [agent for agent in AGENT_TYPES if curriculum.frozen_action(config, agent) is None]
+    learning = [name for name, agent in Economy.from_config(config).agents.items() if not agent.is_frozen]
     saved = set.intersection(*(set(run.labels(agent)) for agent in learning)) - {"best"}
     at = {label: int(label) if label.isdecimal() else last_iteration(run, config) for label in saved}
     within = [label for label in saved if phase.start < at[label] <= phase.end]

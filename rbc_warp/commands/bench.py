@@ -20,11 +20,14 @@ import numpy as np
 import torch
 
 from rbc_warp.config import Config, load_config
-from rbc_warp.economy import curriculum, reference
-from rbc_warp.economy.parameters import AGENT_TYPES, Economy
-from rbc_warp.training.learner import block_rows
-from rbc_warp.training.policy import HIDDEN, make_policies
-from rbc_warp.training.trainer import Draw, RbcTrainer
+from rbc_warp.economy import reference
+from rbc_warp.economy.agents import AGENT_TYPES
+from rbc_warp.economy.parameters import Economy
+from rbc_warp.training.fused import block_rows
+from rbc_warp.training.policy import make_policies
+from rbc_warp.training.recorder import Recorder
+from rbc_warp.training.rollout import Draw
+from rbc_warp.training.trainer import RbcTrainer
 from rbc_warp.warpdrive.simulation import make_envs
 from rbc_warp.warpdrive.wrapper import choose_backend
 
@@ -72,13 +75,11 @@ def _wait(device: torch.device) -> None:
 
 
 def random_actions(economy: Economy, num_envs: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """One period's uniformly drawn indices: (E, I, J+2), (E, J), (E, 1)."""
+    """One period's uniformly drawn indices, (E, n, heads) per type."""
     generator = np.random.default_rng(seed)
-    heads = economy.head_sizes
     return {
-        "consumer": generator.integers(0, heads["consumer"], (num_envs, economy.num_consumers, len(heads["consumer"]))),
-        "firm": generator.integers(0, heads["firm"][0], (num_envs, economy.num_firms)),
-        "government": generator.integers(0, heads["government"][0], (num_envs, 1)),
+        name: generator.integers(0, agent.head_sizes, (num_envs, agent.count, len(agent.head_sizes)))
+        for name, agent in economy.agents.items()
     }
 
 
@@ -107,7 +108,7 @@ def reference_part(economy: Economy, num_envs: int) -> tuple[Callable[[], None],
 
     def run() -> None:
         for _ in range(steps):
-            reference.step(economy, state, actions["consumer"], actions["firm"], actions["government"])
+            reference.step(economy, state, actions["consumer"], actions["firm"][..., 0], actions["government"])
 
     return run, steps * num_envs
 
@@ -117,30 +118,32 @@ def iteration_parts(config: Config, backend: str) -> tuple[RbcTrainer, dict[str,
 
     ``forward``, ``sampling`` and ``step`` are those of the rollout's T periods.
     """
-    trainer = RbcTrainer(config, backend)
+    trainer = RbcTrainer(config, backend, recorder=Recorder())
     periods = trainer.economy.num_periods
     trainer.set_iteration(0)
+    logits = trainer.forward(0)
 
     def iteration() -> None:
-        trainer.train_iteration(0)
-        trainer.update(0)
+        trainer.train(0, 1)
 
     def forward() -> None:
         for t in range(periods):
-            trainer._evaluate_policies(t)
+            trainer.forward(t)
 
     def sampling() -> None:
         trainer.cuda_envs.reset_all_envs()
         for t in range(periods):
-            trainer._sample_actions(trainer._logits, t)
+            trainer.draw_actions(logits, t)
 
     def step() -> None:
         trainer.cuda_envs.reset_all_envs()
         for _ in range(periods):
             trainer.cuda_envs.step_all_envs()
 
+    due = {update.agent: update for update in trainer.curriculum.updates(0)}
+
     def update(agent: str) -> Callable[[], object]:
-        return lambda: trainer.update_type(agent, curriculum.entropy_coefficient(config, agent, 0), 0)
+        return lambda: trainer.update(due[agent], 0)
 
     parts: dict[str, Callable[[], object]] = {"iteration": iteration, "rollout": lambda: trainer.play(Draw(0))}
     parts |= {f"update {agent}": update(agent) for agent in AGENT_TYPES}
@@ -153,11 +156,12 @@ def products_part(config: Config, precision: torch.dtype, device: torch.device) 
     observations = economy.num_periods * config.train.batch_size
     policies = make_policies(config, economy)
     calls: list[tuple[int, Callable[[], None]]] = []
-    for agent, count in economy.num_agents.items():
-        block = max(1, block_rows(device, precision) // count) * count
+    for agent, policy in policies.items():
+        count, hidden = economy.agents[agent].count, policy.hidden
+        block = max(1, block_rows(device, precision, hidden) // count) * count
         repeats = -(-observations * count // block)
-        inputs, outputs = policies[agent].encoder.num_private, policies[agent].num_actions + 1
-        for k, n in ((inputs, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, outputs)):
+        inputs, outputs = policy.encoder.num_private, policy.num_actions + 1
+        for k, n in ((inputs, hidden), (hidden, hidden), (hidden, outputs)):
             if k:
                 forward, backward = _layer(min(block, observations * count), k, n, k != inputs, precision, device)
                 calls += [(repeats * (1 + passes), forward), (repeats * passes, backward)]
@@ -240,7 +244,7 @@ def run_benchmark(backend: str, quick: bool, published_only: bool, show: Callabl
     env_steps = 128 * economy.num_periods
     best = min(result["iteration_seconds"].values())
     result["training_env_steps_per_second"] = env_steps / best
-    result["training_agent_steps_per_second"] = env_steps * sum(economy.num_agents.values()) / best
+    result["training_agent_steps_per_second"] = env_steps * sum(agent.count for agent in economy.agents.values()) / best
     result["peak_memory_bytes"] = peak_memory(device)
     for name, key in (("step alone", ""), ("reference", "reference_"), ("batched reference", "batched_reference_")):
         result[f"{key}env_steps_per_second"] = counts[name] / seconds[name]

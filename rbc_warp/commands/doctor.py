@@ -116,9 +116,10 @@ def _host() -> Finding:
 def _bfloat16() -> Finding:
     import torch
 
+    from rbc_warp.config import Config
     from rbc_warp.training.trainer import choose_precision
 
-    native = choose_precision("auto", torch.device("cpu")) == torch.bfloat16
+    native = choose_precision(Config(), torch.device("cpu")) == torch.bfloat16
     explained = "native: train.precision auto takes it" if native else "not native: train.precision auto is float32"
     return Finding("bfloat16 (CPU)", explained)
 

@@ -16,6 +16,7 @@ import torch
 from rbc_warp.commands.launch import add_common_arguments, clean_errors, prepare_process
 from rbc_warp.config import Config, load_config
 from rbc_warp.training.processes import claim_gpu, joined
+from rbc_warp.training.recorder import Recorder
 from rbc_warp.training.trainer import RbcTrainer
 from rbc_warp.warpdrive.wrapper import choose_backend
 
@@ -56,16 +57,13 @@ def _measure(config: Config, backend: str, iterations: int) -> None:
     """One process of a measurement; rank 0 prints iterations per second."""
     backend = choose_backend(backend)
     with joined(config, backend) as processes:
-        trainer = RbcTrainer(
-            config, backend, reduce=processes.sum, world_size=processes.world_size, rank=processes.rank
-        )
+        trainer = RbcTrainer(config, backend, processes=processes, recorder=Recorder())
         began = 0.0
         for iteration in range(-2, iterations):  # two to warm up
             if iteration == 0:
                 processes.any(False)  # all together
                 began = time.perf_counter()
-            trainer.train_iteration(max(iteration, 0))
-            trainer.update(max(iteration, 0))
+            trainer.train(max(iteration, 0), max(iteration, 0) + 1)
         processes.any(False)
         if trainer.device.type == "cuda":
             torch.cuda.synchronize()

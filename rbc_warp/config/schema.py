@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, create_model, model_validator
 
+from rbc_warp.config.agents_tmp import AgentSettings
 from rbc_warp.config.load import apply_overrides, copied, derived_faults, fill_grids, read_layered, split_public_keys
 from rbc_warp.config.messages import MAPPING_LABEL, Fault, Faults, explain, explain_faults, show
 from rbc_warp.config.types import (
@@ -139,6 +140,11 @@ class Agents(_Section):
     firm_noponzi_start: Float = amount(0.0, "Price of a firm's final debt at first [money]")
     firm_noponzi_eta: Float = amount(0.0, "Its rise per unit of mean scaled debt [money]")
 
+    def of(self, agent: str) -> AgentSettings:
+        from rbc_warp.config.agents_tmp import of
+
+        return of(self, agent)
+
     @property
     def num_firm_actions(self) -> int:
         """Joint choices of price, wage and investment share."""
@@ -197,6 +203,8 @@ class Train(_Section):
     ppo_clip_param: Float = key(0.1, "Clip of the probability ratio [1]", gt=0, lt=1)
     consumer_update_fraction: Float = key(1.0, "Consumer samples per update [share]", gt=0, le=1)
     digit_representation_size: Int = key(10, "Digits per inventory or budget [count]", ge=1, le=10)
+    hidden_size: Int = key(128, "Width of both hidden layers [count]", ge=8, le=1024)
+    learner: Literal["fused", "autograd"] = key("fused", "Who computes losses and gradients")
     precision: Literal["auto", "float32", "bfloat16"] = key("auto", "Arithmetic of the networks")
     should_boost_firm_reward: Bool = key(False, "Whether solvent firms' rewards include revenue")
     boost_firm_reward_factor: Float = amount(1.0, "Weight of that revenue [1]")

@@ -82,7 +82,8 @@ RBC_FN int recorded_period(int timestep, int num_periods) {
   return timestep < num_periods ? timestep : num_periods - 1;
 }
 
-// Arrays of one draw for all agents: E environments, n agents of a type, h heads, a actions; `*_batch` begin with T.
+// Arrays of one draw for all agents: E environments, n agents of a type, h heads, a actions; `*_batch` begin with T
+// and may all be null: nothing is recorded then.
 #define RBC_SAMPLE_TYPE(type)                                                                              \
   int type##_heads, const int *type##_offsets, const unsigned char *type##_allowed, float *type##_logits,   \
       int *type##_actions, int *type##_actions_batch, float *type##_log_probabilities_batch, float *type##_values_batch

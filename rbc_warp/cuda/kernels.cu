@@ -65,13 +65,17 @@ __device__ void sample_row(int e, int num_envs, int num_agents, int i, int first
   const size_t row = static_cast<size_t>(e) * num_agents + i;
   const size_t slot = static_cast<size_t>(period) * num_envs * num_agents + row;
   float* const x = static_cast<float*>(type_logits) + row * (heads.num_actions() + 1);
-  type_values_batch[slot] = x[heads.num_actions()];
-  type_log_probabilities_batch[slot] = draw_actions<float>(
+  const float value = x[heads.num_actions()];
+  const float log_probability = draw_actions<float>(
       x, 1, heads, key, static_cast<uint32_t>(first_agent + i),
       static_cast<uint32_t>(draw_words[DRAW_FIRST_ENVIRONMENT] + e), draw_words[DRAW_FLAGS], [&](int h, int chosen) {
         type_actions[row * heads.num_heads + h] = chosen;
-        type_actions_batch[slot * heads.num_heads + h] = chosen;
+        if (type_actions_batch) type_actions_batch[slot * heads.num_heads + h] = chosen;
       });
+  if (type_actions_batch) {
+    type_values_batch[slot] = value;
+    type_log_probabilities_batch[slot] = log_probability;
+  }
 }
 
 }  // namespace

@@ -7,7 +7,8 @@ import math
 import numpy as np
 
 from rbc_warp.config import Config
-from rbc_warp.economy.parameters import AGENT_TYPES, FIRM_PRICE, FIRM_WAGE, Economy
+from rbc_warp.economy.agents import FIRM_PRICE, FIRM_WAGE, AgentType
+from rbc_warp.economy.parameters import Economy
 
 # A bound reached exactly counts as open, whatever the rounding of start + increase·n.
 TOLERANCE = 1e-6
@@ -21,59 +22,40 @@ def theta_factor(config: Config, iteration: int) -> float:
     return -math.expm1(-iteration / anneal.exp_decay_length_in_steps)
 
 
-def entropy_coefficient(config: Config, agent: str, iteration: int) -> float:
+def entropy_coefficient(config: Config, agent: AgentType, iteration: int) -> float:
     """Weight of the entropy in a type's loss: ``train.entropy`` · max(exp(−n/length), floor), n since it began.
 
     Where a type learns before its start (by a list, or in a best response), n is 0: the factor never exceeds 1.
     """
-    agents = config.agents
-    anneal = {
-        "consumer": agents.consumer_anneal_entropy,
-        "firm": agents.firm_anneal_entropy,
-        "government": agents.govt_anneal_entropy,
-    }[agent]
+    anneal = agent.settings.entropy_anneal
     if anneal is None or not anneal.anneal_on:
         return config.train.entropy
-    n = max(iteration - getattr(agents, f"{agent}_training_start"), 0)
+    n = max(iteration - agent.settings.training_start, 0)
     return config.train.entropy * max(math.exp(-n / anneal.exp_decay_length_in_steps), anneal.coef_floor)
 
 
-def frozen_action(config: Config, agent: str) -> int | None:
-    """The one action that a frozen type always plays, None for a type that learns."""
-    return {"firm": config.agents.frozen_firm_action, "government": config.agents.frozen_government_action}.get(agent)
-
-
-def trains(config: Config, agent: str, iteration: int) -> bool:
+def trains(config: Config, agent: AgentType, iteration: int) -> bool:
     """Whether a type's policy is updated after this iteration's episode."""
-    agents = config.agents
-    if frozen_action(config, agent) is not None:
+    if agent.is_frozen:
         return False
-    mod, threshold = agents.training_schedule_mod, agents.consumer_mod_threshold
-    if mod is not None and threshold is not None and agent != "government":
+    mod, threshold = config.agents.training_schedule_mod, config.agents.consumer_mod_threshold
+    if mod is not None and threshold is not None and agent.name in ("consumer", "firm"):
         consumers_turn = iteration % mod <= threshold
-        return consumers_turn == (agent == "consumer")
-    intervals = getattr(agents, f"{agent}_training_list")
-    if intervals is not None:
-        return any(start <= iteration < end for start, end in intervals)
-    every = {
-        "consumer": agents.train_consumers_every,
-        "firm": agents.train_firms_every,
-        "government": agents.train_government_every,
-    }[agent]
-    return iteration >= getattr(agents, f"{agent}_training_start") and iteration % every == 0
+        return consumers_turn == (agent.name == "consumer")
+    settings = agent.settings
+    if settings.training_list is not None:
+        return any(start <= iteration < end for start, end in settings.training_list)
+    return iteration >= settings.training_start and iteration % settings.train_every == 0
 
 
 def allowed_actions(config: Config, economy: Economy, iteration: int) -> dict[str, np.ndarray]:
     """Per type, which entries of its heads' action lists may be drawn: bool, one per action of all heads."""
-    allowed = {
-        "consumer": np.ones(sum(economy.head_sizes["consumer"]), dtype=bool),
-        "firm": _allowed_firm_actions(config, economy, iteration),
-        "government": _allowed_taxes(config, economy, iteration),
-    }
-    for agent in AGENT_TYPES:
-        frozen = frozen_action(config, agent)
-        if frozen is not None:
-            allowed[agent] = np.arange(len(allowed[agent])) == frozen
+    allowed = {name: np.ones(agent.num_actions, dtype=bool) for name, agent in economy.agents.items()}
+    allowed["firm"] = _allowed_firm_actions(config, economy, iteration)
+    allowed["government"] = _allowed_taxes(config, economy, iteration)
+    for name, agent in economy.agents.items():
+        if agent.is_frozen:
+            allowed[name] = np.arange(agent.num_actions) == agent.settings.frozen_action
     return allowed
 
 

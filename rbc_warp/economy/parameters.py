@@ -6,65 +6,24 @@ Everything that runs an economy (``reference.py``, the CUDA and C++ kernels thro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from rbc_warp.config import Config
+from rbc_warp.config import AgentSettings, Config
+from rbc_warp.economy.agents import (
+    AGENT_TYPES,
+    FIRM_CHOICE,
+    GOVERNMENT_CHOICE,
+    AgentType,
+    Layout,
+    agent_types,
+    public_layout,
+)
 
-AGENT_TYPES = ("consumer", "firm", "government")
-
-# Private state, appended to the public state in an agent's observation.
-CONSUMER_BUDGET, CONSUMER_THETA, CONSUMER_PRIVATE_SIZE = 0, 1, 2
-FIRM_BUDGET, FIRM_CAPITAL, FIRM_ALPHA, FIRM_ONE_HOT = 0, 1, 2, 3
-# Columns of the firm's and the government's action tables.
-FIRM_PRICE, FIRM_WAGE, FIRM_INVESTMENT_SHARE, NUM_FIRM_CHOICES = 0, 1, 2, 3
-GOVERNMENT_INCOME_TAX, GOVERNMENT_CORPORATE_TAX, NUM_GOVERNMENT_CHOICES = 0, 1, 2
-
-FIRM_PENALTY_SCALE = 100.0
 FIXED_ALPHAS = (0.2, 0.3, 0.4, 0.6, 0.8)
-
-
-@dataclass(frozen=True)
-class PublicLayout:
-    """Offsets of the public state, a vector of ``size`` = 4J+3 numbers that every agent sees."""
-
-    num_firms: int
-
-    @property
-    def prices(self) -> slice:
-        return slice(0, self.num_firms)
-
-    @property
-    def wages(self) -> slice:
-        return slice(self.num_firms, 2 * self.num_firms)
-
-    @property
-    def inventories(self) -> slice:
-        return slice(2 * self.num_firms, 3 * self.num_firms)
-
-    @property
-    def overdemanded(self) -> slice:
-        return slice(3 * self.num_firms, 4 * self.num_firms)
-
-    @property
-    def income_tax(self) -> int:
-        return 4 * self.num_firms
-
-    @property
-    def corporate_tax(self) -> int:
-        return 4 * self.num_firms + 1
-
-    @property
-    def time(self) -> int:
-        return 4 * self.num_firms + 2
-
-    @property
-    def size(self) -> int:
-        return 4 * self.num_firms + 3
 
 
 @dataclass(frozen=True)
@@ -106,29 +65,18 @@ class Economy:
     """(J,) starting capital."""
     alpha: np.ndarray
     """(J,) labour's exponent in production."""
+    settings: Mapping[str, AgentSettings] = field(default_factory=dict)
+    """How each type learns, where it is known."""
 
-    @property
-    def public(self) -> PublicLayout:
-        return PublicLayout(self.num_firms)
+    @cached_property
+    def agents(self) -> dict[str, AgentType]:
+        """The agent types by name, in the order in which agents are numbered."""
+        return agent_types(self)
 
-    @property
-    def num_agents(self) -> dict[str, int]:
-        return {"consumer": self.num_consumers, "firm": self.num_firms, "government": 1}
-
-    @property
-    def private_size(self) -> dict[str, int]:
-        """Length of each type's private state."""
-        return {"consumer": CONSUMER_PRIVATE_SIZE, "firm": FIRM_ONE_HOT + self.num_firms, "government": 0}
-
-    @property
-    def head_sizes(self) -> dict[str, list[int]]:
-        """Number of actions of each independent action head, per type, in the order of the action arrays."""
-        goods = [len(self.consumption_choices)] * self.num_firms
-        return {
-            "consumer": [*goods, len(self.work_choices), self.num_firms],
-            "firm": [len(self.firm_choices)],
-            "government": [len(self.government_choices)],
-        }
+    @cached_property
+    def public(self) -> Layout:
+        """The public state, which every agent sees."""
+        return public_layout(self)
 
     def initial_public(self) -> np.ndarray:
         """Public state at the start of an episode, (4J+3,)."""
@@ -157,8 +105,8 @@ class Economy:
             num_periods=world.maxtime,
             consumption_choices=np.asarray(agents.consumption_choices, dtype=np.float64),
             work_choices=np.asarray(agents.work_choices, dtype=np.float64),
-            firm_choices=_product(agents.price_choices, agents.wage_choices, agents.investment_choices),
-            government_choices=_product(agents.income_tax_choices, agents.corporate_tax_choices),
+            firm_choices=_product(*(getattr(agents, f"{name}_choices") for name in FIRM_CHOICE)),
+            government_choices=_product(*(getattr(agents, f"{name}_choices") for name in GOVERNMENT_CHOICE)),
             technology=world.technology,
             budget_drip=world.budget_drip,
             interest_rate=world.interest_rate,
@@ -180,6 +128,7 @@ class Economy:
             theta=_theta(world.consumer_theta, world.paretoscaletheta, num_consumers),
             capital=_capital(world.initial_capital, num_firms),
             alpha=_alpha(world.production_alpha, num_firms),
+            settings={agent: agents.of(agent) for agent in AGENT_TYPES},
         )
 
 

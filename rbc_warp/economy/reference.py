@@ -14,21 +14,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rbc_warp.economy.parameters import (
+from rbc_warp.economy.agents import (
     AGENT_TYPES,
     CONSUMER_BUDGET,
     CONSUMER_THETA,
     FIRM_ALPHA,
     FIRM_BUDGET,
     FIRM_CAPITAL,
-    FIRM_INVESTMENT_SHARE,
+    FIRM_INVESTMENT,
     FIRM_PENALTY_SCALE,
     FIRM_PRICE,
     FIRM_WAGE,
     GOVERNMENT_CORPORATE_TAX,
     GOVERNMENT_INCOME_TAX,
-    Economy,
 )
+from rbc_warp.economy.parameters import Economy
 
 
 @dataclass(frozen=True)
@@ -386,7 +386,7 @@ def step(
     # 5 to 7: firms
     exports = export_goods(economy, prices, inventory, sales)
     accounts = close_firm_accounts(
-        prices, wages, sales, exports, firm_hours, firm_choice[:, :, FIRM_INVESTMENT_SHARE], corporate_tax_rate
+        prices, wages, sales, exports, firm_hours, firm_choice[:, :, FIRM_INVESTMENT], corporate_tax_rate
     )
     firm_change = accounts.profit - accounts.corporate_tax
     firm_reward = reward_firms(firm_budget, firm_change, accounts.revenue, economy.boost_firm_reward_factor)

@@ -10,34 +10,23 @@ the fine-tuning at work continues from its last state.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-import torch
-
 from rbc_warp.config import Config
-from rbc_warp.economy import curriculum
-from rbc_warp.economy.parameters import AGENT_TYPES
+from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.equilibrium.exact import best_plan
+from rbc_warp.equilibrium.fine_tuning import ResumeState, fine_tune
 from rbc_warp.equilibrium.game import (
-    ENVIRONMENTS_PER_REPEAT,
-    FINE_TUNING_STREAM,
     REPORT_STREAM,
-    SELECTION_STREAM,
     Estimate,
     Forced,
     Game,
-    Intervention,
-    MostLikely,
-    OwnPolicy,
     of_deviator,
     paired_gain,
     sample_of_agents,
@@ -45,130 +34,15 @@ from rbc_warp.equilibrium.game import (
 )
 from rbc_warp.equilibrium.request import Checkpoint, Plan, Request, prepare
 from rbc_warp.equilibrium.results import Record, Results
-from rbc_warp.errors import ResumeError, RunFileError
 from rbc_warp.runs.folder import RunDir
-from rbc_warp.runs.run import RESUMABLE, continue_from, read_state, save_episode, save_state
-from rbc_warp.training.learner import Learner
+from rbc_warp.runs.recorder import save_episode
+from rbc_warp.runs.resume import RESUMABLE
 from rbc_warp.training.policy import Policy
-from rbc_warp.training.trainer import Draw, RbcTrainer
+from rbc_warp.training.rollout import Draw
+from rbc_warp.training.trainer import RbcTrainer
 
 # How often the fine-tuning looks for its best policy, unless told.
 CHECKPOINTS = 10
-
-
-@dataclass(frozen=True)
-class Departure:
-    """What further training of one type, or of one agent, led to. Rewards are per episode, (episodes,)."""
-
-    before: np.ndarray
-    after: np.ndarray
-    gain: Estimate
-    best_iteration: int
-    """Updates after which the best policy was found; 0 where none was better than the checkpoint's."""
-    selection: dict[int, float]
-    """Mean reward of every candidate on the selection draws, by the number of updates."""
-    seconds_per_iteration: float
-    policy: Policy
-
-
-@dataclass(frozen=True)
-class Bookmark:
-    """Keeps a fine-tuning's last state in its folder, and takes up only one that ``settings`` describe, too."""
-
-    folder: RunDir
-    config: Config
-    settings: Mapping[str, Any]
-
-    def save(self, trainer: RbcTrainer, done: int, progress: Mapping[str, Any]) -> None:
-        save_state(self.folder, trainer, self.config, done, settings=dict(self.settings), progress=dict(progress))
-
-    def read(self) -> dict[str, Any] | None:
-        try:
-            state = read_state(self.folder, self.config)
-        except (ResumeError, RunFileError):
-            state = {}
-        if state is None or state.get("settings") == self.settings:
-            return state
-        print(f"note: {self.folder.path}: its state is of another request, or damaged; begun anew", file=sys.stderr)
-        return None
-
-
-def fine_tune(
-    game: Game,
-    agent: str,
-    iterations: int,
-    every: int,
-    repeat: int = 0,
-    index: int | None = None,
-    save: Callable[[int | str, Policy], None] = lambda label, policy: None,
-    bookmark: Bookmark | None = None,
-) -> Departure:
-    """Trains one type further, or one agent of it (``index``), while everybody else stays as in the checkpoint.
-
-    Algorithm, learning rate and entropy weight are those of the run at this iteration; the stage stays. Every ``every``
-    updates the policy becomes a candidate; the checkpoint's own policy is one too. The best on the selection draws is
-    compared with the checkpoint's policy on the report draws. ``save`` gets each candidate, then the best. With a
-    ``bookmark`` it goes on from the state there, and leaves one with each candidate and when one is due.
-    """
-    game.restore()
-    trainer, config = game.trainer, game.trainer.settings
-    began = max(game.iteration, getattr(config.agents, f"{agent}_training_start"))
-    entropy = curriculum.entropy_coefficient(config, agent, began)
-    before = of_deviator(game.baseline(repeat=repeat), agent, index)
-    peers = [other for other in AGENT_TYPES if other != agent or index is not None] if game.greedy else []
-    own: list[Intervention] = []
-    if index is None:
-        learner = trainer.learners[agent]
-    else:
-        departing = OwnPolicy(trainer, agent, index, copy.deepcopy(trainer.models[agent]))
-        learner, own = departing.learner, [departing]
-    policy = learner.policy
-
-    def reward(stream: int) -> np.ndarray:
-        return of_deviator(game.evaluate(*own, stream=stream, repeat=repeat), agent, index)
-
-    progress: dict[str, Any] = {
-        "selection": {0: float(of_deviator(game.baseline(SELECTION_STREAM, repeat), agent, index).mean())},
-        "best": 0,
-        "best_flat": policy.flat.detach().clone(),
-        "seconds": 0.0,
-    }
-    start = 0
-    if bookmark and (state := bookmark.read()):
-        start, progress = continue_from(trainer, state), state["progress"]
-        if index is not None:
-            _put(learner, progress["own"])
-    selection = progress["selection"]
-    for done in range(start + 1, iterations + 1):
-        began_at = time.monotonic()
-        first = repeat * ENVIRONMENTS_PER_REPEAT
-        with game.changed(*([MostLikely(trainer, peers)] if peers else []), *own):
-            trainer.play(Draw(game.iteration + done, FINE_TUNING_STREAM, first_environment=first))
-        trainer.update_type(agent, entropy, game.iteration + done, learner if index is not None else None, index)
-        progress["seconds"] += time.monotonic() - began_at
-        is_candidate = done % every == 0 or done == iterations
-        if is_candidate:
-            selection[done] = float(reward(SELECTION_STREAM).mean())
-            save(done, policy)
-            if selection[done] > selection[progress["best"]]:
-                progress |= {"best": done, "best_flat": policy.flat.detach().clone()}
-        if bookmark and (is_candidate or done % config.train.save_state_every == 0):
-            mine = {"policy": policy.flat.detach(), "optimizer": learner.optimizer.state_dict()}
-            bookmark.save(trainer, done, progress | ({} if index is None else {"own": mine}))
-    with torch.no_grad():
-        policy.flat.copy_(progress["best_flat"])
-    save("best", policy)
-    after = reward(REPORT_STREAM)
-    gain = paired_gain(after, before, game.greedy)
-    seconds = progress["seconds"] / iterations
-    return Departure(before, after, gain, progress["best"], selection, seconds, copy.deepcopy(policy))
-
-
-@torch.no_grad()
-def _put(learner: Learner, kept: Mapping[str, Any]) -> None:
-    """One agent's own policy and optimizer, which the trainer's state does not know."""
-    learner.policy.flat.copy_(kept["policy"])
-    learner.optimizer.load_state_dict(kept["optimizer"])
 
 
 def run_request(request: Request) -> list[Results]:
@@ -254,7 +128,7 @@ class Step:
 
 def _steps(plan: Plan, request: Request, game: Game, checkpoint: Checkpoint, agent: str) -> list[Step]:
     """All that was asked of one type at one checkpoint, in order. Each puts back what the one before changed."""
-    count = game.economy.num_agents[agent]
+    count = game.economy.agents[agent].count
     chosen: list[int | None] = [None]
     if agent != "government":
         chosen = list(dict.fromkeys(request.agents or sample_of_agents(count)))
@@ -288,8 +162,7 @@ def _steps(plan: Plan, request: Request, game: Game, checkpoint: Checkpoint, age
         for index in [None, *chosen] if agent == "firm" and count > 1 else chosen:
             fixed = what("fixed", index)
             steps.append(Step(fixed, partial(_scanned, plan, game, fixed)))
-    sizes = np.prod(np.array(game.economy.head_sizes[agent], dtype=object))
-    if request.max_plans is not None and sizes <= request.max_plans:
+    if request.max_plans is not None and game.economy.agents[agent].num_joint_actions <= request.max_plans:
         for index in chosen:
             planned = what("planned", index, plans=request.max_plans)
             steps.append(Step(planned, partial(_planned, request.max_plans, game, planned)))
@@ -326,30 +199,30 @@ def _fine_tuned(plan: Plan, request: Request, game: Game, folder: RunDir, what: 
     def save(label: int | str, policy: Policy) -> None:
         folder.save_policy(agent, label, policy.state_dict())
 
-    bookmark = Bookmark(folder, plan.config, settings)
-    departure = fine_tune(game, agent, iterations, settings["every"], repeat, index, save, bookmark)
-    save("latest", departure.policy)
+    resume = ResumeState(folder, plan.config, settings)
+    tuned = fine_tune(game, agent, iterations, settings["every"], repeat, index, save, resume)
+    save("latest", tuned.policy)
     if index is None and repeat == 0:
         for other in plan.agent_types:
             if other != agent:
                 folder.save_policy(other, "latest", game.policies[other].state_dict())
         game.trainer.play(Draw(game.iteration, greedy=game.greedy, stream=REPORT_STREAM), keep_consumption=True)
         save_episode(folder, game.trainer, "final")
-    selection = departure.selection
+    selection = tuned.selection
     return Record(
-        found=f"update {departure.best_iteration} of {iterations}",
-        before=float(departure.before.mean()),
-        after=float(departure.after.mean()),
-        before_std=float(departure.before.std()),
-        after_std=float(departure.after.std()),
-        seconds_per_iteration=departure.seconds_per_iteration,
+        found=f"update {tuned.best_iteration} of {iterations}",
+        before=float(tuned.before.mean()),
+        after=float(tuned.after.mean()),
+        before_std=float(tuned.before.std()),
+        after_std=float(tuned.after.std()),
+        seconds_per_iteration=tuned.seconds_per_iteration,
         details={
-            "best_iteration": departure.best_iteration,
+            "best_iteration": tuned.best_iteration,
             "selection": selection,
             "last_gain_on_selection_draws": selection[iterations] - selection[0],
             "folder": str(folder.path.relative_to(plan.run.path)),
         },
-        **_interval(departure.gain),
+        **_interval(tuned.gain),
         **what,
     )
 

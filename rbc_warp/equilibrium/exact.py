@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rbc_warp.economy.parameters import FIRM_INVESTMENT_SHARE, Economy
+from rbc_warp.economy.agents import FIRM_INVESTMENT
+from rbc_warp.economy.parameters import Economy
 from rbc_warp.economy.reference import affordable_demand, settle_budgets, utility
 from rbc_warp.equilibrium.game import FREE, Forced, Game, of_deviator
 from rbc_warp.errors import ConfigError
-from rbc_warp.training.trainer import EVALUATION_STREAM, Draw
+from rbc_warp.training.rollout import EVALUATION_STREAM, Draw
 
 # Budgets that differ by less than this are one state of the dynamic program [money].
 BUDGET_RESOLUTION_DIGITS = 6
@@ -50,20 +51,20 @@ class BestPlan:
 
 def useful_periods(economy: Economy, agent: str) -> int:
     """Periods in which a type's action can matter: what is posted in the last one binds nobody."""
-    invests = len(np.unique(economy.firm_choices[:, FIRM_INVESTMENT_SHARE])) > 1
+    invests = len(np.unique(economy.firm_choices[:, FIRM_INVESTMENT])) > 1
     return economy.num_periods if agent == "consumer" or (agent == "firm" and invests) else economy.num_periods - 1
 
 
 def joint_actions(game: Game, agent: str) -> np.ndarray:
     """All allowed joint actions of a type, (K, heads)."""
-    sizes = game.economy.head_sizes[agent]
+    sizes = game.economy.agents[agent].head_sizes
     allowed = np.split(game.allowed(agent), np.cumsum(sizes)[:-1])
     return np.array(list(itertools.product(*(np.flatnonzero(mask) for mask in allowed))), dtype=np.int32)
 
 
 def count_joint_actions(game: Game, agent: str) -> int:
     """How many :func:`joint_actions` there are, without making them."""
-    sizes = game.economy.head_sizes[agent]
+    sizes = game.economy.agents[agent].head_sizes
     counts = [int(mask.sum()) for mask in np.split(game.allowed(agent), np.cumsum(sizes)[:-1])]
     return int(np.prod(np.array(counts, dtype=object)))
 
@@ -112,7 +113,7 @@ def _play_plans(game: Game, agent: str, index: int | None, plans: Forced | None)
     """The deviator's reward per environment (E,), everybody else taking the most likely action."""
     with game.changed(*([plans] if plans else [])):
         game.trainer.play(Draw(game.iteration, EVALUATION_STREAM, greedy=True))
-    rewards = {agent: game.trainer.rewards(agent).double().mean(dim=0).cpu().numpy()}
+    rewards = {agent: game.trainer.rollout.rewards(agent).double().mean(dim=0).cpu().numpy()}
     return of_deviator(rewards, agent, index)
 
 
@@ -152,8 +153,8 @@ def best_consumer_plan(
     budget and action.
     """
     periods = economy.num_periods
-    heads = [range(size) for size in economy.head_sizes["consumer"]]
-    num_actions = int(np.prod(np.array(economy.head_sizes["consumer"], dtype=object)))
+    heads = [range(size) for size in economy.agents["consumer"].head_sizes]
+    num_actions = economy.agents["consumer"].num_joint_actions
     reachable = [np.array([economy.initial_consumer_budget])]
     follows: list[np.ndarray] = []
     gains: list[np.ndarray] = []

@@ -15,19 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rbc_warp.economy import curriculum
-from rbc_warp.economy.parameters import (
-    AGENT_TYPES,
-    FIRM_INVESTMENT_SHARE,
-    FIRM_PRICE,
-    FIRM_WAGE,
-    GOVERNMENT_CORPORATE_TAX,
-    GOVERNMENT_INCOME_TAX,
-    Economy,
-)
-from rbc_warp.training.learner import Learner
+from rbc_warp.economy.agents import AGENT_TYPES, AgentType
+from rbc_warp.economy.parameters import Economy
 from rbc_warp.training.policy import Policy
-from rbc_warp.training.trainer import EVALUATION_STREAM, Draw, Intervention, RbcTrainer
+from rbc_warp.training.rollout import EVALUATION_STREAM, Draw, Intervention
+from rbc_warp.training.trainer import RbcTrainer
 
 # Candidates are compared on one stream of random numbers and reported on another, so the best is not the luckiest.
 FINE_TUNING_STREAM, SELECTION_STREAM, REPORT_STREAM = EVALUATION_STREAM + 1, EVALUATION_STREAM + 2, EVALUATION_STREAM
@@ -85,14 +77,7 @@ class OwnPolicy(Intervention):
 
     def __init__(self, trainer: RbcTrainer, agent: str, index: int, policy: Policy):
         self.trainer, self.agent, self.index = trainer, agent, index
-        shared = trainer.learners[agent]
-        self.learner = Learner(
-            policy,
-            shared.heads,
-            shared.kernels,
-            learning_rate=shared.optimizer.param_groups[0]["lr"],
-            dtype=shared.dtype,
-        )
+        self.learner = trainer.learners[agent].copy(policy)
 
     def change_logits(self, period: int, logits: Mapping[str, torch.Tensor]) -> None:
         own = self.trainer.agent_logits(self.learner, self.agent, self.index, period)
@@ -137,7 +122,7 @@ class Game:
         self.trainer, self.iteration, self.greedy = trainer, iteration, greedy
         self.economy: Economy = trainer.economy
         self.policies = dict(policies)
-        trainer.noponzi.update(noponzi or {})
+        trainer.multipliers.update(noponzi or {})
         trainer.set_iteration(iteration)
         self.num_plays = 1 if greedy else -(-episodes // trainer.num_local_envs)
         self.num_episodes = self.num_plays * trainer.num_local_envs
@@ -158,18 +143,18 @@ class Game:
 
     def has_choice(self, agent: str) -> bool:
         """Whether a type's policy is in use and its stage leaves it more than one action."""
-        frozen = curriculum.frozen_action(self.trainer.settings, agent) is not None
-        heads = np.split(self.allowed(agent), np.cumsum(self.economy.head_sizes[agent])[:-1])
-        return not frozen and any(mask.sum() > 1 for mask in heads)
+        kind = self.economy.agents[agent]
+        heads = np.split(self.allowed(agent), np.cumsum(kind.head_sizes)[:-1])
+        return not kind.is_frozen and any(mask.sum() > 1 for mask in heads)
 
     @contextmanager
     def changed(self, *interventions: Intervention) -> Iterator[None]:
         """The game in which some agents depart."""
-        self.trainer.interventions = interventions
+        before, self.trainer.interventions = self.trainer.interventions, interventions
         try:
             yield
         finally:
-            self.trainer.interventions = ()
+            self.trainer.interventions = before
 
     def baseline(self, stream: int = REPORT_STREAM, repeat: int = 0) -> dict[str, np.ndarray]:
         """:meth:`evaluate` where nobody departs, after :meth:`restore`; played once."""
@@ -189,7 +174,7 @@ class Game:
                 first = repeat * ENVIRONMENTS_PER_REPEAT + play * self.trainer.num_local_envs
                 self.trainer.play(Draw(self.iteration, stream, self.greedy, first))
                 for agent in AGENT_TYPES:
-                    rewards[agent].append(self.trainer.rewards(agent).double().mean(dim=0).cpu().numpy())
+                    rewards[agent].append(self.trainer.rollout.rewards(agent).double().mean(dim=0).cpu().numpy())
         return {agent: np.concatenate(parts) for agent, parts in rewards.items()}
 
 
@@ -222,20 +207,15 @@ def fixed_actions(game: Game, agent: str) -> list[FixedAction]:
         pairs = itertools.product(range(len(economy.work_choices)), range(economy.num_firms))
         return [FixedAction(f"{economy.work_choices[h]:g} hours at firm {j}", (*free, h, j)) for h, j in pairs]
     allowed = [int(index) for index in np.flatnonzero(game.allowed(agent))]
-    name = _firm_action_name if agent == "firm" else _taxes_name
-    return [FixedAction(name(economy, index), (index,)) for index in allowed]
+    return [FixedAction(_name(economy.agents[agent], index), (index,)) for index in allowed]
 
 
-def _firm_action_name(economy: Economy, index: int) -> str:
-    choice = economy.firm_choices[index]
-    name = f"price {choice[FIRM_PRICE]:g}, wage {choice[FIRM_WAGE]:g}"
-    several = len(np.unique(economy.firm_choices[:, FIRM_INVESTMENT_SHARE])) > 1
-    return f"{name}, investing {choice[FIRM_INVESTMENT_SHARE]:g}" if several else name
-
-
-def _taxes_name(economy: Economy, index: int) -> str:
-    choice = economy.government_choices[index]
-    return f"income tax {choice[GOVERNMENT_INCOME_TAX]:g}, corporate tax {choice[GOVERNMENT_CORPORATE_TAX]:g}"
+def _name(agent: AgentType, index: int) -> str:
+    """A joint choice in words: the columns in which choices differ."""
+    varied = [column for column in range(len(agent.choice_names)) if len(np.unique(agent.choices[:, column])) > 1]
+    varied = varied or list(range(len(agent.choice_names)))
+    names = [agent.choice_names[column].replace("_", " ") for column in varied]
+    return ", ".join(f"{name} {agent.choices[index, column]:g}" for name, column in zip(names, varied, strict=True))
 
 
 @dataclass(frozen=True)

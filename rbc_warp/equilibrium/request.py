@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from rbc_warp.config import Config, load_config
-from rbc_warp.economy import curriculum
-from rbc_warp.economy.parameters import AGENT_TYPES, Economy
+from rbc_warp.economy.agents import AGENT_TYPES
+from rbc_warp.economy.parameters import Economy
 from rbc_warp.equilibrium.results import Results
 from rbc_warp.errors import ConfigError, RunFileError
 from rbc_warp.runs.folder import RunDir, find_runs, newest_finished_run
@@ -102,17 +100,17 @@ def prepare(request: Request) -> list[Plan]:
 def _prepare_run(run: RunDir, request: Request) -> Plan:
     config = load_config(run.hparams_path, list(request.overrides))
     economy = Economy.from_config(config)
-    learning = [agent for agent in AGENT_TYPES if curriculum.frozen_action(config, agent) is None]
+    learning = [name for name, agent in economy.agents.items() if not agent.is_frozen]
     wanted = list(AGENT_TYPES) if request.agent_type == "all" else [request.agent_type]
     types = [agent for agent in wanted if agent in learning]
     notes = [f"{agent}: frozen in this run, left out" for agent in wanted if agent not in learning]
     if not types:
         raise ConfigError(f"{run.path}: {', '.join(notes)}; choose another --agent-type")
     for agent in types:
-        outside = [index for index in request.agents or () if not 0 <= index < economy.num_agents[agent]]
+        outside = [index for index in request.agents or () if not 0 <= index < economy.agents[agent].count]
         if outside and (agent != "government" or types == ["government"]):
             raise ConfigError(
-                f"--agents {outside[0]}: the run has {agent} 0 to {economy.num_agents[agent] - 1}; "
+                f"--agents {outside[0]}: the run has {agent} 0 to {economy.agents[agent].count - 1}; "
                 "name others, or one --agent-type"
             )
     labels = list(request.labels) if request.labels is not None else _first_middle_last(run)
@@ -158,7 +156,7 @@ def _check_plans(config: Config, request: Request, types: list[str], notes: list
     economy = Economy.from_config(config)
     assert request.max_plans is not None
     for agent in list(types):
-        choices = int(np.prod(np.array(economy.head_sizes[agent], dtype=object)))
+        choices = economy.agents[agent].num_joint_actions
         if choices > request.max_plans:
             text = f"--exact {request.max_plans}: a {agent} has {choices} joint actions"
             if request.agent_type == agent:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rbc_warp.economy.parameters import AGENT_TYPES
+from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.equilibrium.game import Estimate
 from rbc_warp.errors import RunFileError
 from rbc_warp.runs.files import write_text

@@ -24,7 +24,7 @@ import torch
 import yaml
 
 from rbc_warp.config.reading import read_bytes, reading
-from rbc_warp.economy.parameters import AGENT_TYPES
+from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.errors import RunFileError
 from rbc_warp.runs.files import COPY_AGAIN, load_torch, save_torch, write_atomically, write_text, writing
 

@@ -29,7 +29,8 @@ from rbc_warp.errors import ConfigError
 from rbc_warp.runs.executors import Engine
 from rbc_warp.runs.files import write_text
 from rbc_warp.runs.folder import RunDir, find_runs
-from rbc_warp.runs.run import RESUMABLE, prepare_run
+from rbc_warp.runs.resume import RESUMABLE
+from rbc_warp.runs.run import prepare_run
 from rbc_warp.runs.tracking import flat
 
 LAUNCHER = Path(__file__).resolve().parents[2] / "run_training.py"

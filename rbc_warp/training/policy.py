@@ -18,11 +18,12 @@ from torch import nn
 from torch.nn import functional
 
 from rbc_warp.config import Config
-from rbc_warp.economy.parameters import AGENT_TYPES, CONSUMER_BUDGET, CONSUMER_THETA, FIRM_BUDGET, FIRM_CAPITAL, Economy
+from rbc_warp.economy.agents import DIGITS, Layout
+from rbc_warp.economy.parameters import Economy
 from rbc_warp.warpdrive.kernels import Layers
 
 HIDDEN = 128
-CAPITAL_SCALE = 10000.0
+"""Width of both hidden layers in the published settings and in the fused kernels."""
 
 
 @cache
@@ -33,71 +34,72 @@ def _moduli(num_digits: int, device: torch.device) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Encoder:
-    """Turns states into network inputs, for one agent type. d digits; J firms.
+    """Turns states into network inputs, for one agent type.
 
-    Prices, wages, time, θ and capital are divided by their scales; each inventory and the agent's budget become d
-    numbers (x mod 10^(k+1)) / 10^(k+1), k = 0…d−1, in the place of the number they encode.
+    A column of the state is divided by its scale; one without a scale becomes ``num_digits`` numbers
+    (x mod 10^(k+1)) / 10^(k+1), k = 0, 1, …, in the place of the number that they encode.
     """
 
-    num_firms: int
-    num_digits: int
-    max_price: float
-    max_wage: float
-    num_periods: int
     agent: str
-    theta_scale: float
-    private_size: int
+    public: Layout
+    private: Layout
+    num_digits: int
 
     @property
     def num_public(self) -> int:
-        """Inputs that encode the public state: J prices, J wages, J·d digits, J flags, 2 taxes, time."""
-        return self.num_firms * (3 + self.num_digits) + 3
+        """Inputs that encode the public state."""
+        return self._num_inputs(self.public)
 
     @property
     def num_private(self) -> int:
-        """Inputs that encode the private state: the budget's d digits and the rest of it."""
-        return self.num_digits - 1 + self.private_size if self.private_size else 0
+        """Inputs that encode the private state."""
+        return self._num_inputs(self.private)
+
+    def _num_inputs(self, layout: Layout) -> int:
+        return sum(
+            (column.width or 1) * (self.num_digits if column.scale is DIGITS else 1) for column in layout.columns
+        )
 
     def digits(self, x: torch.Tensor) -> torch.Tensor:
-        """(…) → (…, d)."""
+        """(…) → (…, num_digits)."""
         modulus = _moduli(self.num_digits, x.device)
         return torch.remainder(x.unsqueeze(-1), modulus) / modulus
 
     def encode_public(self, public: torch.Tensor) -> torch.Tensor:
-        """(N, 4J+3) → (N, num_public)."""
-        j = self.num_firms
-        prices, wages, inventories, rest = public.split([j, j, j, j + 3], dim=-1)
-        rest = rest.clone()
-        rest[..., -1] /= self.num_periods
-        return torch.cat(
-            [prices / self.max_price, wages / self.max_wage, self.digits(inventories).flatten(-2), rest], dim=-1
-        )
+        """(…, 4J+3) → (…, num_public)."""
+        return self._encode(self.public, public)
 
     def encode_private(self, private: torch.Tensor) -> torch.Tensor:
-        """(…, private_size) → (…, num_private)."""
-        if self.agent == "consumer":
-            theta = private[..., CONSUMER_THETA:] / self.theta_scale
-            return torch.cat([self.digits(private[..., CONSUMER_BUDGET]), theta], dim=-1)
-        rest = private[..., FIRM_CAPITAL:].clone()
-        rest[..., 0] /= CAPITAL_SCALE
-        return torch.cat([self.digits(private[..., FIRM_BUDGET]), rest], dim=-1)
+        """(…, size of the private state) → (…, num_private)."""
+        return self._encode(self.private, private)
+
+    def _encode(self, layout: Layout, state: torch.Tensor) -> torch.Tensor:
+        parts = []
+        for column, span in layout.spans():
+            values = state[..., span]
+            if column.scale is DIGITS:
+                values = self.digits(values).flatten(-2)
+            elif column.scale != 1.0:
+                values = values / column.scale
+            parts.append(values)
+        return torch.cat(parts, dim=-1)
 
 
 class Policy(nn.Module):
     """The policy and value function of one agent type."""
 
-    def __init__(self, encoder: Encoder, head_sizes: list[int], seed: int = 0):
+    def __init__(self, encoder: Encoder, head_sizes: list[int], seed: int = 0, hidden: int = HIDDEN):
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.hidden = encoder, hidden
         self.head_sizes = list(head_sizes)
         self.num_actions = sum(head_sizes)
         self._shapes = [
-            (HIDDEN, encoder.num_public),
-            (HIDDEN, encoder.num_private),
-            (HIDDEN,),
-            (HIDDEN, HIDDEN),
-            (HIDDEN,),
-            (self.num_actions + 1, HIDDEN),
+            (hidden, encoder.num_public),
+            (hidden, encoder.num_private),
+            (hidden,),
+            (hidden, hidden),
+            (hidden,),
+            (self.num_actions + 1, hidden),
             (self.num_actions + 1,),
         ]
         self.flat = nn.Parameter(torch.empty(sum(math.prod(shape) for shape in self._shapes)))
@@ -108,7 +110,7 @@ class Policy(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         layers = self.layers(self.flat.data)
         first = 1.0 / math.sqrt(self.encoder.num_public + self.encoder.num_private)
-        later = 1.0 / math.sqrt(HIDDEN)
+        later = 1.0 / math.sqrt(self.hidden)
         for tensor, bound in zip(vars(layers).values(), (first,) * 3 + (later,) * 4, strict=True):
             tensor.copy_((2.0 * torch.rand(tensor.shape, generator=generator) - 1.0) * bound)
 
@@ -119,14 +121,20 @@ class Policy(nn.Module):
         return Layers(*(piece.view(shape) for piece, shape in zip(pieces, self._shapes, strict=True)))
 
     def outputs(self, states: torch.Tensor) -> torch.Tensor:
-        """Raw states (…, d), public part first, to logits of all heads and the value (…, actions+1), with autograd.
+        """Return logits of all heads and the value (…, actions+1) of raw states (…, d), public part first."""
+        public, private = states.split([self.encoder.public.size, self.encoder.private.size], dim=-1)
+        private = self.encoder.encode_private(private) if self.encoder.num_private else private
+        return self.encoded_outputs(self.encoder.encode_public(public), private)
 
-        This is the plain statement of the network; ``ppo.py`` computes the same in blocks.
+    def encoded_outputs(self, public: torch.Tensor, private: torch.Tensor) -> torch.Tensor:
+        """Return logits and values of encoded states, (…, num_public) and (…, num_private), with autograd.
+
+        This is the plain statement of the network; ``fused.py`` computes the same in blocks.
         """
-        layers, size = self.layers(), 4 * self.encoder.num_firms + 3
-        hidden = self.encoder.encode_public(states[..., :size]) @ layers.public.T + layers.bias1
+        layers = self.layers(self.flat)
+        hidden = functional.linear(public, layers.public, layers.bias1)
         if self.encoder.num_private:
-            hidden = hidden + self.encoder.encode_private(states[..., size:]) @ layers.private.T
+            hidden = hidden + functional.linear(private, layers.private)
         hidden = functional.linear(functional.relu(hidden), layers.weight2, layers.bias2)
         return functional.linear(functional.relu(hidden), layers.weight3, layers.bias3)
 
@@ -143,7 +151,7 @@ class Policy(nn.Module):
     def probabilities(self, states: np.ndarray | torch.Tensor, allowed: torch.Tensor | None = None) -> torch.Tensor:
         """Raw states (…, d), array or tensor, to the probabilities of all heads one after the other (…, actions)."""
         states = torch.as_tensor(states, dtype=torch.float32, device=self.flat.device)
-        expected = 4 * self.encoder.num_firms + 3 + self.encoder.private_size
+        expected = self.encoder.public.size + self.encoder.private.size
         if states.shape[-1] != expected:
             raise ValueError(f"states end in {states.shape[-1]} numbers; a {self.encoder.agent} sees {expected}")
         return torch.cat(self.forward(states, allowed)[0], dim=-1)
@@ -197,18 +205,13 @@ class Policy(nn.Module):
 
 
 def make_policies(config: Config, economy: Economy) -> dict[str, Policy]:
-    """Untrained policies for the three types, reproducible from ``train.base_seed``."""
-    policies = {}
-    for n, agent in enumerate(AGENT_TYPES):
-        encoder = Encoder(
-            num_firms=economy.num_firms,
-            num_digits=config.train.digit_representation_size,
-            max_price=float(economy.firm_choices[:, 0].max()) or 1.0,
-            max_wage=float(economy.firm_choices[:, 1].max()) or 1.0,
-            num_periods=economy.num_periods,
-            agent=agent,
-            theta_scale=config.world.consumer_theta or 1.0,
-            private_size=economy.private_size[agent],
+    """Make untrained policies for all types, reproducible from ``train.base_seed``."""
+    return {
+        agent.name: Policy(
+            Encoder(agent.name, economy.public, agent.private, config.train.digit_representation_size),
+            agent.head_sizes,
+            seed=len(economy.agents) * config.train.base_seed + n,
+            hidden=config.train.hidden_size,
         )
-        policies[agent] = Policy(encoder, economy.head_sizes[agent], seed=3 * config.train.base_seed + n)
-    return policies
+        for n, agent in enumerate(economy.agents.values())
+    }

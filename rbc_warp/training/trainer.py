@@ -1,13 +1,19 @@
-"""WarpDrive's trainer for the three policies: one iteration plays a whole episode in every environment, then updates
-each type that is due. Everything stays on the device during a rollout.
+"""WarpDrive's trainer for the policies of one economy.
+
+:meth:`RbcTrainer.train` is WarpDrive's loop, and its hooks do the work: ``_generate_rollout_batch`` plays an episode in
+every environment, ``save_model_checkpoint`` keeps the policies that played it, ``_update_model_params`` updates each
+type that is due, ``_log_metrics`` records. Everything stays on the device meanwhile. docs/warpdrive.md says what is
+WarpDrive's, what is ours, and why.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +21,26 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 from warp_drive.training.trainers.trainer_a2c import TrainerA2C
-from warp_drive.utils.data_feed import DataFeed
 
 from rbc_warp.config import Config
-from rbc_warp.economy import curriculum
-from rbc_warp.economy.parameters import AGENT_TYPES, CONSUMER_BUDGET, FIRM_BUDGET, FIRM_PENALTY_SCALE, Economy
+from rbc_warp.config.reading import reading
+from rbc_warp.economy.parameters import Economy
 from rbc_warp.economy.reference import Stage
-from rbc_warp.training.learner import Batch, Learner, LossWeights, discounted_returns
+from rbc_warp.training.fused import FusedLearner
+from rbc_warp.training.learner import AutogradLearner, Learner
+from rbc_warp.training.losses import LossWeights
 from rbc_warp.training.policy import Policy, make_policies
+from rbc_warp.training.processes import Processes
+from rbc_warp.training.recorder import Losses, Recorder, WarpDriveFiles
+from rbc_warp.training.rollout import EVALUATION_STREAM, Draw, Intervention, Rollout
+from rbc_warp.training.schedule import Schedule, Update
 from rbc_warp.warpdrive.env import RbcEnv
-from rbc_warp.warpdrive.kernels import DRAW_GREEDY, LOSS_STATISTICS, Heads, RbcSampler
+from rbc_warp.warpdrive.kernels import DRAW_FROM_PROBABILITIES, DRAW_GREEDY, LOSS_STATISTICS, Heads, RbcSampler
 from rbc_warp.warpdrive.simulation import set_stage
 from rbc_warp.warpdrive.wrapper import RbcEnvWrapper, choose_backend
 
-# Streams of random numbers: training and evaluation never share a draw.
-TRAINING_STREAM, EVALUATION_STREAM = 0, 1
+UNRECORDED = -1
+"""WarpDrive's batch index of a period that is played but not kept."""
 
 
 class _StayOnHost(TorchFunctionMode):
@@ -39,10 +50,12 @@ class _StayOnHost(TorchFunctionMode):
         return args[0] if func is torch.Tensor.cuda else func(*args, **(kwargs or {}))
 
 
-def choose_precision(precision: str, device: torch.device) -> torch.dtype:
-    """Data type of the matrix products; 'auto' takes bfloat16 where the hardware multiplies it natively."""
-    if precision != "auto":
-        return torch.bfloat16 if precision == "bfloat16" else torch.float32
+def choose_precision(config: Config, device: torch.device) -> torch.dtype:
+    """Return the data type of the matrix products; 'auto' takes bfloat16 where the hardware multiplies it natively."""
+    if config.train.precision != "auto":
+        return torch.bfloat16 if config.train.precision == "bfloat16" else torch.float32
+    if config.train.learner == "autograd":
+        return torch.float32
     if device.type == "cuda":
         native = torch.cuda.get_device_capability() >= (8, 0)
     else:
@@ -50,35 +63,17 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-@dataclass(frozen=True)
-class Draw:
-    """Where a rollout's random numbers lie. Equal draws of equal policies give equal episodes."""
-
-    iteration: int
-    stream: int = TRAINING_STREAM
-    greedy: bool = False
-    first_environment: int = 0
-
-
-class Intervention:
-    """Changes what some agents do during :meth:`RbcTrainer.play`: their logits before the draw, or what was drawn."""
-
-    def change_logits(self, period: int, logits: Mapping[str, torch.Tensor]) -> None:
-        """Works on logits and values in place, per type (E·n, actions+1)."""
-
-    def change_actions(self, period: int, actions: Mapping[str, torch.Tensor]) -> None:
-        """Works on the drawn indices in place, per type (E, n, heads)."""
-
-
 class RbcTrainer(TrainerA2C):
-    """Trains consumer, firm and government policies of one economy.
+    """Trains the policies of one economy.
 
     Args:
         config: a validated configuration.
         backend: 'auto', 'host' or 'pycuda'.
         policies: per type, to start from; untrained ones by default.
-        folder: where WarpDrive notes its own configuration; a temporary one by default.
-        reduce, world_size, rank: how gradients are added up over processes that share the batch.
+        folder: WarpDrive's ``save_dir``; a temporary one by default, gone with the trainer.
+        processes: those that share the batch.
+        schedule: who learns what when; by default the configuration's curriculum.
+        recorder: what is kept; by default what WarpDrive keeps.
     """
 
     def __init__(
@@ -87,68 +82,86 @@ class RbcTrainer(TrainerA2C):
         backend: str = "auto",
         policies: Mapping[str, Policy] | None = None,
         folder: Path | None = None,
-        reduce: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
-        world_size: int = 1,
-        rank: int = 0,
+        processes: Processes | None = None,
+        schedule: Schedule | None = None,
+        recorder: Recorder | None = None,
     ):
         self.settings = config
         self.economy = Economy.from_config(config)
+        self.processes = processes or Processes()
+        self.curriculum = Schedule(config, self.economy)
+        self.schedule = schedule or self.curriculum
+        self.recorder = recorder or WarpDriveFiles()
+        self.interventions: Sequence[Intervention] = ()
+        self.iteration = 0
+        """The iteration being trained, or trained last."""
+        agents = self.economy.agents
+        self.multipliers = {name: agent.settings.noponzi_start for name, agent in agents.items() if agent.penalty_scale}
+        """Per type with a budget, the no-Ponzi term's Lagrange multiplier."""
+
         self.backend = choose_backend(backend)
-        self.num_local_envs = config.train.batch_size // world_size
-        self.first_environment = rank * self.num_local_envs
+        self.num_local_envs = config.train.batch_size // self.processes.world_size
         self.env = RbcEnv(self.economy)
         wrapper = RbcEnvWrapper(self.env, num_envs=self.num_local_envs, env_backend=self.backend)
         self.device = wrapper.device
-        self.precision = choose_precision(config.train.precision, self.device)
-        self._reduce, self._world_size = reduce, world_size
-        self._policies = dict(policies) if policies is not None else make_policies(config, self.economy)
-        self.heads = {agent: Heads(self.economy.head_sizes[agent], self.device) for agent in AGENT_TYPES}
+        self.precision = choose_precision(config, self.device)
+        self.heads = {name: Heads(agent.head_sizes, self.device) for name, agent in agents.items()}
         self.learners: dict[str, Learner] = {}
         self.cuda_sample_controller = RbcSampler(wrapper.cuda_function_manager)
-        stay = contextlib.nullcontext() if self.device.type == "cuda" else _StayOnHost()
-        with tempfile.TemporaryDirectory() as scratch, stay:
+        self._policies = dict(policies) if policies is not None else make_policies(config, self.economy)
+        self._scratch = None if folder else tempfile.TemporaryDirectory(prefix="rbc_warp-")
+        with contextlib.nullcontext() if self.device.type == "cuda" else _StayOnHost():
             super().__init__(
                 env_wrapper=wrapper,
-                config=self._warpdrive_config(folder or Path(scratch)),
+                config=self._warpdrive_config(folder or Path(self._scratch.name)),  # type: ignore[union-attr]
                 policy_tag_to_agent_id_map=self.env.agent_ids,
                 create_separate_placeholders_for_each_policy=True,
                 results_dir="",
                 verbose=False,
             )
-        self.noponzi = {
-            "consumer": config.agents.consumer_noponzi_start,
-            "firm": config.agents.firm_noponzi_start,
+        self._keep_what_is_read()
+        encoders = {name: self.models[name].encoder for name in agents}
+        manager = self.cuda_envs.cuda_data_manager
+        self.rollout = Rollout(self.economy, encoders, manager, self.num_local_envs, self.precision, self.device)
+        self._logits = {
+            name: torch.zeros(self.num_local_envs * agent.count, agent.num_actions + 1, device=self.device)
+            for name, agent in agents.items()
         }
-        self.interventions: Sequence[Intervention] = ()
-        self._make_rollout_arrays()
 
     def _warpdrive_config(self, folder: Path) -> dict:
-        train, agents = self.settings.train, self.settings.agents
+        """What WarpDrive's constructor and hooks read; how types learn stands in ``settings``."""
+        train, periods = self.settings.train, self.economy.num_periods
         policy = {
-            agent: {
-                "to_train": curriculum.frozen_action(self.settings, agent) is None,
-                "algorithm": "PPO" if train.use_ppo else "A2C",
-                "gamma": train.gamma,
-                "lr": train.lr * getattr(agents, f"{agent}_lr_multiple"),
-                "vf_loss_coeff": train.value_loss_weight,
-                "entropy_coeff": train.entropy,
-                "clip_grad_norm": train.clip_grad_norm is not None,
-                "max_grad_norm": train.clip_grad_norm or 0.0,
-                "clip_param": train.ppo_clip_param,
-                "model": {"type": "rbc_warp.training.policy.Policy", "fc_dims": [128, 128], "model_ckpt_filepath": ""},
+            name: {
+                "to_train": not agent.is_frozen,
+                "lr": train.lr * agent.settings.lr_multiple,
+                "model": {"model_ckpt_filepath": ""},
             }
-            for agent in AGENT_TYPES
+            for name, agent in self.economy.agents.items()
         }
-        periods, envs = self.economy.num_periods, self.num_local_envs
         trainer = {
-            "num_envs": envs,
-            "num_episodes": train.num_episodes * envs,
-            "train_batch_size": periods * envs,
+            "num_envs": self.num_local_envs,
+            "num_episodes": train.num_episodes * self.num_local_envs,
+            "train_batch_size": periods * self.num_local_envs,
             "seed": train.base_seed % 2**31,
             "env_backend": self.backend,
         }
-        saving = {"basedir": str(folder), "name": "", "tag": ""}
+        saving = {
+            "basedir": str(folder),
+            "name": "",
+            "tag": "",
+            "metrics_log_freq": train.log_every,
+            "model_params_save_freq": train.save_model_every,
+        }
         return {"name": "rbc", "trainer": trainer, "policy": policy, "saving": saving}
+
+    def _keep_what_is_read(self) -> None:
+        """Drop the defaults that WarpDrive merges into its configuration and nothing here reads."""
+        read = self._warpdrive_config(Path(self.save_dir))
+        for section in ("trainer", "policy", "saving"):
+            self.config[section] = read[section]
+        path = Path(self.save_dir) / "run_config.json"
+        path.write_text(json.dumps(self.config) + "\n")
 
     # What WarpDrive's constructor asks for.
 
@@ -160,253 +173,286 @@ class RbcTrainer(TrainerA2C):
         self.ddp_mode[policy] = False
 
     def _initialize_optimizer(self, policy: str) -> None:
-        self.learners[policy] = Learner(
-            self.models[policy],
-            self.heads[policy],
-            self.cuda_envs.cuda_function_manager,
-            learning_rate=self.config["policy"][policy]["lr"],
-            dtype=self.precision,
-            reduce=self._reduce,
-            world_size=self._world_size,
-        )
+        rate = self.config["policy"][policy]["lr"]
+        given = (self.models[policy], self.heads[policy], rate, self.precision, self.processes)
+        if self.settings.train.learner == "autograd":
+            self.learners[policy] = AutogradLearner(*given)
+        else:
+            self.learners[policy] = FusedLearner(*given, kernels=self.cuda_envs.cuda_function_manager)
         self.optimizers[policy] = self.learners[policy].optimizer
 
     def _initialize_policy_algorithm(self, policy: str) -> None:
-        """The update rules are in ``ppo.py``."""
+        """The update rules are in ``losses.py``."""
 
-    def _load_model_checkpoint_helper(self, policy: str, ckpt_filepath: str) -> None:
-        """Policies are given to the constructor; ``rundir.py`` opens their files."""
+    # WarpDrive's loop.
+
+    @contextlib.contextmanager
+    def under(self, schedule: Schedule, recorder: Recorder) -> Iterator[None]:
+        """Train by another schedule, and keep something else, for a while."""
+        before = self.schedule, self.recorder
+        self.schedule, self.recorder = schedule, recorder
+        try:
+            yield
+        finally:
+            self.schedule, self.recorder = before
+
+    def train(self, start: int = 0, stop: int | None = None) -> int:
+        """Train iterations ``start`` to ``stop`` - 1; return how many iterations are done, counted from 0.
+
+        ``stop`` None: the configured length, or without end where ``train.infinite_episodes`` says so. WarpDrive's loop
+        with three differences: it can begin late, it ends when the recorder wants to stop, and policies are kept before
+        they learn, since a checkpoint's number is that of the episode which it played.
+        """
+        if stop is None and not self.settings.train.infinite_episodes:
+            stop = self.num_iters
+        done = start
+        for self.iteration in itertools.count(start) if stop is None else range(start, stop):
+            began = time.perf_counter()
+            self._generate_rollout_batch()
+            self.perf_stats.total_time += time.perf_counter() - began
+            self.save_model_checkpoint(self.iteration)
+            began = time.perf_counter()
+            losses = self._update_model_params(self.iteration)
+            seconds = time.perf_counter() - began
+            done = self.iteration + 1
+            self.perf_stats.iters, self.perf_stats.steps = done, done * self.training_batch_size
+            self.perf_stats.training_time += seconds
+            self.perf_stats.total_time += seconds
+            self._log_metrics(losses)
+            if self.recorder.wants_to_stop():
+                break
+        return done
+
+    def _generate_rollout_batch(self) -> None:
+        """Play the iteration's episodes into ``rollout``, at the schedule's stage."""
+        self.set_stage(self.schedule.stage(self.iteration, self.multipliers), self.schedule.allowed(self.iteration))
+        self.play(self.schedule.draw(self.iteration), self.recorder.keeps_consumption(self.iteration))
+
+    def _update_model_params(self, iteration: int) -> dict[str, dict[str, torch.Tensor]]:
+        """Update every type that is due; return its loss statistics as scalar tensors."""
+        losses = {}
+        for update in self.schedule.updates(iteration):
+            losses[update.agent] = self.update(update, iteration)
+            self.current_timestep[update.agent] += self.training_batch_size
+            if self.schedule.raises_multipliers(iteration):
+                self._raise_multiplier(update.agent)
+        return losses
 
     def save_model_checkpoint(self, iteration: int = 0) -> None:
-        """``run.py`` saves policies."""
+        """Let the recorder keep the policies that played ``iteration``."""
+        self.recorder.played(self, iteration)
 
-    # Rollouts.
+    def _log_metrics(self, metrics: Losses, sample_params: Mapping[str, Any] | None = None) -> None:
+        """Let the recorder keep what came of the iteration."""
+        self.recorder.learned(self, self.iteration, metrics)
+
+    # Playing.
 
     def _data(self, name: str) -> torch.Tensor:
         return self.cuda_envs.cuda_data_manager.data_on_device_via_torch(name)
 
-    def _make_rollout_arrays(self) -> None:
-        """Arrays of a whole rollout beside WarpDrive's own. T periods, E environments, n agents of a type."""
-        periods, envs = self.economy.num_periods, self.num_local_envs
-        feed = DataFeed()
-        self._logits, self._private = {}, {}
-        for agent, count in self.economy.num_agents.items():
-            for name in ("log_probabilities", "values"):
-                feed.add_data(f"{name}_batch_{agent}", np.zeros((periods, envs, count), dtype=np.float32))
-            if periods == 1:  # WarpDrive makes these for longer rollouts only
-                seen = self._data(f"observations_{agent}").shape
-                feed.add_data(f"processed_observations_batch_{agent}", np.zeros((1, *seen), dtype=np.float32))
-            encoder, width = self.models[agent].encoder, self.heads[agent].num_actions + 1
-            self._private[agent] = torch.zeros(
-                periods, envs * count, encoder.num_private, dtype=self.precision, device=self.device
-            )
-            self._logits[agent] = torch.zeros(envs * count, width, device=self.device)
-        self.cuda_envs.cuda_data_manager.push_data_to_device(feed, torch_accessible=True)
-        num_public = self.models["consumer"].encoder.num_public
-        self._public = torch.zeros(periods, envs, num_public, device=self.device)
-        self._frozen = [agent for agent in AGENT_TYPES if curriculum.frozen_action(self.settings, agent) is not None]
-        consumers, firms = self.economy.num_consumers, self.economy.num_firms
-        self._exports = torch.zeros(periods, envs, firms, device=self.device)
-        self._sales = torch.zeros(periods, envs, firms, device=self.device)
-        self._consumption = torch.zeros(0, device=self.device)
-        self._consumption_shape = (periods, envs, firms, consumers)
-
     def set_stage(self, stage: Stage, allowed: Mapping[str, np.ndarray]) -> None:
-        """What the curriculum lets agents feel and do from the next reset on."""
+        """Put in force, from the next reset on, what the curriculum lets agents feel and do."""
         set_stage(self.cuda_envs, stage)
         for agent, mask in allowed.items():
             self.heads[agent].allowed.copy_(torch.from_numpy(mask.astype(np.uint8)))
 
-    def stage_at(self, iteration: int) -> Stage:
-        return Stage(curriculum.theta_factor(self.settings, iteration), self.noponzi["consumer"], self.noponzi["firm"])
-
     def set_iteration(self, iteration: int) -> None:
-        """Puts the curriculum's values of an iteration in force."""
-        self.set_stage(self.stage_at(iteration), curriculum.allowed_actions(self.settings, self.economy, iteration))
+        """Put the curriculum's values of an iteration in force."""
+        self.iteration = iteration
+        self.set_stage(self.curriculum.stage(iteration, self.multipliers), self.curriculum.allowed(iteration))
 
     @torch.no_grad()
     def play(self, draw: Draw, keep_consumption: bool = False) -> None:
-        """One episode in every environment, into the rollout arrays; at the stage that is set."""
-        flags = DRAW_GREEDY if draw.greedy else 0
+        """Play one episode in every environment into ``rollout``, at the stage that is set."""
+        self._set_draw(draw)
+        self.cuda_envs.reset_all_envs()
+        for period in range(self.economy.num_periods):
+            with self._timed("policy_eval_time"):
+                logits = self._evaluate_policies(period)  # WarpDrive's hooks, which a subclass may change
+                for intervention in self.interventions:
+                    intervention.change_logits(period, logits)
+            with self._timed("action_sample_time"):
+                self._sample_actions(logits, period)
+            with self._timed("env_step_time"):
+                self.cuda_envs.step_all_envs()
+                self.rollout.note_outcome(period, keep_consumption)
+
+    @contextlib.contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        """Add to one of WarpDrive's performance figures; on a GPU, the time that it takes to issue the work."""
+        began = time.perf_counter()
+        yield
+        setattr(self.perf_stats, part, getattr(self.perf_stats, part) + time.perf_counter() - began)
+
+    def _set_draw(self, draw: Draw, flags: int = 0) -> None:
         seed = self.settings.train.base_seed
         seed -= (seed >> 31) << 32  # all 32 bits, as a signed word
-        first = draw.first_environment + self.first_environment
+        first = draw.first_environment + self.processes.rank * self.num_local_envs
+        flags |= DRAW_GREEDY if draw.greedy else 0
         words = torch.tensor([seed, draw.iteration, first, draw.stream, flags], dtype=torch.int32)
         self._data("draw_words").copy_(words)
-        if keep_consumption and not self._consumption.numel():
-            self._consumption = torch.zeros(self._consumption_shape, device=self.device)
-        self.cuda_envs.reset_all_envs()
-        for t in range(self.economy.num_periods):
-            logits = self._evaluate_policies(t)
-            for intervention in self.interventions:
-                intervention.change_logits(t, logits)
-            self._sample_actions(logits, t)
-            if self.interventions:
-                self._change_actions(t)
-            self.cuda_envs.step_all_envs()
-            for agent in AGENT_TYPES:
-                self._data(f"rewards_batch_{agent}")[t].copy_(self._data(f"rewards_{agent}"))
-            self._exports[t].copy_(self._data("exports"))
-            torch.sum(self._data("consumption"), dim=-1, out=self._sales[t])
-            if keep_consumption:
-                self._consumption[t].copy_(self._data("consumption"))
-
-    def _change_actions(self, period: int) -> None:
-        """Lets the interventions change what was drawn, and its record."""
-        drawn = {agent: self._data(f"sampled_actions_{agent}") for agent in AGENT_TYPES}
-        for intervention in self.interventions:
-            intervention.change_actions(period, drawn)
-        for agent, actions in drawn.items():
-            self._data(f"sampled_actions_batch_{agent}")[period].copy_(actions)
-
-    def _evaluate_policies(self, batch_index: int = 0) -> dict[str, torch.Tensor]:
-        """Logits and values of all types, (E·n, actions+1), from what they see now; notes both for the update."""
-        encoder = self.models["consumer"].encoder
-        public = self._public[batch_index]
-        public.copy_(encoder.encode_public(self._data("observations_government").squeeze(1)))
-        for agent in AGENT_TYPES:
-            seen = self._data(f"observations_{agent}")
-            self._data(f"processed_observations_batch_{agent}")[batch_index].copy_(seen)
-            if agent in self._frozen:
-                continue
-            learner, private = self.learners[agent], self._private[agent][batch_index]
-            if private.shape[1]:
-                private.copy_(learner.policy.encoder.encode_private(seen.flatten(0, 1)))
-            learner.logits(public, private, self._logits[agent])
-        return self._logits
-
-    def agent_logits(self, learner: Learner, agent: str, index: int, period: int) -> torch.Tensor:
-        """What another policy answers to what one agent of a type sees in the period being played, (E, actions+1)."""
-        rows = self._private[agent][period].view(self.num_local_envs, self.economy.num_agents[agent], -1)
-        answer = torch.empty(self.num_local_envs, learner.policy.num_actions + 1, device=self.device)
-        learner.logits(self._public[period], rows[:, index].contiguous(), answer)
-        return answer
-
-    def _sample_actions(
-        self, probabilities: dict[str, torch.Tensor], batch_index: int = 0, **sample_params: object
-    ) -> None:
-        manager = self.cuda_envs.cuda_data_manager
-        self.cuda_sample_controller.sample(manager, probabilities, heads=self.heads)
-
-    def rewards(self, agent: str) -> torch.Tensor:
-        """Rewards of the last rollout, (T, E, n)."""
-        return self._data(f"rewards_batch_{agent}")
-
-    def states(self, agent: str) -> torch.Tensor:
-        """What a type saw in the last rollout, (T, E, n, d), public state first."""
-        public = self._data("processed_observations_batch_government")
-        if agent == "government":
-            return public
-        private = self.private_states(agent)
-        return torch.cat([public.expand(-1, -1, private.shape[2], -1), private], dim=-1)
-
-    def private_states(self, agent: str) -> torch.Tensor:
-        """The private part of what consumers or firms saw in the last rollout, (T, E, n, d)."""
-        return self._data(f"processed_observations_batch_{agent}")
-
-    def actions(self, agent: str) -> torch.Tensor:
-        """Indices drawn in the last rollout: (T, E, I, J+2), (T, E, J) or (T, E, 1)."""
-        drawn = self._data(f"sampled_actions_batch_{agent}")
-        return drawn if agent == "consumer" else drawn.squeeze(-1)
-
-    def aux(self, agent: str) -> torch.Tensor:
-        """Units consumed (T, E, I, J), if the rollout kept them; units exported (T, E, J); nothing for government."""
-        if agent == "consumer":
-            return self._consumption.transpose(2, 3)
-        return self._exports if agent == "firm" else torch.zeros(0)
-
-    def sales(self) -> torch.Tensor:
-        """Units that consumers bought of each firm in the last rollout, (T, E, J)."""
-        return self._sales
-
-    # Updates.
-
-    def train_iteration(self, iteration: int, keep_consumption: bool = False) -> None:
-        """Plays one iteration's episode; :meth:`update` learns from it."""
-        self.set_iteration(iteration)
-        self.play(Draw(iteration), keep_consumption)
-
-    def update(self, iteration: int) -> dict[str, dict[str, torch.Tensor]]:
-        """Updates every type that is due. Returns its loss statistics as scalar tensors."""
-        return self._update_model_params(iteration)
-
-    def _update_model_params(self, iteration: int) -> dict[str, dict[str, torch.Tensor]]:
-        metrics = {}
-        for agent in AGENT_TYPES:
-            if not curriculum.trains(self.settings, agent, iteration):
-                continue
-            entropy = curriculum.entropy_coefficient(self.settings, agent, iteration)
-            learner = self.learners[agent]
-            norm = self.update_type(agent, entropy, iteration)
-            metrics[agent] = dict(zip(LOSS_STATISTICS, learner.statistics.clone(), strict=True))
-            metrics[agent] |= {"gradient_norm": norm, "entropy_coefficient": torch.tensor(entropy)}
-            self._raise_noponzi(agent, iteration)
-        return metrics
 
     @torch.no_grad()
-    def update_type(
-        self, agent: str, entropy: float, iteration: int, learner: Learner | None = None, index: int | None = None
-    ) -> torch.Tensor:
-        """The passes over the last rollout for one type; returns the gradient's norm.
+    def forward(self, period: int) -> dict[str, torch.Tensor]:
+        """Keep what agents see in ``rollout``; return logits and values (E·n, actions+1) per type."""
+        self.rollout.note_observations(period)
+        private = {name: rows[period] for name, rows in self.rollout.private.items()}
+        return self._forward(self.rollout.public[period], private)
 
-        With ``learner`` and ``index``, one agent of the type updates a policy of its own from what it alone did.
+    def _forward(self, public: torch.Tensor, private: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        for name, agent in self.economy.agents.items():
+            if not agent.is_frozen:
+                self.learners[name].logits(public, private[name], self._logits[name])
+        return self._logits
+
+    def draw_actions(self, logits: Mapping[str, torch.Tensor], period: int) -> None:
+        """Draw all actions into ``rollout``, and let the interventions change them; ``logits`` are worked on."""
+        self.cuda_sample_controller.sample(self.cuda_envs.cuda_data_manager, logits, heads=self.heads)
+        if not self.interventions:
+            return
+        drawn = {name: self._data(f"sampled_actions_{name}") for name in self.economy.agents}
+        for intervention in self.interventions:
+            intervention.change_actions(period, drawn)
+        for name, actions in drawn.items():
+            self._data(f"sampled_actions_batch_{name}")[period].copy_(actions)
+
+    @torch.no_grad()
+    def _evaluate_policies(self, batch_index: int = 0) -> dict[str, Any]:
+        """Return :meth:`forward` of a period, or for UNRECORDED, as WarpDrive has it, probabilities: per type a list of
+        (E, n, actions of a head)."""
+        if batch_index != UNRECORDED:
+            return self.forward(batch_index)
+        public = torch.empty_like(self.rollout.public[0])
+        private = {name: torch.empty_like(rows[0]) for name, rows in self.rollout.private.items()}
+        self.rollout.encode(public, private)
+        return {name: self._probabilities(name, rows) for name, rows in self._forward(public, private).items()}
+
+    def _probabilities(self, agent: str, logits: torch.Tensor) -> list[torch.Tensor]:
+        """Return what a type's logits mean under its mask, one tensor (E, n, actions) per head."""
+        heads = self.heads[agent]
+        masked = logits[:, : heads.num_actions].masked_fill(~heads.allowed.bool(), -torch.inf)
+        probabilities = [head.softmax(-1) for head in masked.split(heads.sizes, -1)]
+        return [head.view(self.num_local_envs, -1, head.shape[-1]) for head in probabilities]
+
+    def _sample_actions(self, probabilities: dict[str, Any], batch_index: int = 0, **sample_params: Any) -> None:
+        """Draw all actions from what :meth:`_evaluate_policies` returned.
+
+        Outside a rollout, ``use_argmax=True`` takes the most likely actions, as in WarpDrive.
         """
-        train = self.settings.train
-        learner = learner or self.learners[agent]
-        reward_scale = getattr(self.settings.agents, f"{agent}_reward_scale")
-        rewards, value = self.rewards(agent), self._data(f"values_batch_{agent}")
-        target = discounted_returns(rewards / reward_scale, train.gamma)
-        columns = {
-            "private": self._private[agent].view(*rewards.shape, -1),
-            "actions": self._data(f"sampled_actions_batch_{agent}"),
-            "log_probability": self._data(f"log_probabilities_batch_{agent}"),
-            "value": value,
-            "target": target,
+        if batch_index != UNRECORDED:
+            self.draw_actions(probabilities, batch_index)
+            return
+        draw = Draw(self.iteration, EVALUATION_STREAM, greedy=bool(sample_params.get("use_argmax")))
+        self._set_draw(draw, DRAW_FROM_PROBABILITIES)
+        rows = {
+            name: torch.cat([*heads, heads[0][..., :1]], dim=-1).flatten(0, 1)  # a column in place of the value
+            for name, heads in probabilities.items()
         }
-        if index is not None:
-            columns = {name: column.narrow(2, index, 1).contiguous() for name, column in columns.items()}
-        columns["advantage"] = learner.standardise(columns["target"] - columns["value"])
-        if index is None and agent == "consumer" and train.consumer_update_fraction < 1.0:
-            chosen = self._some_consumers(iteration)
-            columns = {name: column.index_select(2, chosen) for name, column in columns.items()}
-        rows = {name: column.flatten(0, 2) for name, column in columns.items()}
-        batch = Batch(public=self._public.flatten(0, 1), **rows)
-        weights = LossWeights(train.use_ppo, train.ppo_clip_param, entropy, train.value_loss_weight)
-        passes = train.ppo_num_updates if train.use_ppo else 1
-        return learner.update(batch, weights, passes, train.clip_grad_norm)
+        manager = self.cuda_envs.cuda_data_manager
+        self.cuda_sample_controller.sample(manager, rows, heads=self.heads, record=False)
+
+    def agent_logits(self, learner: Learner, agent: str, index: int, period: int) -> torch.Tensor:
+        """Return what another policy answers to what one agent sees in the period being played, (E, actions+1)."""
+        rows = self.rollout.private[agent][period].view(self.num_local_envs, self.economy.agents[agent].count, -1)
+        answer = torch.empty(self.num_local_envs, learner.policy.num_actions + 1, device=self.device)
+        learner.logits(self.rollout.public[period], rows[:, index].contiguous(), answer)
+        return answer
+
+    # Learning.
+
+    @torch.no_grad()
+    def update(self, update: Update, iteration: int) -> dict[str, torch.Tensor]:
+        """Take all passes over the last rollout for one type, or for one agent with a learner of its own."""
+        train = self.settings.train
+        learner = update.learner or self.learners[update.agent]
+        some = train.consumer_update_fraction < 1.0 and update.agent == "consumer" and update.index is None
+        chosen = self._some_consumers(iteration) if some else None
+        batch = self.rollout.batch(update.agent, train.gamma, self.processes, update.index, chosen)
+        weights = LossWeights(train.use_ppo, train.ppo_clip_param, update.entropy, train.value_loss_weight)
+        norm = learner.update(batch, weights, train.ppo_num_updates if train.use_ppo else 1, train.clip_grad_norm)
+        losses = dict(zip(LOSS_STATISTICS, learner.statistics.clone(), strict=True))
+        return losses | {"gradient_norm": norm, "entropy_coefficient": torch.tensor(update.entropy)}
 
     def _some_consumers(self, iteration: int) -> torch.Tensor:
-        """This iteration's random share of the consumers, the same in every environment and process."""
+        """Return this iteration's random share of the consumers, the same in every environment and process."""
         count = self.economy.num_consumers
         generator = torch.Generator().manual_seed(self.settings.train.base_seed * 1000003 + iteration)
         keep = max(1, round(self.settings.train.consumer_update_fraction * count))
         return torch.randperm(count, generator=generator)[:keep].sort().values.to(self.device)
 
-    def _raise_noponzi(self, agent: str, iteration: int) -> None:
-        """Adds eta · mean(debt / scale) at the end of the episode to a type's no-Ponzi coefficient."""
-        agents = self.settings.agents
-        eta = {"consumer": agents.consumer_noponzi_eta, "firm": agents.firm_noponzi_eta}.get(agent, 0.0)
-        if eta == 0.0 or iteration % self.settings.train.lagr_num_steps:
+    def _raise_multiplier(self, name: str) -> None:
+        """Add eta · mean(debt / scale) at the end of the episode to a type's multiplier."""
+        agent = self.economy.agents[name]
+        if agent.penalty_scale is None or agent.settings.noponzi_eta == 0.0:
             return
-        column = CONSUMER_BUDGET if agent == "consumer" else FIRM_BUDGET
-        scale = agents.consumer_penalty_scale if agent == "consumer" else FIRM_PENALTY_SCALE
-        debt = (-self._data(f"observations_{agent}")[..., column]).clamp_min(0.0).mean() / scale
-        self.noponzi[agent] += eta * float(self._reduce(debt)) / self._world_size
+        budget = self._data(f"observations_{name}")[..., agent.budget]
+        debt = (-budget).clamp_min(0.0).mean() / agent.penalty_scale
+        mean_debt = float(self.processes.sum(debt)) / self.processes.world_size
+        self.multipliers[name] += agent.settings.noponzi_eta * mean_debt
+
+    # Looking, as WarpDrive documents it.
+
+    def evaluate_episodes(self, **sample_params: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Play one episode in every environment at the stage that is set; return sums of rewards and of steps.
+
+        Per type: rewards (E, n) and steps (E,), over the whole episode. Random numbers are those of evaluation at the
+        current iteration, so equal policies give equal results. The rollout and the policies stay as they are.
+        """
+        rewards = {
+            name: np.zeros((self.num_envs, agent.count), dtype=np.float32)
+            for name, agent in self.economy.agents.items()
+        }
+        self.cuda_envs.reset_all_envs()
+        for _ in range(self.economy.num_periods):
+            self._sample_actions(self._evaluate_policies(UNRECORDED), UNRECORDED, **sample_params)
+            self.cuda_envs.step_all_envs()
+            for name, total in rewards.items():
+                total += self._data(f"rewards_{name}").cpu().numpy()
+        self.cuda_envs.reset_all_envs()
+        steps = np.full(self.num_envs, self.economy.num_periods, dtype=np.int32)
+        return rewards, {name: steps.copy() for name in rewards}
+
+    def fetch_episode_states(self, *args: Any, **kwargs: Any) -> Any:
+        """Return arrays of one environment over an episode, as WarpDrive's method does; nothing of it is kept."""
+        fetched = super().fetch_episode_states(*args, **kwargs)
+        self.cuda_envs.reset_all_envs()
+        return fetched
+
+    def _load_model_checkpoint_helper(self, policy: str, ckpt_filepath: str) -> None:
+        """Load a policy file, of WarpDrive or of a run; the policy keeps its place, its optimizer starts anew."""
+        if not ckpt_filepath:
+            return
+        path = Path(ckpt_filepath)
+        with reading(path, "a policy", "give a file that save_model_checkpoint or a run wrote", show_reason=False):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            self.models[policy].load_state_dict(state)
+            timestep = path.stem.rpartition("_")[2]
+            if path.suffix == ".state_dict" and timestep.isdecimal():
+                self.current_timestep[policy] = int(timestep)
+        if policy in self.optimizers:
+            self.optimizers[policy].state.clear()
+
+    def graceful_close(self) -> None:
+        """Let go of the sampler and of the temporary folder."""
+        super().graceful_close()
+        if self._scratch:
+            self._scratch.cleanup()
 
     # Resuming.
 
     def state(self) -> dict:
-        """All that decides how training goes on, besides the configuration and the iteration."""
+        """Return all that decides how training goes on, besides the configuration and the iteration."""
         return {
-            "policies": {agent: self.models[agent].flat.detach().cpu().clone() for agent in AGENT_TYPES},
-            "optimizers": {agent: self.optimizers[agent].state_dict() for agent in AGENT_TYPES},
-            "noponzi": dict(self.noponzi),
+            "policies": {name: self.models[name].flat.detach().cpu().clone() for name in self.economy.agents},
+            "optimizers": {name: self.optimizers[name].state_dict() for name in self.economy.agents},
+            "noponzi": dict(self.multipliers),
         }
 
     @torch.no_grad()
     def load_state(self, state: dict) -> None:
-        """Continues from :meth:`state`."""
-        for agent in AGENT_TYPES:
-            self.models[agent].flat.copy_(state["policies"][agent])
-            self.optimizers[agent].load_state_dict(state["optimizers"][agent])
-        self.noponzi = dict(state["noponzi"])
+        """Continue from :meth:`state`."""
+        for name in self.economy.agents:
+            self.models[name].flat.copy_(state["policies"][name])
+            self.optimizers[name].load_state_dict(state["optimizers"][name])
+        self.multipliers = dict(state["noponzi"])

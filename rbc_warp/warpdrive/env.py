@@ -13,7 +13,8 @@ from warp_drive.utils.data_feed import DataFeed
 from warp_drive.utils.gpu_environment_context import CUDAEnvironmentContext
 
 from rbc_warp.economy import reference
-from rbc_warp.economy.parameters import AGENT_TYPES, FIRM_PENALTY_SCALE, Economy
+from rbc_warp.economy.agents import FIRM_PENALTY_SCALE
+from rbc_warp.economy.parameters import Economy
 from rbc_warp.warpdrive.kernels import DRAW_WORDS
 from rbc_warp.warpdrive.utility import fit_utility
 
@@ -83,14 +84,14 @@ class RbcEnv(CUDAEnvironmentContext):
         self.num_envs = num_envs
         self.episode_length = economy.num_periods
         self.timestep = 0
-        counts = economy.num_agents
-        self.num_agents = sum(counts.values())
-        first = np.cumsum([0, *counts.values()])
-        self.agent_ids = {agent: list(range(first[n], first[n + 1])) for n, agent in enumerate(AGENT_TYPES)}
-        heads = economy.head_sizes
-        spaces = {agent: Discrete(heads[agent][0]) for agent in ("firm", "government")}
-        spaces["consumer"] = MultiDiscrete(heads["consumer"])
-        self.action_space = {i: spaces[agent] for agent in AGENT_TYPES for i in self.agent_ids[agent]}
+        first = np.cumsum([0, *(agent.count for agent in economy.agents.values())])
+        self.num_agents = int(first[-1])
+        self.agent_ids = {name: list(range(first[n], first[n + 1])) for n, name in enumerate(economy.agents)}
+        spaces = {
+            name: MultiDiscrete(agent.head_sizes) if len(agent.head_sizes) > 1 else Discrete(agent.head_sizes[0])
+            for name, agent in economy.agents.items()
+        }
+        self.action_space = {i: spaces[name] for name, ids in self.agent_ids.items() for i in ids}
         self.observation_space = None  # set by EnvWrapper
         private = economy.initial_private()
         self._start = self._by_agent(
@@ -101,7 +102,7 @@ class RbcEnv(CUDAEnvironmentContext):
 
     def _by_agent(self, arrays: dict[str, np.ndarray]) -> dict[int, np.ndarray]:
         rows = {agent: zip(ids, arrays[agent].astype(np.float32), strict=True) for agent, ids in self.agent_ids.items()}
-        return {i: row for agent in AGENT_TYPES for i, row in rows[agent]}
+        return {i: row for pairs in rows.values() for i, row in pairs}
 
     def reset(self) -> dict[int, np.ndarray]:
         """Starting observations by agent number."""
@@ -113,10 +114,11 @@ class RbcEnv(CUDAEnvironmentContext):
         """Constants and working arrays that only kernels read. E environments, I consumers, J firms."""
         economy, num_envs = self.economy, self.num_envs
         num_consumers, num_firms = economy.num_consumers, economy.num_firms
-        heads = economy.head_sizes
         feed = DataFeed()
-        sizes = [num_consumers, num_firms, economy.num_periods, heads["consumer"][0], heads["consumer"][-2]]
-        sizes += [heads["firm"][0], heads["government"][0], self._utility.shift]
+        sizes = [num_consumers, num_firms, economy.num_periods]
+        sizes += [len(table) for table in (economy.consumption_choices, economy.work_choices)]
+        sizes += [len(table) for table in (economy.firm_choices, economy.government_choices)]
+        sizes += [self._utility.shift]
         feed.add_data("sizes", np.array(sizes, dtype=np.int32))
         feed.add_data("utility", self._utility.tables)
         feed.add_data("parameters", self._parameters())
@@ -168,9 +170,7 @@ class RbcEnv(CUDAEnvironmentContext):
             )
             return None
         state = reference.initial_state(self.economy, 1) if self._state is None else self._state
-        consumer, firm, government = (
-            np.stack([actions[i] for i in self.agent_ids[agent]])[None] for agent in AGENT_TYPES
-        )
+        consumer, firm, government = (np.stack([actions[i] for i in ids])[None] for ids in self.agent_ids.values())
         state, outcome = reference.step(self.economy, state, consumer, firm, government)
         self._state = state
         self.timestep += 1

@@ -51,7 +51,11 @@ class HostDataManager(CUDADataManager):
 class HostFunction:
     """A C++ function behind the call that WarpDrive makes to a CUDA kernel."""
 
-    _CONVERSIONS: dict[type, Any] = {np.int32: ctypes.c_int32, np.float32: ctypes.c_float}
+    _CONVERSIONS: dict[type, Any] = {
+        np.int32: ctypes.c_int32,
+        np.float32: ctypes.c_float,
+        np.uintp: ctypes.c_void_p,
+    }
 
     def __init__(self, function: Any, num_agents: int):
         self._function = function
@@ -60,7 +64,7 @@ class HostFunction:
 
     def __call__(self, *arguments: Any, block: Any = None, grid: tuple[int, int] = (1, 1)) -> None:
         num_envs = int(grid[0])
-        converted = [self._CONVERSIONS[type(a)](a) if type(a) in self._CONVERSIONS else a for a in arguments]
+        converted = [self._CONVERSIONS[type(a)](a.item()) if type(a) in self._CONVERSIONS else a for a in arguments]
         self._function(num_envs, threads_for(num_envs * self._num_agents), *converted)
 
 

@@ -15,7 +15,7 @@ import torch
 from warp_drive.managers.data_manager import CUDADataManager
 from warp_drive.managers.function_manager import CUDAEnvironmentReset, CUDAFunctionManager, CUDASampler
 
-from rbc_warp.economy.parameters import AGENT_TYPES
+from rbc_warp.economy.agents import AGENT_TYPES
 
 THREADS_PER_BLOCK = 128
 RESET_KERNEL, SAMPLE_KERNEL, LOSS_KERNEL = "CudaRbcReset", "CudaRbcSample", "CudaRbcLoss"
@@ -26,6 +26,7 @@ DRAW_WORDS = ("SEED", "ITERATION", "FIRST_ENVIRONMENT", "STREAM", "FLAGS")
 LOSS_PARAMETERS = ("CLIP", "ENTROPY_WEIGHT", "VALUE_WEIGHT", "ROW_WEIGHT", "USE_PPO")
 LOSS_STATISTICS = ("policy_loss", "value_loss", "entropy", "kl", "clipped")
 DRAW_GREEDY, DRAW_FROM_PROBABILITIES = 1, 2
+NULL = np.uintp(0)  # in place of an array that a kernel is to leave out
 SAMPLE_COLUMNS = ("actions", "log_probability", "advantage", "target", "value")
 
 
@@ -164,13 +165,14 @@ class RbcSampler(CUDASampler):
     def sample(
         self,
         data_manager: CUDADataManager,
-        distribution: dict[str, torch.Tensor],
+        distribution: Mapping[str, torch.Tensor],
         action_name: str = "",
         *,
         heads: dict[str, Heads],
+        record: bool = True,
         **sample_params: Any,
     ) -> None:
-        """Draws into ``sampled_actions_<type>`` and, at the period's slot, into the ``*_batch_<type>`` arrays.
+        """Draw into ``sampled_actions_<type>`` and, if ``record``, into the period's slot of ``*_batch_<type>``.
 
         distribution: per type (E, n, actions+1) logits of all heads, then the value; worked on in place.
         heads: per type the head table and mask. The other coordinates stand in the array ``draw_words``.
@@ -184,8 +186,9 @@ class RbcSampler(CUDASampler):
                 manager.pointer(heads[agent].allowed),
                 manager.pointer(distribution[agent]),
                 data_manager.device_data(f"sampled_actions_{agent}"),
-                data_manager.device_data(f"sampled_actions_batch_{agent}"),
-                data_manager.device_data(f"log_probabilities_batch_{agent}"),
-                data_manager.device_data(f"values_batch_{agent}"),
+                *(
+                    data_manager.device_data(f"{name}_batch_{agent}") if record else NULL
+                    for name in ("sampled_actions", "log_probabilities", "values")
+                ),
             ]
         self._kernel(*arguments, block=self._block, grid=self._grid)

@@ -13,7 +13,8 @@ from warp_drive.training.utils.data_loader import create_and_push_data_placehold
 
 from rbc_warp.config import Config, load_config
 from rbc_warp.economy import reference
-from rbc_warp.economy.parameters import AGENT_TYPES, Economy
+from rbc_warp.economy.agents import AGENT_TYPES
+from rbc_warp.economy.parameters import Economy
 from rbc_warp.errors import ActionError
 from rbc_warp.warpdrive.env import RbcEnv
 from rbc_warp.warpdrive.wrapper import RbcEnvWrapper, choose_backend
@@ -67,8 +68,8 @@ def check_actions(economy: Economy, actions: Mapping[str, np.ndarray]) -> dict[s
             raise ActionError(f"actions[{agent!r}] has shape {given.shape}; this economy needs {shapes[agent]}, E >= 1")
         if not np.issubdtype(given.dtype, np.integer):
             raise ActionError(f"actions[{agent!r}] is {given.dtype}; give integer indices into the grids")
-        limits = np.asarray(economy.head_sizes[agent])
-        if (given < 0).any() or (given >= (limits if agent == "consumer" else limits[0])).any():
+        limits = np.asarray(economy.agents[agent].head_sizes)
+        if (given < 0).any() or (given >= (limits if len(limits) > 1 else limits[0])).any():
             allowed = (limits - 1).tolist()
             raise ActionError(f"actions[{agent!r}] has indices outside its grids; allowed: 0 to {allowed}")
         checked[agent] = np.ascontiguousarray(given, dtype=np.int32)

@@ -136,10 +136,10 @@ void sample_type(Rows& rows, int e, int num_envs, int num_agents, int first_agen
         draw_actions<Floats>(rows.x.data(), 1, heads, key, agent, environment, flags, [&](int h, Ints chosen) {
           for (int lane = 0; lane < count; ++lane) {
             type_actions[(row + i + lane) * heads.num_heads + h] = chosen[lane];
-            type_actions_batch[(slot + i + lane) * heads.num_heads + h] = chosen[lane];
+            if (type_actions_batch) type_actions_batch[(slot + i + lane) * heads.num_heads + h] = chosen[lane];
           }
         });
-    for (int lane = 0; lane < count; ++lane) {
+    for (int lane = 0; lane < count && type_actions_batch; ++lane) {
       type_log_probabilities_batch[slot + i + lane] = log_probability[lane];
       type_values_batch[slot + i + lane] = value[lane];
     }

@@ -1,0 +1,105 @@
+"""The files that a run leaves while it trains: policies, dense rollouts, metrics and states."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+from rbc_warp.runs import metrics
+from rbc_warp.runs.folder import RunDir
+from rbc_warp.runs.interrupt import Interrupt
+from rbc_warp.runs.resume import save_state
+from rbc_warp.runs.tracking import Tracker, flat
+from rbc_warp.training.processes import Processes
+from rbc_warp.training.recorder import Losses, Recorder
+from rbc_warp.training.trainer import RbcTrainer
+
+
+class RunRecorder(Recorder):
+    """Writes a run's files as the trainer's hooks come by; of several processes, the first one writes.
+
+    A checkpoint or dense rollout of an iteration is what played it; the last iteration's are what came of it.
+    """
+
+    def __init__(
+        self,
+        run: RunDir,
+        trainer: RbcTrainer,
+        end: int | None,
+        interrupt: Interrupt,
+        trackers: Sequence[Tracker],
+        bar: tqdm,
+    ):
+        self.run, self.end, self.interrupt, self.trackers, self.bar = run, end, interrupt, trackers, bar
+        self.processes = trainer.processes
+        self.train = trainer.settings.train
+        self.record: dict = {}
+        """The last line of metrics."""
+        self._stops = False
+
+    def _is_last(self, iteration: int) -> bool:
+        return self.end is not None and iteration == self.end - 1
+
+    def keeps_consumption(self, iteration: int) -> bool:
+        return iteration % self.train.save_dense_every == 0 or self._is_last(iteration)
+
+    def played(self, trainer: RbcTrainer, iteration: int) -> None:
+        if iteration % self.train.save_model_every == 0:
+            self._save_policies(trainer, str(iteration), "latest")
+        if iteration % self.train.save_dense_every == 0:
+            save_episode(self.run, trainer, str(iteration))
+
+    def learned(self, trainer: RbcTrainer, iteration: int, losses: Losses) -> None:
+        last = self._is_last(iteration)
+        if last and iteration % self.train.save_model_every:
+            self._save_policies(trainer, str(iteration))
+        if iteration % self.train.log_every == 0 or last:
+            self._log(self.processes.average(metrics.record(trainer.rollout, iteration, losses)))
+        self._stops = self.processes.any(self.interrupt.requested)
+        if last:
+            save_episode(self.run, trainer, "final")
+        if last or self._stops:
+            self._save_policies(trainer, "latest")
+        # The state comes last: what belongs to an iteration before it is on disk, what comes after is replayed.
+        if (iteration + 1) % self.train.save_state_every == 0 or last or self._stops:
+            for tracker in self.trackers:
+                tracker.flush()
+            if self.processes.is_first:
+                save_state(self.run, trainer, iteration + 1)
+        self.bar.update()
+
+    def wants_to_stop(self) -> bool:
+        return self._stops
+
+    def _log(self, record: dict) -> None:
+        self.record = record
+        if self.processes.is_first:
+            self.run.append_metrics([record])
+            for tracker in self.trackers:
+                tracker.log(record["iteration"], dict(flat(record)))
+            self.bar.set_postfix_str(rewards_text(record), refresh=False)
+
+    def _save_policies(self, trainer: RbcTrainer, *labels: str) -> None:
+        if self.processes.is_first:
+            for name, agent in trainer.economy.agents.items():
+                for label in labels if not agent.is_frozen else ():
+                    self.run.save_policy(name, label, trainer.models[name].state_dict())
+
+
+def save_episode(run: RunDir, trainer: RbcTrainer, label: str, processes: Processes | None = None) -> None:
+    """Save the last rollout of all processes as dense files, environments first; consumption must have been kept."""
+    processes = processes or trainer.processes
+    rollout = trainer.rollout
+    for name, agent in trainer.economy.agents.items():
+        arrays = [rollout.states(name), rollout.actions(name), rollout.rewards(name)]
+        if agent.private.size:
+            arrays.append(rollout.aux(name))
+        states, actions, rewards, *aux = (processes.gather(array.transpose(0, 1)).numpy() for array in arrays)
+        if processes.is_first:
+            run.write_episode(label, name, states, actions, rewards, agent.choices, aux[0] if aux else None)
+
+
+def rewards_text(record: dict) -> str:
+    """Return a line of metrics as one line of text: the mean rewards."""
+    return "  ".join(f"{agent} {reward:.4g}" for agent, reward in record["reward"].items())

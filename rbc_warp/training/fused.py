@@ -1,0 +1,155 @@
+"""The fused learner: what ``losses.py`` states, in blocks that stay in the processor's cache.
+
+Where the backend has the whole network as one kernel (``cuda/cpu/network.h``) it calls that; elsewhere torch multiplies
+the matrices and the kernel of ``cuda/heads.h`` does everything between the logits and their gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from rbc_warp.training.learner import Learner
+from rbc_warp.training.losses import Batch, LossWeights
+from rbc_warp.training.policy import Policy
+from rbc_warp.training.processes import Processes
+from rbc_warp.warpdrive.kernels import LOSS_PARAMETERS, SAMPLE_COLUMNS, Heads, Kernels, Layers, Loss
+
+# Bytes of one layer's activations in a block: a processor core's cache, or a part of a GPU's memory.
+BLOCK_BYTES = {"cpu": 800 * 1024, "cuda": 128 * 1024 * 1024}
+
+
+def block_rows(device: torch.device, dtype: torch.dtype, hidden: int) -> int:
+    """Return how many rows a block of the forward and backward passes has."""
+    return BLOCK_BYTES[device.type] // (hidden * dtype.itemsize)
+
+
+class FusedLearner(Learner):
+    """A learner on a backend's kernels; see :class:`Learner`."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        heads: Heads,
+        learning_rate: float,
+        dtype: torch.dtype = torch.float32,
+        processes: Processes | None = None,
+        *,
+        kernels: Kernels,
+    ):
+        super().__init__(policy, heads, learning_rate, dtype, processes)
+        self.kernels = kernels
+        self.network = kernels.network(dtype)
+        self._buffers: dict[tuple[str, int], torch.Tensor] = {}
+        self._figures: dict[str, float] = {}
+        self._words = torch.zeros(len(LOSS_PARAMETERS), device=self.device)
+
+    def copy(self, policy: Policy) -> FusedLearner:
+        rate = self.optimizer.param_groups[0]["lr"]
+        return FusedLearner(policy, self.heads, rate, self.dtype, kernels=self.kernels)
+
+    def _buffer(self, name: str, rows: int, columns: int | None = None) -> torch.Tensor:
+        """A block's working memory, kept between calls."""
+        columns = columns or self.policy.hidden
+        key = (name, columns)
+        held = self._buffers.get(key)
+        if held is None or len(held) < rows:
+            held = self._buffers[key] = torch.empty(rows, columns, dtype=self.dtype, device=self.device)
+        return held[:rows]
+
+    def _rounded_layers(self) -> Layers:
+        """The parameters in the products' precision."""
+        return self.policy.layers(self.policy.flat.detach().to(self.dtype))
+
+    def _blocks(self, num_observations: int, agents: int) -> Iterator[tuple[slice, slice]]:
+        """Observations and rows of each block."""
+        step = max(1, block_rows(self.device, self.dtype, self.policy.hidden) // agents)
+        for start in range(0, num_observations, step):
+            stop = min(start + step, num_observations)
+            yield slice(start, stop), slice(start * agents, stop * agents)
+
+    def _hidden(self, shared: torch.Tensor, private: torch.Tensor, layers: Layers) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both hidden layers of one block. shared: (observations, 128), the first layer's public part."""
+        rows = max(len(private), len(shared))
+        first, second = self._buffer("first", rows), self._buffer("second", rows)
+        if private.shape[1]:
+            torch.mm(private, layers.private.T, out=first)
+            self.kernels.add_relu(first, shared)
+        else:
+            torch.clamp_min(shared, 0.0, out=first)
+        torch.mm(first, layers.weight2.T, out=second)
+        self.kernels.add_relu(second, layers.bias2.unsqueeze(0))
+        return first, second
+
+    @torch.no_grad()
+    def logits(self, public: torch.Tensor, private: torch.Tensor, out: torch.Tensor) -> None:
+        exact = self.policy.layers(self.policy.flat.detach())
+        agents = len(out) // len(public)
+        shared = torch.addmm(exact.bias1, public, exact.public.T)
+        if self.network is not None:
+            self.network.network_logits(exact, shared, private, out)
+            return
+        layers, shared = self._rounded_layers(), shared.to(self.dtype)
+        for observations, rows in self._blocks(len(public), agents):
+            _, second = self._hidden(shared[observations], private[rows], layers)
+            if self.dtype == torch.float32:
+                torch.addmm(layers.bias3, second, layers.weight3.T, out=out[rows])
+            else:
+                out[rows] = torch.addmm(layers.bias3, second, layers.weight3.T)
+
+    def _loss(self, batch: Batch, weights: LossWeights) -> Loss:
+        """What the kernels compute the loss of a batch from."""
+        figures = {
+            "CLIP": weights.clip,
+            "ENTROPY_WEIGHT": weights.entropy,
+            "VALUE_WEIGHT": weights.value,
+            "ROW_WEIGHT": 1.0 / (len(batch.actions) * self.processes.world_size),
+            "USE_PPO": float(weights.use_ppo),
+        }
+        if figures != self._figures:  # once per update, not per pass
+            self._figures = figures
+            self._words.copy_(torch.tensor([figures[name] for name in LOSS_PARAMETERS]))
+        return Loss(self.heads, {name: getattr(batch, name) for name in SAMPLE_COLUMNS}, self._words, self.statistics)
+
+    @torch.no_grad()
+    def add_gradient(self, batch: Batch, weights: LossWeights) -> None:
+        loss = self._loss(batch, weights)
+        exact = self.policy.layers(self.policy.flat.detach())
+        grad = self.policy.layers(self.policy.flat.grad)
+        shared = torch.addmm(exact.bias1, batch.public, exact.public.T)
+        shared_grad = torch.empty_like(shared)
+        if self.network is not None:
+            self.network.network_gradient(exact, shared, batch.private, loss, grad, shared_grad)
+        else:
+            self._gradient_by_blocks(batch, shared.to(self.dtype), loss, grad, shared_grad)
+        grad.public.add_(shared_grad.T @ batch.public)
+        grad.bias1.add_(shared_grad.sum(0))
+
+    def _gradient_by_blocks(
+        self, batch: Batch, shared: torch.Tensor, loss: Loss, grad: Layers, shared_grad: torch.Tensor
+    ) -> None:
+        """Adds to ``grad`` all but the first layer's public part, whose gradient goes to ``shared_grad``."""
+        layers, agents = self._rounded_layers(), len(batch.actions) // len(batch.public)
+        for observations, rows in self._blocks(len(batch.public), agents):
+            private = batch.private[rows]
+            first, second = self._hidden(shared[observations], private, layers)
+            logits = self._buffer("logits", len(second), self.policy.num_actions + 1)
+            torch.addmm(layers.bias3, second, layers.weight3.T, out=logits)
+            self.kernels.loss(logits, loss.of(rows))  # logits now hold their gradient
+            grad.weight3.add_(logits.T @ second)
+            grad.bias3.add_(self._masked_sum(logits, None, agents))
+            second_grad, first_grad = self._buffer("second_grad", len(second)), self._buffer("first_grad", len(first))
+            torch.mm(logits, layers.weight3, out=second_grad)
+            grad.bias2.add_(self._masked_sum(second_grad, second, agents))
+            grad.weight2.add_(second_grad.T @ first)
+            torch.mm(second_grad, layers.weight2, out=first_grad)
+            self.kernels.mask_and_sum(first_grad, first, shared_grad[observations])
+            if private.shape[1]:
+                grad.private.add_((private.T @ first_grad).T)  # this way round the narrow product is four times faster
+
+    def _masked_sum(self, gradient: torch.Tensor, activation: torch.Tensor | None, agents: int) -> torch.Tensor:
+        """The sum of a gradient's rows (columns,), after masking it in place by the activation it belongs to."""
+        sums = torch.empty(len(gradient) // agents, gradient.shape[1], device=self.device)
+        self.kernels.mask_and_sum(gradient, activation, sums)
+        return sums.sum(0)

@@ -1,0 +1,110 @@
+"""The learning, stated plainly: returns, advantages, and the losses of PPO and of plain policy gradient, for autograd.
+
+To change how agents learn, change this file and set ``train.learner: autograd``; no C++ is involved. The fused learner
+(``fused.py``) computes the same faster, and ``tests/test_learning.py`` holds it to what stands here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import huber_loss
+
+from rbc_warp.training.processes import Processes
+
+STD_FLOOR = 1e-6
+MASKED = -1.0e30
+"""Logit of an action that is not allowed: its probability is 0, and so is its gradient."""
+
+
+@dataclass
+class Batch:
+    """What an update reads. N = T·E observations of a type with n agents each, rows = N·n in that order."""
+
+    public: torch.Tensor
+    """(N, num_public) encoded public states, float32."""
+    private: torch.Tensor
+    """(rows, num_private) encoded private states, in the learner's precision."""
+    actions: torch.Tensor
+    """(rows, heads) int32."""
+    log_probability: torch.Tensor
+    """(rows,) of the joint action when it was drawn."""
+    value: torch.Tensor
+    """(rows,) predicted when it was drawn."""
+    target: torch.Tensor
+    """(rows,) discounted return of reward / scale."""
+    advantage: torch.Tensor
+    """(rows,) target − value, standardized."""
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """The update rule and its weights. With ``use_ppo`` off, ``clip`` is unused."""
+
+    use_ppo: bool
+    clip: float
+    entropy: float
+    value: float
+
+
+def discounted_returns(rewards: torch.Tensor, gamma: float) -> torch.Tensor:
+    """Return the reward-to-go G_t = r_t + γ G_{t+1} over the first axis, (T, …); nothing is added at the end."""
+    returns = rewards.clone()
+    for t in range(len(rewards) - 2, -1, -1):
+        returns[t] += gamma * returns[t + 1]
+    return returns
+
+
+def standardize(advantage: torch.Tensor, processes: Processes) -> torch.Tensor:
+    """Return (x − mean) / std over the batch of all processes."""
+    moments = torch.stack([advantage.sum(dtype=torch.float64), advantage.square().sum(dtype=torch.float64)])
+    total, squares = processes.sum(moments)
+    count = advantage.numel() * processes.world_size
+    mean = total / count
+    variance = (squares - count * mean * mean).clamp_min(0.0) / max(count - 1, 1)
+    return ((advantage - mean) / (variance.sqrt() + STD_FLOOR)).to(advantage.dtype)
+
+
+def evaluate_actions(
+    logits: torch.Tensor, actions: torch.Tensor, allowed: torch.Tensor, head_sizes: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return log-probability and entropy (rows,) of joint actions: both are sums over the independent heads.
+
+    logits (rows, actions) and allowed (actions,) bool hold all heads one after the other; actions (rows, heads).
+    """
+    log_probability, entropy = logits.new_zeros(len(logits)), logits.new_zeros(len(logits))
+    heads = logits.masked_fill(~allowed, MASKED).split(list(head_sizes), dim=-1)
+    for head, chosen in zip(heads, actions.long().unbind(-1), strict=True):
+        log_p = head.log_softmax(-1)
+        log_probability = log_probability + log_p.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+        entropy = entropy - (log_p.exp() * log_p).sum(-1)
+    return log_probability, entropy
+
+
+def loss(
+    outputs: torch.Tensor, batch: Batch, weights: LossWeights, allowed: torch.Tensor, head_sizes: Sequence[int]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Return the loss of each row (rows,) and its parts, each (rows,).
+
+    ``outputs`` (rows, actions+1): logits of all heads, then the value. PPO (Schulman et al. 2017): the smaller of the
+    plain and the clipped surrogate, and the larger of the plain and the clipped value error. Otherwise −log π · A.
+    """
+    logits, value = outputs[:, :-1], outputs[:, -1]
+    log_probability, entropy = evaluate_actions(logits, batch.actions, allowed, head_sizes)
+    value_loss = huber_loss(value, batch.target, reduction="none")
+    if weights.use_ppo:
+        log_ratio = log_probability - batch.log_probability
+        ratio = log_ratio.exp()
+        clipped = ratio.clamp(1.0 - weights.clip, 1.0 + weights.clip)
+        policy_loss = -torch.minimum(ratio * batch.advantage, clipped * batch.advantage)
+        held = batch.value + (value - batch.value).clamp(-weights.clip, weights.clip)
+        value_loss = torch.maximum(value_loss, huber_loss(held, batch.target, reduction="none"))
+        kl, outside = ratio - 1.0 - log_ratio, (clipped != ratio).to(value.dtype)
+    else:
+        policy_loss = -log_probability * batch.advantage
+        kl, outside = torch.zeros_like(value), torch.zeros_like(value)
+    total = policy_loss - weights.entropy * entropy + weights.value * value_loss
+    parts = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy, "kl": kl, "clipped": outside}
+    return total, {name: part.detach() for name, part in parts.items()}

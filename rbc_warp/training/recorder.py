@@ -1,0 +1,54 @@
+"""What is kept of a training while it goes on, and when it ends early."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from warp_drive.training.trainers.trainer_a2c import TrainerA2C
+
+if TYPE_CHECKING:
+    from rbc_warp.training.trainer import RbcTrainer
+
+Losses = Mapping[str, Mapping[str, torch.Tensor]]
+"""Per type that learned: means of the loss's parts, the gradient's norm, the entropy coefficient; scalar tensors."""
+
+
+class Recorder:
+    """Keeps nothing, and lets training run to its end. The trainer's hooks ``save_model_checkpoint`` and
+    ``_log_metrics``, which WarpDrive's loop calls, end here."""
+
+    def keeps_consumption(self, iteration: int) -> bool:
+        """Return whether the rollout of an iteration keeps who consumed what."""
+        return False
+
+    def played(self, trainer: RbcTrainer, iteration: int) -> None:
+        """Keep the policies that played an iteration, or their rollout, before they learn from it."""
+
+    def learned(self, trainer: RbcTrainer, iteration: int, losses: Losses) -> None:
+        """Keep what came of an iteration."""
+
+    def wants_to_stop(self) -> bool:
+        """Return whether training ends after the iteration that was just recorded."""
+        return False
+
+
+class WarpDriveFiles(Recorder):
+    """Keeps what WarpDrive's trainer keeps in its ``save_dir``: ``<policy>_<timestep>.state_dict`` and results.json.
+
+    ``train.save_model_every`` and ``train.log_every`` say how often, and the last iteration is kept, too.
+    """
+
+    def played(self, trainer: RbcTrainer, iteration: int) -> None:
+        TrainerA2C.save_model_checkpoint(trainer, iteration)
+
+    def learned(self, trainer: RbcTrainer, iteration: int, losses: Losses) -> None:
+        if iteration % trainer.settings.train.log_every and iteration != trainer.num_iters - 1:
+            return
+        metrics: dict[str, dict[str, float]] = {}
+        for agent in trainer.economy.agents:
+            reward = trainer.rollout.rewards(agent).sum(0).mean()
+            metrics[agent] = {"Mean episodic reward": float(reward)}
+            metrics[agent] |= {name: float(value) for name, value in losses.get(agent, {}).items()}
+        TrainerA2C._log_metrics(trainer, metrics)
