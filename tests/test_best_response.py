@@ -40,6 +40,7 @@ from rbc_warp.equilibrium.results import Record, Results
 from rbc_warp.runs.folder import RunDir
 from rbc_warp.runs.run import prepare_run, train_run
 from rbc_warp.training.rollout import Draw
+from rbc_warp.training.schedule import Update
 from rbc_warp.training.trainer import RbcTrainer
 from rbc_warp.warpdrive.simulation import simulate
 from run_best_response import main
@@ -227,7 +228,7 @@ def test_an_own_policy_is_one_agents_alone(game: Game) -> None:
         np.testing.assert_array_equal(same[agent], before[agent])
     with game.changed(own):
         trainer.play(Draw(0))
-    trainer.update_type("consumer", 0.0, 0, own.learner, 1)
+    trainer.update(Update("consumer", 0.0, own.learner, 1), 0)
     assert torch.equal(trainer.models["consumer"].flat, shared)
     assert not torch.equal(own.learner.policy.flat, shared)
 
@@ -242,15 +243,15 @@ def test_one_agents_update_is_that_of_a_type_of_one() -> None:
 
 def test_fine_tuning_keeps_the_best_and_leaves_the_others(game: Game) -> None:
     saved: list[int | str] = []
-    departure = fine_tune(game, "firm", 6, 2, save=lambda label, policy: saved.append(label))
-    assert saved == [2, 4, 6, "best"] and list(departure.selection) == [0, 2, 4, 6]
-    assert departure.selection[departure.best_iteration] == max(departure.selection.values())
+    tuned = fine_tune(game, "firm", 6, 2, save=lambda label, policy: saved.append(label))
+    assert saved == [2, 4, 6, "best"] and list(tuned.selection) == [0, 2, 4, 6]
+    assert tuned.selection[tuned.best_iteration] == max(tuned.selection.values())
     for agent in ("consumer", "government"):
         assert torch.equal(game.trainer.models[agent].flat, game.policies[agent].flat)
     again = fine_tune(game, "firm", 6, 2)
-    np.testing.assert_array_equal(again.after, departure.after)
+    np.testing.assert_array_equal(again.after, tuned.after)
     other_seed = fine_tune(game, "firm", 6, 2, repeat=1)
-    assert not np.array_equal(other_seed.after, departure.after)
+    assert not np.array_equal(other_seed.after, tuned.after)
 
 
 def test_a_scan_finds_the_best_fixed_action(game: Game) -> None:
@@ -330,11 +331,11 @@ def test_the_learned_response_nears_the_exact_one(settings: dict, agent: str, in
     """At least 95 % of the exact gain, and never more."""
     game = make_game(changed(settings, **LEARN_SOON), greedy=True)
     best = exact.best_plan(game, agent, index, max_plans=50_000)
-    departure = fine_tune(game, agent, 80, 5, index=index)
-    assert departure.before[0] == pytest.approx(best.before, rel=1e-6)
+    tuned = fine_tune(game, agent, 80, 5, index=index)
+    assert tuned.before[0] == pytest.approx(best.before, rel=1e-6)
     assert best.gain > 0.0
     tolerance = 1e-5 * abs(best.reward)
-    assert 0.95 * best.gain <= departure.gain.mean <= best.gain + tolerance
+    assert 0.95 * best.gain <= tuned.gain.mean <= best.gain + tolerance
 
 
 def test_the_launcher_keeps_every_result(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -450,8 +451,8 @@ def test_a_measurement_killed_anywhere_and_started_again_equals_an_uninterrupted
             launch(run_dir, *REQUESTS[name])
     updates = []
     with monkeypatch.context() as patched:
-        update = RbcTrainer.update_type
-        patched.setattr(RbcTrainer, "update_type", lambda *given: (updates.append(given), update(*given))[1])
+        update = RbcTrainer.update
+        patched.setattr(RbcTrainer, "update", lambda *given: (updates.append(given), update(*given))[1])
         assert launch(run_dir, *REQUESTS[name]) == 0
     assert_equal(run_dir, uninterrupted[name])
     fine_tunings = {"types": 4, "alone": 3, "greedy": 4}[name]

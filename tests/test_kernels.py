@@ -28,7 +28,6 @@ from economies import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_reference import economies
-from trainers import play
 
 import rbc_warp
 from rbc_warp.economy import reference
@@ -407,7 +406,7 @@ def test_python_s_layout_is_the_kernels() -> None:
         "DRAW_GREEDY": DRAW_GREEDY,
         "DRAW_FROM_PROBABILITIES": DRAW_FROM_PROBABILITIES,
     }
-    from rbc_warp.economy import parameters as economy
+    from rbc_warp.economy import agents as economy
 
     for kind in ("CONSUMER", "FIRM"):
         names = re.findall(r"X\((\w+)\)", re.search(rf"#define RBC_{kind}\(X\)(.*)", economy_h)[1])
@@ -448,8 +447,7 @@ def test_the_kernels_have_no_undefined_behaviour(tmp_path: Path) -> None:
         "    settings = {'agents': {'num_consumers': consumers, 'num_firms': firms}, 'world': {'maxtime': 2},\n"
         "                'train': {'batch_size': 3, 'precision': precision}}\n"
         "    trainer = RbcTrainer(load_config(settings), 'host')\n"
-        "    play(trainer, 0)\n"
-        "    learn(trainer, 0)\n"
+        "    trainer.train(0, 1)\n"
         "print('sound')\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(rbc_warp.__file__).parents[1])}

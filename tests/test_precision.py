@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from trainers import learn, play
+from trainers import learn, play_iteration
 
 from rbc_warp.config import load_config
 from rbc_warp.economy.agents import AGENT_TYPES
@@ -25,7 +25,7 @@ def final_rewards(seed: int, precision: str) -> list[float]:
     trainer = RbcTrainer(config, "host")
     rewards = []
     for iteration in range(config.train.num_episodes):
-        play(trainer, iteration)
+        play_iteration(trainer, iteration)
         learn(trainer, iteration)
         if iteration >= config.train.num_episodes - 10:
             rewards.append([float(trainer.rollout.rewards(agent).mean()) for agent in AGENT_TYPES])

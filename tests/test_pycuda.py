@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from economies import make_economy, random_actions
-from trainers import learn, play
+from trainers import learn, play_iteration
 
 from rbc_warp.config import Config, load_config
 from rbc_warp.economy.agents import AGENT_TYPES
@@ -62,8 +62,8 @@ def config(precision: str = "float32") -> Config:
 def trained(backend: str, precision: str, iterations: int) -> tuple[RbcTrainer, list[dict]]:
     trainer, records = RbcTrainer(config(precision), backend), []
     for iteration in range(iterations):
-        play(trainer, iteration, keep_consumption=True)
-        records.append(metrics.record(trainer, iteration, learn(trainer, iteration)))
+        play_iteration(trainer, iteration, keep_consumption=True)
+        records.append(metrics.record(trainer.rollout, iteration, learn(trainer, iteration)))
     return trainer, records
 
 
@@ -113,7 +113,7 @@ def test_gpu_rollouts_agree_with_the_host_s(precision: str) -> None:
         trainer.play(Draw(4))
     first, second = trainers
     for agent in AGENT_TYPES:  # the first period's logits are of one state; later ones follow the draws
-        differ = (first.actions(agent)[0] != second.actions(agent)[0].cpu()).float().mean()
+        differ = (first.rollout.actions(agent)[0] != second.rollout.actions(agent)[0].cpu()).float().mean()
         assert differ < (0.001 if precision == "float32" else 0.05), agent
         expected, got = (t._data(f"values_batch_{agent}")[0].cpu() for t in trainers)
         tolerance = 1e-4 if precision == "float32" else 0.03
@@ -273,7 +273,10 @@ def test_the_pycuda_path_trains_as_the_host_does(
     assert second.backend == "pycuda" and type(second.cuda_envs.cuda_data_manager).__name__ == "DeviceDataManager"
     for agent in AGENT_TYPES:
         for array in ("actions", "states", "rewards", "aux"):
-            assert torch.equal(getattr(second, array)(agent), getattr(first, array)(agent)), (agent, array)
+            assert torch.equal(getattr(second.rollout, array)(agent), getattr(first.rollout, array)(agent)), (
+                agent,
+                array,
+            )
         assert torch.equal(second.models[agent].flat, first.models[agent].flat), agent
     for expected, got in zip(on_host, on_fake, strict=True):
         assert got["reward"] == expected["reward"] and got["economy"] == expected["economy"]

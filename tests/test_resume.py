@@ -18,7 +18,8 @@ from stops import Killed, kill_at, values
 from rbc_warp.config import Config, load_config
 from rbc_warp.errors import ConfigError, ResumeError, RunFileError
 from rbc_warp.runs.folder import RunDir
-from rbc_warp.runs.run import locked, prepare_run, read_state, summary, train_run
+from rbc_warp.runs.resume import read_state
+from rbc_warp.runs.run import locked, prepare_run, summary, train_run
 from rbc_warp.runs.tracking import TRACKERS, MLflow, WeightsAndBiases, check_trackers, flat
 
 ROOT = Path(__file__).parents[1]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from trainers import learn, play
+from trainers import learn, play_iteration
 
 from rbc_warp.config import Config, load_config
 from rbc_warp.economy import reference
@@ -19,7 +19,7 @@ from rbc_warp.economy.parameters import Economy
 from rbc_warp.runs import metrics
 from rbc_warp.runs.folder import RunDir
 from rbc_warp.runs.run import prepare_run, train_run
-from rbc_warp.training.learner import discounted_returns
+from rbc_warp.training.losses import discounted_returns
 from rbc_warp.training.rollout import EVALUATION_STREAM, Draw
 from rbc_warp.training.schedule import Update
 from rbc_warp.training.trainer import RbcTrainer, choose_precision
@@ -49,8 +49,8 @@ def train(config: Config, iterations: int | None = None) -> tuple[RbcTrainer, li
     """A trained trainer and its metrics."""
     trainer, records = RbcTrainer(config, "host"), []
     for iteration in range(config.train.num_episodes if iterations is None else iterations):
-        play(trainer, iteration)
-        records.append(metrics.record(trainer, iteration, learn(trainer, iteration)))
+        play_iteration(trainer, iteration)
+        records.append(metrics.record(trainer.rollout, iteration, learn(trainer, iteration)))
     return trainer, records
 
 
@@ -84,14 +84,14 @@ def test_the_same_seed_gives_the_same_run_bit_for_bit(precision: str, tmp_path: 
 def test_another_seed_gives_another_run() -> None:
     (first, records), (second, others) = train(small(), 2), train(small("train.base_seed=1"), 2)
     assert records != others
-    assert not torch.equal(first.actions("consumer"), second.actions("consumer"))
+    assert not torch.equal(first.rollout.actions("consumer"), second.rollout.actions("consumer"))
 
 
 def test_every_bit_of_the_seed_counts() -> None:
     trainers = [RbcTrainer(small(f"train.base_seed={seed}"), "host") for seed in (5, 5 + 2**31, 2**32 - 1)]
     for trainer in trainers:
         trainer.load_state(trainers[0].state())
-        play(trainer, 0)
+        play_iteration(trainer, 0)
     first, *others = (trainer.rollout.actions("consumer") for trainer in trainers)
     assert all(not torch.equal(first, other) for other in others)
 
@@ -111,7 +111,8 @@ def test_the_number_of_threads_does_not_change_what_happens(monkeypatch: pytest.
     first, second = trainers
     for agent in AGENT_TYPES:
         for array in ("actions", "states", "rewards"):
-            assert torch.equal(getattr(first, array)(agent), getattr(second, array)(agent)), (agent, array)
+            mine, other = (getattr(trainer.rollout, array)(agent) for trainer in trainers)
+            assert torch.equal(mine, other), (agent, array)
         for array in ("values", "log_probabilities"):
             name = f"{array}_batch_{agent}"
             assert torch.equal(first._data(name), second._data(name)), name
@@ -139,7 +140,7 @@ def test_draws_are_new_in_every_iteration_and_repeatable() -> None:
 def test_a_rollout_is_what_the_reference_makes_of_its_actions() -> None:
     trainer = RbcTrainer(small(), "host")
     trainer.multipliers = {"consumer": 0.5, "firm": 2.0}
-    play(trainer, 4, keep_consumption=True)
+    play_iteration(trainer, 4, keep_consumption=True)
     actions = {agent: trainer.rollout.actions(agent).transpose(0, 1).numpy() for agent in AGENT_TYPES}
     expected = reference.rollout(trainer.economy, actions, trainer.curriculum.stage(4, trainer.multipliers))
     for agent in AGENT_TYPES:
@@ -199,10 +200,11 @@ def returns_of_all_plans(config: Config) -> np.ndarray:
     return played["consumer"]["rewards"].sum(axis=(1, 2))
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("learner, precision", [("fused", "float32"), ("fused", "bfloat16"), ("autograd", "float32")])
 @pytest.mark.parametrize("use_ppo", ["true", "false"], ids=["ppo", "policy-gradient"])
-def test_a_known_optimum_is_learned(use_ppo: str, precision: str) -> None:
-    config = load_config(PLAN, [f"train.use_ppo={use_ppo}", f"train.precision={precision}"])
+def test_a_known_optimum_is_learned(use_ppo: str, learner: str, precision: str) -> None:
+    settings = {"use_ppo": use_ppo, "learner": learner, "precision": precision}
+    config = load_config(PLAN, [f"train.{key}={value}" for key, value in settings.items()])
     returns = returns_of_all_plans(config)
     optimum = returns.max()
     assert len(returns) == 4096 and 0 < (returns >= 0.99 * optimum).sum() < 10
@@ -221,10 +223,10 @@ def test_reward_scales_divide_what_is_learned_from_only() -> None:
     trainer, plain = RbcTrainer(config, "host"), RbcTrainer(small(), "host")
     seen = []
     for each in (trainer, plain):
-        each.train_iteration(0)
+        play_iteration(each, 0)
         learner = each.learners["consumer"]
         learner.update = lambda batch, *_: seen.append(batch) or torch.zeros(())
-        each.update_type("consumer", 0.0, 0)
+        each.update(Update("consumer", 0.0), 0)
     assert torch.equal(trainer.rollout.rewards("consumer"), plain.rollout.rewards("consumer"))
     torch.testing.assert_close(seen[0].target * 10.0, seen[1].target)
     expected = discounted_returns(plain.rollout.rewards("consumer") / 5.0, 0.9999).flatten()
@@ -237,7 +239,7 @@ def test_each_type_has_its_learning_rate() -> None:
     rates = {agent: trainer.optimizers[agent].param_groups[0]["lr"] for agent in AGENT_TYPES}
     assert rates == {"consumer": 0.01, "firm": 0.005, "government": 0.0}
     before = weights(trainer)
-    play(trainer, 3)
+    play_iteration(trainer, 3)
     learn(trainer, 3)
     after = weights(trainer)
     assert torch.equal(before["government"], after["government"])
@@ -249,7 +251,7 @@ def test_only_types_that_are_due_are_updated() -> None:
     trainer, _ = train(small(), 0)
     for iteration in range(4):
         before = weights(trainer)
-        play(trainer, iteration)
+        play_iteration(trainer, iteration)
         losses = learn(trainer, iteration)
         due = {"consumer", "government"} | ({"firm"} if iteration >= 2 else set())
         assert set(losses) == due
@@ -261,7 +263,7 @@ def test_frozen_types_play_one_action_and_keep_their_weights() -> None:
     trainer, _ = train(config, 0)
     before = weights(trainer)
     for iteration in range(3):
-        play(trainer, iteration)
+        play_iteration(trainer, iteration)
         assert torch.all(trainer.rollout.actions("firm") == 17) and torch.all(
             trainer.rollout.actions("government") == 14
         )
@@ -276,7 +278,7 @@ def test_frozen_types_play_one_action_and_keep_their_weights() -> None:
 
 def test_masks_hold_in_sampling_and_in_the_update() -> None:
     trainer = RbcTrainer(small(), "host")
-    play(trainer, 0)
+    play_iteration(trainer, 0)
     choices = torch.as_tensor(trainer.economy.firm_choices)
     assert torch.all(choices[trainer.rollout.actions("firm").long()][..., 0] == 1000.0)
     before = trainer.models["firm"].layers().weight3.detach().clone()
@@ -288,7 +290,7 @@ def test_masks_hold_in_sampling_and_in_the_update() -> None:
 def test_theta_is_shown_and_felt_at_the_stage() -> None:
     trainer = RbcTrainer(small(), "host")
     for iteration, factor in ((0, 0.0), (3, 1.0 - np.exp(-1.0))):
-        play(trainer, iteration)
+        play_iteration(trainer, iteration)
         seen = trainer.rollout.private_states("consumer")[..., CONSUMER_THETA]
         torch.testing.assert_close(seen[0, 0], torch.tensor(factor * trainer.economy.theta, dtype=torch.float32))
 
@@ -311,7 +313,7 @@ def test_no_ponzi_coefficients_rise_with_debt() -> None:
             == trainer.multipliers["firm"]
             == pytest.approx(expected, rel=1e-5)
         )
-        play(trainer, iteration)
+        play_iteration(trainer, iteration)
         debt = (-trainer._data("observations_firm")[..., FIRM_BUDGET]).clamp_min(0.0).mean() / 100.0
         assert debt > 0.0
         learn(trainer, iteration)
@@ -359,11 +361,12 @@ def test_losses_and_weights_stay_finite_at_extreme_scales() -> None:
 
 def test_precision_follows_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
-    assert choose_precision("float32", cpu) == torch.float32 and choose_precision("bfloat16", cpu) == torch.bfloat16
+    for name in ("float32", "bfloat16"):
+        assert choose_precision(small(f"train.precision={name}"), cpu) == getattr(torch, name)
     for native in (True, False):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-        assert choose_precision("auto", cpu) == (torch.bfloat16 if native else torch.float32)
+        assert choose_precision(small(), cpu) == (torch.bfloat16 if native else torch.float32)
 
 
 def test_metrics_are_the_means_of_the_rollout() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from economies import actions_at, make_economy, random_actions
-from trainers import learn, play
+from trainers import learn, play_iteration
 from warp_drive.env_cpu_gpu_consistency_checker import EnvironmentCPUvsGPU
 from warp_drive.env_wrapper import EnvWrapper
 from warp_drive.managers.data_manager import CUDADataManager
@@ -139,7 +139,7 @@ def test_start_values_and_their_copies_are_separate() -> None:
 
 def test_nothing_is_copied_off_the_device_during_a_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = RbcTrainer(load_config(CONFIG), "host")
-    play(trainer, 0)  # the first reset may be on the host, as in WarpDrive
+    play_iteration(trainer, 0)  # the first reset may be on the host, as in WarpDrive
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("data left the device")
@@ -147,7 +147,7 @@ def test_nothing_is_copied_off_the_device_during_a_rollout(monkeypatch: pytest.M
     monkeypatch.setattr(HostDataManager, "pull_data_from_device", refuse)
     for name in ("numpy", "cpu", "item", "tolist"):
         monkeypatch.setattr(torch.Tensor, name, refuse)
-    play(trainer, 1)
+    play_iteration(trainer, 1)
 
 
 def test_reset_modes_are_warpdrive_s() -> None:
@@ -170,7 +170,7 @@ def fingerprint() -> dict[str, Any]:
 def test_nothing_is_patched_globally() -> None:
     before, cuda = fingerprint(), torch.Tensor.cuda
     trainer = RbcTrainer(load_config(CONFIG), "host")
-    play(trainer, 0)
+    play_iteration(trainer, 0)
     learn(trainer, 0)
     after = fingerprint()
     assert before.keys() == after.keys()

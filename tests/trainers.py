@@ -8,7 +8,7 @@ from rbc_warp.training.rollout import Draw
 from rbc_warp.training.trainer import RbcTrainer
 
 
-def play(trainer: RbcTrainer, iteration: int, keep_consumption: bool = False) -> None:
+def play_iteration(trainer: RbcTrainer, iteration: int, keep_consumption: bool = False) -> None:
     """Play an iteration's episodes at its stage."""
     trainer.set_iteration(iteration)
     trainer.play(Draw(iteration), keep_consumption)

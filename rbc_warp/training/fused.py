@@ -40,7 +40,7 @@ class FusedLearner(Learner):
     ):
         super().__init__(policy, heads, learning_rate, dtype, processes)
         self.kernels = kernels
-        self.network = kernels.network(dtype)
+        self.network = kernels.network(dtype, policy.hidden)
         self._buffers: dict[tuple[str, int], torch.Tensor] = {}
         self._figures: dict[str, float] = {}
         self._words = torch.zeros(len(LOSS_PARAMETERS), device=self.device)

@@ -123,9 +123,9 @@ class HostFunctionManager(CUDAFunctionManager):
             self.pointer(loss.statistics),
         )
 
-    def network(self, dtype: torch.dtype) -> FusedNetwork | None:
+    def network(self, dtype: torch.dtype, hidden: int) -> FusedNetwork | None:
         """The network as one kernel, if this processor has what it takes in products of this precision."""
-        return self if self.library.RbcFusesNetwork(int(dtype == torch.bfloat16)) else None
+        return self if hidden == 128 and self.library.RbcFusesNetwork(int(dtype == torch.bfloat16)) else None
 
     def network_logits(self, layers: Layers, shared: torch.Tensor, private: torch.Tensor, out: torch.Tensor) -> None:
         """Logits and values ``out`` (rows, actions+1) float32. shared: (groups, 128) float32, the first layer's part

@@ -68,7 +68,7 @@ class Kernels(Protocol):
     def loss(self, logits: torch.Tensor, loss: Loss) -> None: ...
     def add_relu(self, x: torch.Tensor, shared: torch.Tensor) -> None: ...
     def mask_and_sum(self, gradient: torch.Tensor, activation: torch.Tensor | None, sums: torch.Tensor) -> None: ...
-    def network(self, dtype: torch.dtype) -> FusedNetwork | None: ...
+    def network(self, dtype: torch.dtype, hidden: int) -> FusedNetwork | None: ...
 
 
 class FusedNetwork(Protocol):
@@ -93,7 +93,7 @@ class TorchNetwork:
     size."""
 
     @staticmethod
-    def network(dtype: torch.dtype) -> FusedNetwork | None:
+    def network(dtype: torch.dtype, hidden: int) -> FusedNetwork | None:
         """There is no kernel that does all."""
         return None
 

@@ -1,22 +1,27 @@
-"""The update rules against a plain statement of the network (``Policy.outputs``), of the loss, and autograd."""
+"""Every learner against the plain statement of network and loss, ``Policy.outputs`` and ``losses.py``, in double."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import huber_loss
-from trainers import play
+from trainers import play_iteration
 
 from rbc_warp.config import load_config
 from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.economy.parameters import Economy
-from rbc_warp.training import learner as ppo
-from rbc_warp.training.learner import Batch, Learner, LossWeights, discounted_returns
+from rbc_warp.training import fused, learner, losses
+from rbc_warp.training.fused import FusedLearner
+from rbc_warp.training.learner import AutogradLearner, Learner
+from rbc_warp.training.losses import Batch, LossWeights, discounted_returns, standardize
 from rbc_warp.training.policy import Policy, make_policies
+from rbc_warp.training.processes import Processes
 from rbc_warp.training.schedule import Update
 from rbc_warp.training.trainer import RbcTrainer
 from rbc_warp.warpdrive.host import HostFunctionManager
@@ -32,29 +37,40 @@ OBSERVATIONS = 61  # so that blocks and groups of sixteen rows end inside a batc
 class Unfused(HostFunctionManager):
     """The host's kernels where the processor cannot run the network as one: torch multiplies the matrices."""
 
-    def network(self, dtype: torch.dtype) -> None:
+    def network(self, *unused: object) -> None:
         return None
 
 
-@pytest.fixture(scope="module", params=[HostFunctionManager, Unfused], ids=["fused", "blocks"])
-def kernels(request: pytest.FixtureRequest) -> HostFunctionManager:
-    made = request.param(num_agents=1, num_envs=1, blocks_per_env=1)
-    if request.param is HostFunctionManager and made.network(torch.float32) is None:
+LEARNERS = {"fused": HostFunctionManager, "blocks": Unfused, "autograd": None}
+Maker = Callable[..., Learner]
+
+
+@pytest.fixture(scope="module", params=LEARNERS)
+def make(request: pytest.FixtureRequest) -> Maker:
+    """Makes learners of one kind: the network as one kernel, products by torch, or autograd."""
+    kernels = LEARNERS[request.param]
+    if kernels is None:
+        return AutogradLearner
+    made = kernels(num_agents=1, num_envs=1, blocks_per_env=1)
+    learner = partial(FusedLearner, kernels=made)
+    policy = make_policies(load_config(SETTINGS), Economy.from_config(load_config(SETTINGS)))["government"]
+    if request.param == "fused" and learner(policy, Heads(policy.head_sizes, "cpu"), 0.0).network is None:
         pytest.skip("the network is one kernel on processors with AVX-512 only")
-    return made
+    return learner
 
 
 class Case:
     """One agent type's learner, a batch that takes every branch of the loss, and the states behind it."""
 
-    def __init__(self, agent: str, kernels: HostFunctionManager, dtype: torch.dtype = torch.float32) -> None:
-        config = load_config(SETTINGS)
+    def __init__(self, agent: str, make: Maker, dtype: torch.dtype = torch.float32, hidden: int = 128) -> None:
+        train = {"hidden_size": hidden}
+        config = load_config({**SETTINGS, "train": train})
         self.economy = Economy.from_config(config)
         self.policy = make_policies(config, self.economy)[agent]
         self.heads = Heads(self.economy.agents[agent].head_sizes, "cpu")
         if agent == "firm":  # masks, as in the curriculum
             self.heads.allowed.copy_(torch.arange(self.heads.num_actions) % 3 != 1)
-        self.learner = Learner(self.policy, self.heads, kernels, learning_rate=0.01, dtype=dtype)
+        self.learner = make(self.policy, self.heads, 0.01, dtype)
         self.states = self._states(agent)
         self.batch = self._batch()
 
@@ -114,46 +130,18 @@ class Case:
         self.policy.flat.grad.zero_()
         self.learner.statistics.zero_()
         batch = self.batch if batch is None else batch
-        self.learner.gradient(batch, self.learner.loss(batch, weights))
+        self.learner.add_gradient(batch, weights)
         return self.policy.flat.grad.clone()
 
 
 def plain_loss(
     policy: Policy, states: torch.Tensor, heads: Heads, batch: Batch, weights: LossWeights
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The loss as the method states it, in double precision, and its parts as means over the batch."""
+    """The loss as ``losses.py`` states it, in double precision, and its parts, as means over the batch."""
     outputs = policy.outputs(states.double()).flatten(0, 1)
-    logits, value = outputs[:, :-1], outputs[:, -1]
-    log_probability, entropy = torch.zeros_like(value), torch.zeros_like(value)
-    allowed = heads.allowed.bool().split(heads.sizes)
-    for h, (head, mask) in enumerate(zip(logits.split(heads.sizes, dim=-1), allowed, strict=True)):
-        log_p = head[:, mask].log_softmax(-1)
-        place = (torch.cumsum(mask, 0) - 1)[batch.actions[:, h].long()]
-        log_probability = log_probability + log_p.gather(1, place.unsqueeze(1)).squeeze(1)
-        entropy = entropy - (log_p.exp() * log_p).sum(-1)
-    old, advantage, target = (t.double() for t in (batch.log_probability, batch.advantage, batch.target))
-    one = torch.ones_like(value)
-    value_error = huber_loss(value, target, reduction="none")
-    if weights.use_ppo:
-        ratio = (log_probability - old).exp()
-        clipped = ratio.clamp(1.0 - weights.clip, 1.0 + weights.clip)
-        policy_loss = -torch.minimum(ratio * advantage, clipped * advantage)
-        held = batch.value + (value - batch.value).clamp(-weights.clip, weights.clip)
-        value_error = torch.maximum(value_error, huber_loss(held, target, reduction="none"))
-        kl = ratio - 1.0 - ratio.log()
-        outside = (clipped != ratio).double()
-    else:
-        policy_loss, kl, outside = -log_probability * advantage, 0.0 * one, 0.0 * one
-    parts = {
-        "policy_loss": policy_loss,
-        "value_loss": value_error,
-        "entropy": entropy,
-        "kl": kl,
-        "clipped": outside,
-    }
-    means = {name: part.mean() for name, part in parts.items()}
-    total = means["policy_loss"] + weights.value * means["value_loss"] - weights.entropy * means["entropy"]
-    return total, means
+    columns = {name: column.double() if column.is_floating_point() else column for name, column in vars(batch).items()}
+    total, parts = losses.loss(outputs, Batch(**columns), weights, heads.allowed.bool(), heads.sizes)
+    return total.mean(), {name: part.mean() for name, part in parts.items()}
 
 
 def in_double(policy: Policy) -> Policy:
@@ -183,14 +171,14 @@ def assert_same_gradient(case: Case, got: torch.Tensor, expected: torch.Tensor) 
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("agent", AGENT_TYPES)
-def test_the_gradient_is_that_of_the_plain_statement(kernels: HostFunctionManager, agent: str, rule: str) -> None:
-    case = Case(agent, kernels)
+def test_the_gradient_is_that_of_the_plain_statement(make: Maker, agent: str, rule: str) -> None:
+    case = Case(agent, make)
     assert_same_gradient(case, case.learner_gradient(RULES[rule]), plain_gradient(case, RULES[rule]))
 
 
-def test_the_batch_takes_every_branch(kernels: HostFunctionManager) -> None:
+def test_the_batch_takes_every_branch(make: Maker) -> None:
     """What the comparison above rests on."""
-    case = Case("consumer", kernels)
+    case = Case("consumer", make)
     batch, policy = case.batch, in_double(case.policy)
     value = policy.outputs(case.states.double()).flatten(0, 1)[:, -1].detach()
     log_ratio = sum_log_probability(case) - batch.log_probability
@@ -215,9 +203,9 @@ def sum_log_probability(case: Case) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_the_gradient_is_the_slope_of_the_loss(kernels: HostFunctionManager, rule: str) -> None:
+def test_the_gradient_is_the_slope_of_the_loss(make: Maker, rule: str) -> None:
     """Central differences in random directions: independent of autograd and of how the gradient is derived."""
-    case = Case("consumer", kernels)
+    case = Case("consumer", make)
     gradient = case.learner_gradient(RULES[rule]).double()
     policy = in_double(case.policy)
     start = policy.flat.detach().clone()
@@ -239,10 +227,8 @@ def test_the_gradient_is_the_slope_of_the_loss(kernels: HostFunctionManager, rul
 
 @pytest.mark.parametrize("weights", [PPO, POLICY_GRADIENT], ids=list(RULES))
 @pytest.mark.parametrize("agent", AGENT_TYPES)
-def test_statistics_are_the_means_of_the_loss_s_parts(
-    kernels: HostFunctionManager, agent: str, weights: LossWeights
-) -> None:
-    case = Case(agent, kernels)
+def test_statistics_are_the_means_of_the_loss_s_parts(make: Maker, agent: str, weights: LossWeights) -> None:
+    case = Case(agent, make)
     case.learner_gradient(weights)
     with torch.no_grad():
         _, means = plain_loss(in_double(case.policy), case.states, case.heads, case.batch, weights)
@@ -251,8 +237,8 @@ def test_statistics_are_the_means_of_the_loss_s_parts(
         assert float(value) == pytest.approx(float(means[name]), rel=2e-5, abs=2e-6), name
 
 
-def test_masked_actions_get_no_gradient(kernels: HostFunctionManager) -> None:
-    case = Case("firm", kernels)
+def test_masked_actions_get_no_gradient(make: Maker) -> None:
+    case = Case("firm", make)
     gradient = case.policy.layers(case.learner_gradient(PPO))
     masked = ~case.heads.allowed.bool()
     assert masked.any()
@@ -261,10 +247,11 @@ def test_masked_actions_get_no_gradient(kernels: HostFunctionManager) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 16, 100])
-def test_blocks_only_divide_the_work(kernels: HostFunctionManager, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = Case("consumer", kernels)
+def test_blocks_only_divide_the_work(make: Maker, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("consumer", make)
     whole = case.learner_gradient(PPO)
-    monkeypatch.setattr(ppo, "block_rows", lambda device, dtype: rows)
+    monkeypatch.setattr(fused, "block_rows", lambda device, dtype, hidden: rows)
+    monkeypatch.setattr(learner, "AUTOGRAD_BLOCK_ROWS", rows)
     torch.testing.assert_close(case.learner_gradient(PPO), whole, rtol=1e-4, atol=2e-7)
     out = torch.empty(len(case.batch.actions), case.policy.num_actions + 1)
     case.learner.logits(case.batch.public, case.batch.private, out)
@@ -274,11 +261,9 @@ def test_blocks_only_divide_the_work(kernels: HostFunctionManager, rows: int, mo
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("agents, observations", [(1, 1), (1, 65), (3, 50), (100, 3), (130, 2)])
-def test_groups_of_any_size_fill_the_blocks(
-    kernels: HostFunctionManager, agents: int, observations: int, dtype: torch.dtype
-) -> None:
+def test_groups_of_any_size_fill_the_blocks(make: Maker, agents: int, observations: int, dtype: torch.dtype) -> None:
     """Against the whole batch's rows one by one, and with another number of threads."""
-    case = Case("consumer", kernels, dtype)
+    case = Case("consumer", make, dtype)
     learner, batch = case.learner, case.batch
     some = torch.arange(agents * observations) % len(batch.actions)
     rows = {name: getattr(batch, name)[some] for name in vars(batch) if name != "public"}
@@ -305,8 +290,8 @@ def test_groups_of_any_size_fill_the_blocks(
 
 
 @pytest.mark.parametrize("agent", AGENT_TYPES)
-def test_bfloat16_is_close_to_float32(kernels: HostFunctionManager, agent: str) -> None:
-    exact, coarse = (Case(agent, kernels, dtype) for dtype in (torch.float32, torch.bfloat16))
+def test_bfloat16_is_close_to_float32(make: Maker, agent: str) -> None:
+    exact, coarse = (Case(agent, make, dtype) for dtype in (torch.float32, torch.bfloat16))
     logits = [torch.empty(len(c.batch.actions), c.policy.num_actions + 1) for c in (exact, coarse)]
     for case, out in zip((exact, coarse), logits, strict=True):
         case.learner.logits(case.batch.public, case.batch.private, out)
@@ -321,8 +306,8 @@ def test_bfloat16_is_close_to_float32(kernels: HostFunctionManager, agent: str) 
 # Updates
 
 
-def test_the_first_update_is_adam_s(kernels: HostFunctionManager) -> None:
-    case = Case("government", kernels)
+def test_the_first_update_is_adam_s(make: Maker) -> None:
+    case = Case("government", make)
     before, gradient = case.policy.flat.detach().clone(), case.learner_gradient(PPO)
     norm = case.learner.update(case.batch, PPO, passes=1, max_grad_norm=None)
     assert float(norm) == pytest.approx(float(gradient.norm()), rel=1e-5)
@@ -330,10 +315,10 @@ def test_the_first_update_is_adam_s(kernels: HostFunctionManager) -> None:
     torch.testing.assert_close(step, -0.01 * gradient / (gradient.abs() + 1e-8), rtol=1e-4, atol=1e-6)
 
 
-def test_long_gradients_are_shortened_and_short_ones_left(kernels: HostFunctionManager) -> None:
+def test_long_gradients_are_shortened_and_short_ones_left(make: Maker) -> None:
     norms = []
     for limit in (1e-3, 1e3):
-        case = Case("firm", kernels)
+        case = Case("firm", make)
         norm = float(case.learner.update(case.batch, PPO, passes=1, max_grad_norm=limit))
         used = case.policy.flat.grad.norm()
         norms.append(norm)
@@ -341,8 +326,8 @@ def test_long_gradients_are_shortened_and_short_ones_left(kernels: HostFunctionM
     assert norms[0] == norms[1]  # what is reported is the norm before
 
 
-def test_passes_repeat_the_update_against_the_same_old_policy(kernels: HostFunctionManager) -> None:
-    cases = [Case("firm", kernels) for _ in range(2)]
+def test_passes_repeat_the_update_against_the_same_old_policy(make: Maker) -> None:
+    cases = [Case("firm", make) for _ in range(2)]
     cases[0].learner.update(cases[0].batch, PPO, passes=3, max_grad_norm=2.0)
     for _ in range(3):
         cases[1].learner.update(cases[1].batch, PPO, passes=1, max_grad_norm=2.0)
@@ -351,17 +336,17 @@ def test_passes_repeat_the_update_against_the_same_old_policy(kernels: HostFunct
     assert 0.0 < float(mean) <= float(np.log(20))
 
 
-def test_processes_that_share_a_batch_update_like_one(kernels: HostFunctionManager) -> None:
+def test_processes_that_share_a_batch_update_like_one(make: Maker) -> None:
     """The sum of the gradients of two halves, each told of two processes, is the gradient of the whole batch."""
-    case = Case("government", kernels)
+    case = Case("government", make)
     whole = case.learner_gradient(PPO)
     rows = {name: getattr(case.batch, name) for name in vars(case.batch)}
-    case.learner.world_size = 2
+    case.learner.processes.world_size = 2
     half = len(case.batch.actions) // 2
     even = {name: tensor[: 2 * half] for name, tensor in rows.items()}
     parts = [Batch(**{n: t[s] for n, t in even.items()}) for s in (slice(0, half), slice(half, 2 * half))]
     total = sum(case.learner_gradient(PPO, part) for part in parts)
-    case.learner.world_size = 1
+    case.learner.processes.world_size = 1
     torch.testing.assert_close(total, case.learner_gradient(PPO, Batch(**even)), rtol=1e-4, atol=1e-7)
     assert not torch.equal(total, whole)  # the whole batch has one row more
 
@@ -379,27 +364,61 @@ def test_returns_are_discounted_period_by_period(gamma: float) -> None:
     assert torch.equal(discounted_returns(rewards[:1], gamma), rewards[:1])
 
 
-def test_advantages_are_standardised_over_the_batch(kernels: HostFunctionManager) -> None:
-    learner = Case("firm", kernels).learner
+def test_advantages_are_standardized_over_the_batch() -> None:
     raw = torch.tensor(np.random.default_rng(0).normal(50.0, 7.0, (5, 8, 3)), dtype=torch.float32)
-    got = learner.standardise(raw)
+    got = standardize(raw, Processes())
     expected = (raw.double() - raw.double().mean()) / raw.double().std()
     torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
-    assert not learner.standardise(torch.full((4, 2, 1), 3.0)).abs().gt(1e-3).any()  # nothing to tell apart
+    assert not standardize(torch.full((4, 2, 1), 3.0), Processes()).abs().gt(1e-3).any()  # nothing to tell apart
     moments = [torch.stack([h.sum(dtype=torch.float64), h.square().sum(dtype=torch.float64)]) for h in raw.split(4, 1)]
-    learner.reduce, learner.world_size = (lambda tensor: sum(moments)), 2
-    torch.testing.assert_close(learner.standardise(raw[:, :4]).double(), expected[:, :4], rtol=1e-5, atol=1e-5)
+    two = Processes(world_size=2)
+    two.sum = lambda tensor: sum(moments)
+    torch.testing.assert_close(standardize(raw[:, :4], two).double(), expected[:, :4], rtol=1e-5, atol=1e-5)
+
+
+def test_the_losses_by_hand() -> None:
+    """One head of two actions, p = 3/4 and 1/4, drawn at 1/2: the ratio 3/2 is clipped for a good action only."""
+    outputs = torch.tensor([[np.log(3.0), 0.0, 2.0], [np.log(3.0), 0.0, 2.0]], dtype=torch.float64)
+    column = torch.tensor([1.0, 1.0], dtype=torch.float64)
+    batch = Batch(
+        *(torch.zeros(2, 0), torch.zeros(2, 0), torch.zeros(2, 1, dtype=torch.int32)),
+        log_probability=-np.log(2.0) * column,
+        value=1.5 * column,
+        target=torch.tensor([1.8, 0.0], dtype=torch.float64),
+        advantage=torch.tensor([2.0, -2.0], dtype=torch.float64),
+    )
+    allowed = torch.ones(2, dtype=torch.bool)
+    total, parts = losses.loss(outputs, batch, LossWeights(True, 0.2, 0.5, 0.1), allowed, [2])
+    entropy = np.log(4.0) - 0.75 * np.log(3.0)
+    policy, value = np.array([-1.2 * 2.0, 1.5 * 2.0]), np.array([max(0.02, 0.005), max(1.5, 1.2)])
+    np.testing.assert_allclose(total, policy - 0.5 * entropy + 0.1 * value)
+    np.testing.assert_allclose(parts["kl"], 0.5 - np.log(1.5))
+    assert parts["clipped"].tolist() == [1.0, 1.0]
+    total, _ = losses.loss(outputs, batch, LossWeights(False, 0.2, 0.0, 0.0), allowed, [2])
+    np.testing.assert_allclose(total, [-np.log(0.75) * 2.0, np.log(0.75) * 2.0])
+
+
+@pytest.mark.parametrize("agent", AGENT_TYPES)
+def test_a_hidden_width_of_another_size_works(make: Maker, agent: str) -> None:
+    case = Case(agent, make, hidden=96)
+    assert case.policy.layers().weight2.shape == (96, 96)
+    assert_same_gradient(case, case.learner_gradient(PPO), plain_gradient(case, PPO))
+    out = torch.empty(len(case.batch.actions), case.policy.num_actions + 1)
+    case.learner.logits(case.batch.public, case.batch.private, out)
+    torch.testing.assert_close(out, case.policy.outputs(case.states).detach().flatten(0, 1), rtol=1e-5, atol=1e-5)
 
 
 # What an update is given
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_first_pass_finds_the_policy_that_drew(precision: str) -> None:
+@pytest.mark.parametrize("learner", ["fused", "autograd"])
+def test_the_first_pass_finds_the_policy_that_drew(precision: str, learner: str) -> None:
     """What the rollout and the update each say of the same states agrees: all ratios are 1, nothing is clipped."""
     train = {"batch_size": 4, "ppo_num_updates": 1, "ppo_clip_param": 1e-3, "precision": precision}
+    train["learner"] = learner
     trainer = RbcTrainer(load_config({**SETTINGS, "world": {"maxtime": 5}, "train": train}), "host")
-    play(trainer, 0)
+    play_iteration(trainer, 0)
     for agent in AGENT_TYPES:
         trainer.update(Update(agent, 0.0), 0)
         statistics = dict(zip(LOSS_STATISTICS, trainer.learners[agent].statistics.tolist(), strict=True))
@@ -415,7 +434,7 @@ def test_a_fraction_of_the_consumers_is_learned_from(fraction: float, monkeypatc
         "train": {"batch_size": 4, "consumer_update_fraction": fraction, "precision": "float32", "gamma": 0.9},
     }
     trainer = RbcTrainer(load_config(settings), "host")
-    play(trainer, 0)
+    play_iteration(trainer, 0)
     batches: list[Batch] = []
     monkeypatch.setattr(
         trainer.learners["consumer"], "update", lambda batch, *_: batches.append(batch) or torch.zeros(())
@@ -429,7 +448,7 @@ def test_a_fraction_of_the_consumers_is_learned_from(fraction: float, monkeypatc
     assert fraction == 1.0 or len({tuple(c) for c in chosen}) > 1
     value = trainer._data("values_batch_consumer")
     target = discounted_returns(trainer.rollout.rewards("consumer") / 5.0, 0.9)
-    everybody = trainer.learners["consumer"].standardise(target - value)
+    everybody = standardize(target - value, Processes())
     for batch, consumers in zip(batches, [chosen[0], *chosen], strict=True):
         torch.testing.assert_close(batch.target, target[:, :, consumers].flatten())
         torch.testing.assert_close(batch.advantage, everybody[:, :, consumers].flatten())
@@ -437,8 +456,8 @@ def test_a_fraction_of_the_consumers_is_learned_from(fraction: float, monkeypatc
         assert len(batch.public) == 12 and len(batch.private) == 12 * kept
 
 
-def test_loss_weights_do_what_they_say(kernels: HostFunctionManager) -> None:
-    case = Case("firm", kernels)
+def test_loss_weights_do_what_they_say(make: Maker) -> None:
+    case = Case("firm", make)
     value_only = case.policy.layers(case.learner_gradient(replace(PPO, entropy=0.0)))
     no_value = case.policy.layers(case.learner_gradient(replace(PPO, entropy=0.0, value=0.0)))
     assert value_only.bias3[-1].abs() > 0.0 and no_value.bias3[-1] == 0.0
@@ -448,8 +467,9 @@ def test_loss_weights_do_what_they_say(kernels: HostFunctionManager) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("groups, rows, columns", [(3, 7, 128), (1, 50, 126), (40, 1, 5), (64, 100, 16)])
 def test_what_stands_between_products_is_as_torch_states_it(
-    kernels: HostFunctionManager, dtype: torch.dtype, groups: int, rows: int, columns: int
+    dtype: torch.dtype, groups: int, rows: int, columns: int
 ) -> None:
+    kernels = HostFunctionManager(num_agents=1, num_envs=1, blocks_per_env=1)
     generator = torch.Generator().manual_seed(groups)
 
     def random(*shape: int) -> torch.Tensor:
