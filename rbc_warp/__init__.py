@@ -2,6 +2,8 @@
 
 >>> config = load_config("configs/rbc.yaml")
 >>> outcome = simulate(config, actions, backend="host")
+>>> trainer = make_trainer(config)
+>>> trainer.train()
 >>> policies = load_policies("experiment/rbc/rollout-…", episode="latest")
 """
 
@@ -9,16 +11,26 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rbc_warp.config import Config, load_config
-from rbc_warp.errors import ConfigError
+from rbc_warp.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from rbc_warp.training.policy import Policy
+    from rbc_warp.training.trainer import RbcTrainer
 
-__all__ = ["Config", "ConfigError", "load_config", "load_policies", "simulate"]
+__all__ = [
+    "Config",
+    "ConfigError",
+    "UserError",
+    "load_config",
+    "load_policies",
+    "make_trainer",
+    "simulate",
+]
 
 with contextlib.suppress(ImportError):  # WarpDrive imports gym, which would print that users should move on
     import gym_notices.notices
@@ -26,8 +38,29 @@ with contextlib.suppress(ImportError):  # WarpDrive imports gym, which would pri
     gym_notices.notices.notices.clear()
 
 
+def make_trainer(
+    config: Config | Mapping[str, Any] | str | os.PathLike[str],
+    backend: str = "auto",
+    folder: str | os.PathLike[str] | None = None,
+) -> RbcTrainer:
+    """Make a WarpDrive trainer for an economy, ready for ``train()``.
+
+    Args:
+        config: a :class:`Config`, a mapping or the path of a YAML file.
+        backend: 'auto', 'host' or 'pycuda'.
+        folder: WarpDrive's ``save_dir`` for checkpoints and results.json; a temporary folder, gone with the trainer, by
+            default. A run with all its files, which can be resumed and tested, is what ``run_training.py`` makes.
+
+    Raises:
+        ConfigError: the configuration is invalid. BackendError: the backend cannot run here.
+    """
+    from rbc_warp.training.trainer import RbcTrainer
+
+    return RbcTrainer(load_config(config), backend, folder=None if folder is None else Path(folder))
+
+
 def load_policies(run_dir: str | os.PathLike, episode: int | str = "latest") -> dict[str, Policy]:
-    """The three policies of a checkpoint, by type.
+    """Load the policies of a checkpoint, by type.
 
     ``module.probabilities(states)`` takes raw states (…, d) and returns the probabilities of all heads, one after the
     other (…, actions).

@@ -56,6 +56,9 @@ class RunRecorder(Recorder):
             self._save_policies(trainer, str(iteration))
         if iteration % self.train.log_every == 0 or last:
             self._log(self.processes.average(metrics.record(trainer.rollout, iteration, losses)))
+
+    def save(self, trainer: RbcTrainer, iteration: int) -> None:
+        last = self._is_last(iteration)
         self._stops = self.processes.any(self.interrupt.requested)
         if last:
             save_episode(self.run, trainer, "final")

@@ -16,8 +16,7 @@ Losses = Mapping[str, Mapping[str, torch.Tensor]]
 
 
 class Recorder:
-    """Keeps nothing, and lets training run to its end. The trainer's hooks ``save_model_checkpoint`` and
-    ``_log_metrics``, which WarpDrive's loop calls, end here."""
+    """Keeps nothing, and lets training run to its end. The trainer's loop and WarpDrive's hooks in it end here."""
 
     def keeps_consumption(self, iteration: int) -> bool:
         """Return whether the rollout of an iteration keeps who consumed what."""
@@ -28,6 +27,9 @@ class Recorder:
 
     def learned(self, trainer: RbcTrainer, iteration: int, losses: Losses) -> None:
         """Keep what came of an iteration."""
+
+    def save(self, trainer: RbcTrainer, iteration: int) -> None:
+        """Keep the policies after their updates."""
 
     def wants_to_stop(self) -> bool:
         """Return whether training ends after the iteration that was just recorded."""
@@ -40,9 +42,6 @@ class WarpDriveFiles(Recorder):
     ``train.save_model_every`` and ``train.log_every`` say how often, and the last iteration is kept, too.
     """
 
-    def played(self, trainer: RbcTrainer, iteration: int) -> None:
-        TrainerA2C.save_model_checkpoint(trainer, iteration)
-
     def learned(self, trainer: RbcTrainer, iteration: int, losses: Losses) -> None:
         if iteration % trainer.settings.train.log_every and iteration != trainer.num_iters - 1:
             return
@@ -52,3 +51,6 @@ class WarpDriveFiles(Recorder):
             metrics[agent] = {"Mean episodic reward": float(reward)}
             metrics[agent] |= {name: float(value) for name, value in losses.get(agent, {}).items()}
         TrainerA2C._log_metrics(trainer, metrics)
+
+    def save(self, trainer: RbcTrainer, iteration: int) -> None:
+        TrainerA2C.save_model_checkpoint(trainer, iteration)

@@ -1,8 +1,8 @@
 """WarpDrive's trainer for the policies of one economy.
 
 :meth:`RbcTrainer.train` is WarpDrive's loop, and its hooks do the work: ``_generate_rollout_batch`` plays an episode in
-every environment, ``save_model_checkpoint`` keeps the policies that played it, ``_update_model_params`` updates each
-type that is due, ``_log_metrics`` records. Everything stays on the device meanwhile. docs/warpdrive.md says what is
+every environment, ``_update_model_params`` updates each type that is due, ``_log_metrics`` and ``save_model_checkpoint``
+let the recorder keep what it wants. Everything stays on the device meanwhile. docs/warpdrive.md says what is
 WarpDrive's, what is ours, and why.
 """
 
@@ -199,9 +199,8 @@ class RbcTrainer(TrainerA2C):
     def train(self, start: int = 0, stop: int | None = None) -> int:
         """Train iterations ``start`` to ``stop`` - 1; return how many iterations are done, counted from 0.
 
-        ``stop`` None: the configured length, or without end where ``train.infinite_episodes`` says so. WarpDrive's loop
-        with three differences: it can begin late, it ends when the recorder wants to stop, and policies are kept before
-        they learn, since a checkpoint's number is that of the episode which it played.
+        ``stop`` None: the configured length, or without end where ``train.infinite_episodes`` says so. These are the
+        lines of WarpDrive's loop; they stand here because a run can begin late and be told to stop.
         """
         if stop is None and not self.settings.train.infinite_episodes:
             stop = self.num_iters
@@ -210,7 +209,7 @@ class RbcTrainer(TrainerA2C):
             began = time.perf_counter()
             self._generate_rollout_batch()
             self.perf_stats.total_time += time.perf_counter() - began
-            self.save_model_checkpoint(self.iteration)
+            self.recorder.played(self, self.iteration)
             began = time.perf_counter()
             losses = self._update_model_params(self.iteration)
             seconds = time.perf_counter() - began
@@ -219,6 +218,7 @@ class RbcTrainer(TrainerA2C):
             self.perf_stats.training_time += seconds
             self.perf_stats.total_time += seconds
             self._log_metrics(losses)
+            self.save_model_checkpoint(self.iteration)
             if self.recorder.wants_to_stop():
                 break
         return done
@@ -238,13 +238,13 @@ class RbcTrainer(TrainerA2C):
                 self._raise_multiplier(update.agent)
         return losses
 
-    def save_model_checkpoint(self, iteration: int = 0) -> None:
-        """Let the recorder keep the policies that played ``iteration``."""
-        self.recorder.played(self, iteration)
-
     def _log_metrics(self, metrics: Losses, sample_params: Mapping[str, Any] | None = None) -> None:
         """Let the recorder keep what came of the iteration."""
         self.recorder.learned(self, self.iteration, metrics)
+
+    def save_model_checkpoint(self, iteration: int = 0) -> None:
+        """Let the recorder keep the policies as they are now, after the update of ``iteration``."""
+        self.recorder.save(self, iteration)
 
     # Playing.
 
