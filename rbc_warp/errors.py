@@ -6,9 +6,20 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """A fault that the user can mend; its message names what is wrong, what is allowed and the remedy."""
+    """A fault that the user can mend; its message names what is wrong, what is allowed and the remedy.
+
+    Characters that a terminal would obey, which may come from a stranger's file, are shown escaped.
+    """
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+def printable(text: str) -> str:
+    """Return the text with control characters, but for line ends, as escape sequences."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 class ConfigError(UserError, ValueError):
@@ -27,7 +38,7 @@ class RunFileError(UserError, ValueError):
         self.path, self.problem, self.remedy = Path(path), problem, remedy
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.problem}; {self.remedy}"
+        return printable(f"{self.path}: {self.problem}; {self.remedy}")
 
 
 class ResumeError(UserError, ValueError):

@@ -50,18 +50,79 @@ def test_shipped_config_comments_every_key(path):
     assert bare == []
 
 
+PUBLISHED = {  # the paper's settings and the public code's, whatever rbc.yaml, their base, comes to say
+    "agents.num_consumers": 100,
+    "agents.num_firms": 10,
+    "agents.consumer_reward_scale": 5.0,
+    "agents.firm_reward_scale": 30000.0,
+    "agents.government_reward_scale": 1000.0,
+    "agents.consumer_lr_multiple": 1.0,
+    "agents.firm_lr_multiple": 1.0,
+    "agents.government_lr_multiple": 0.05,
+    "agents.government_counts_firm_reward": 1,
+    "agents.firm_reward_for_government_factor": 0.0025,
+    "agents.consumer_training_start": 0,
+    "agents.firm_training_start": 30_000,
+    "agents.government_training_start": 60_000,
+    "agents.firm_begin_anneal_action": 0,
+    "agents.firm_anneal_prices": {"start": 1000.0, "increase_const": 1500 / 30_000, "decrease_const": 1000 / 30_000},
+    "agents.firm_anneal_wages": {"start": 22.0, "increase_const": 22 / 30_000, "decrease_const": 22 / 30_000},
+    "agents.government_begin_anneal_action": 30_000,
+    "agents.government_anneal_taxes": {"start": 0.0, "increase_const": 1 / 30_000},
+    "agents.consumer_anneal_theta": {"exp_decay_length_in_steps": 10_000.0},
+    "agents.consumer_anneal_entropy": {"exp_decay_length_in_steps": 10_000.0, "coef_floor": 0.1},
+    "agents.firm_anneal_entropy": {"exp_decay_length_in_steps": 10_000.0, "coef_floor": 0.1},
+    "agents.govt_anneal_entropy": {"exp_decay_length_in_steps": 10_000.0, "coef_floor": 0.1},
+    "world.maxtime": 10,
+    "world.initial_wages": 0.0,
+    "world.interest_rate": 0.0,
+    "world.importer_price": 500.0,
+    "world.importer_quantity": 100.0,
+    "world.use_importer": 1,
+    "world.paretoscaletheta": 4.0,
+    "world.initial_capital": "twolevel",
+    "train.num_episodes": 200_000,
+    "train.batch_size": 128,
+    "train.lr": 0.001,
+    "train.clip_grad_norm": 2.0,
+    "train.gamma": 0.9999,
+    "train.value_loss_weight": 1.0,
+    "train.entropy": 0.5,
+    "train.use_ppo": True,
+    "train.ppo_num_updates": 4,
+    "train.ppo_clip_param": 0.1,
+    "train.hidden_size": 128,
+    "train.save_dense_every": 2000,
+    "train.save_model_every": 10_000,
+    "train.base_seed": 2345,
+}
+
+
 def test_published_settings():
-    config = load_config(CONFIGS / "paper_open.yaml")
-    agents, train = config.agents, config.train
-    assert (train.num_episodes, train.batch_size, train.lr, train.entropy) == (200_000, 128, 0.001, 0.5)
-    assert (agents.consumer_reward_scale, agents.firm_reward_scale, agents.government_reward_scale) == (5, 30000, 1000)
-    assert agents.firm_anneal_prices.increase_const == 1500 / 30_000
-    assert agents.government_training_start == agents.government_begin_anneal_action + 30_000 == 60_000
-    closed = load_config(CONFIGS / "paper_closed.yaml")
-    assert closed.with_overrides(["world.use_importer=1", "metadata.name=paper_open"]) == config
+    config = load_config(CONFIGS / "paper_open.yaml").to_dict()
+    for path, expected in PUBLISHED.items():
+        section, key = path.split(".")
+        value = config[section][key]
+        if isinstance(expected, dict):
+            assert value.pop("anneal_on") is True
+            assert value == pytest.approx(expected), path
+        else:
+            assert value == expected, path
 
 
-# Values --------------------------------------------------------------------------------------------------------------
+def differences(name):
+    """Where a shipped configuration differs from the published open economy, names and annealing lengths aside."""
+    published, other = (load_config(CONFIGS / f"{file}.yaml").to_dict() for file in ("paper_open", name))
+    keys = [(section, key) for section in ("agents", "world", "train") for key in published[section]]
+    return {key: other[s].get(key) for s, key in keys if published[s][key] != other[s].get(key)}
+
+
+def test_the_other_published_runs_differ_where_the_paper_says():
+    assert differences("paper_closed") == {"use_importer": 0}
+    longer = differences("paper_long")
+    assert longer["num_episodes"] == 500_000 and longer["firm_training_start"] == 100_000
+    assert longer["consumer_anneal_theta"]["exp_decay_length_in_steps"] == 30_000
+    assert longer["firm_anneal_prices"]["increase_const"] == 1500 / 100_000 and len(longer) == 11
 
 
 def test_defaults():
@@ -74,7 +135,7 @@ def test_defaults():
 def test_firm_endowment_follows_the_number_of_consumers():
     config = load_config({"agents": {"num_consumers": 7}})
     assert config.world.initial_firm_endowment == 154_000
-    assert config.with_overrides(["agents.num_consumers=8"]).world.initial_firm_endowment == 176_000
+    assert load_config(config, ["agents.num_consumers=8"]).world.initial_firm_endowment == 176_000
     assert load_config(config.to_dict(), ["agents.num_consumers=8"]).world.initial_firm_endowment == 154_000
 
 
@@ -99,6 +160,64 @@ def test_metadata_text_survives_a_file(tmp_path):
     path = tmp_path / "hparams.yaml"
     path.write_text(yaml.safe_dump({"metadata": metadata}))
     assert load_config(path).metadata == metadata
+
+
+def written(folder: Path, **files: str) -> Path:
+    """YAML files by name; the path of the last."""
+    for name, text in files.items():
+        (folder / f"{name}.yaml").parent.mkdir(exist_ok=True)
+        (folder / f"{name}.yaml").write_text(text)
+    return folder / f"{name}.yaml"
+
+
+def test_bases_are_layered(tmp_path):
+    (tmp_path / "deep").mkdir()
+    prices = "{anneal_on: true, start: 1000, increase_const: 1, decrease_const: 2}"
+    low = f"agents: {{num_firms: 3, firm_anneal_prices: {prices}}}"
+    written(tmp_path / "deep", low=low)
+    written(tmp_path, middle="base: deep/low.yaml\nagents: {firm_anneal_prices: {increase_const: 5}}\ntrain: {lr: 0.1}")
+    config = load_config(written(tmp_path, top="base: middle.yaml\ntrain: {lr: 0.2, clip_grad_norm: null}"))
+    assert config.agents.num_firms == 3 and config.train.lr == 0.2 and config.train.clip_grad_norm is None
+    prices = config.agents.firm_anneal_prices
+    assert (prices.increase_const, prices.decrease_const) == (5.0, 2.0)
+    assert load_config(written(tmp_path, off="base: top.yaml\nagents: {firm_anneal_prices: null}")).agents == Agents(
+        num_firms=3
+    )
+
+
+def test_bases_that_lead_nowhere_are_refused(tmp_path):
+    one = written(tmp_path, two="base: one.yaml", one="base: two.yaml")
+    text = message(one)
+    assert "in a circle" in text and text.count("one.yaml") >= 2 and "two.yaml" in text and "remove one base" in text
+    chain = {f"c{n}": f"base: c{n + 1}.yaml" for n in range(30)}
+    assert "too far" in message(written(tmp_path, **chain, last="base: c0.yaml"))
+    below = written(tmp_path, bad="train: {lr: -1}", top="base: bad.yaml\ntrain: {lr: 1}")
+    assert message(below).startswith(f"{tmp_path / 'bad.yaml'}: train.lr = -1 is out of range")
+    assert "missing.yaml: no such file" in message(written(tmp_path, lost="base: missing.yaml"))
+    assert "name a YAML file, relative to this one" in message(written(tmp_path, number="base: 3"))
+
+
+def looped():
+    mapping: dict = {}
+    mapping["agents"] = mapping
+    return mapping
+
+
+@pytest.mark.parametrize(
+    ("source", "overrides", "expected"),
+    [
+        (None, None, "null is empty; give the path of a YAML file, a mapping or a Config"),
+        (3, None, "3 is a number"),
+        (b"configs/rbc.yaml", None, "is of type bytes"),
+        (looped(), None, "nested deeper than 20 levels"),
+        ({}, 3, "--set: 3 is no list; give a list of section.key=value strings"),
+        ({"agents": {1: 2}}, None, "agents[1] = 1 keys should be strings"),
+        ({"agents": {"\x1b[31mred": 1}}, None, r"agents.\x1b[31mred = 1 is not a known key"),
+    ],
+    ids=str,
+)
+def test_what_is_no_configuration_is_refused(source, overrides, expected):
+    assert expected in message(source, overrides)
 
 
 def test_config_is_immutable():
@@ -140,7 +259,7 @@ def test_overrides_apply_in_order_and_leave_the_source_alone():
     assert config.agents.firm_anneal_prices.start == 500 and config.agents.wage_choices == (0.0, 1.5)
     assert config.world.maxtime == 4 and config.train.clip_grad_norm is None and config.metadata == {"note": "a=b"}
     assert source["agents"]["firm_anneal_prices"]["start"] == 1000
-    assert config.with_overrides(["agents.firm_anneal_prices=null"]).agents.firm_anneal_prices is None
+    assert load_config(config, ["agents.firm_anneal_prices=null"]).agents.firm_anneal_prices is None
 
 
 def test_override_can_make_a_wrong_source_right():

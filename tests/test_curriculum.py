@@ -124,7 +124,7 @@ def test_without_annealing_everything_is_open() -> None:
 def test_annealing_can_be_switched_off(published: Config) -> None:
     blocks = [name for name in type(published.agents).model_fields if "_anneal_" in name and "begin" not in name]
     assert len(blocks) == 7
-    config = published.with_overrides([f"agents.{name}.anneal_on=false" for name in blocks])
+    config = load_config(published, [f"agents.{name}.anneal_on=false" for name in blocks])
     economy = Economy.from_config(config)
     assert all(mask.all() for mask in curriculum.allowed_actions(config, economy, 0).values())
     assert curriculum.theta_factor(config, 0) == 1.0
@@ -132,7 +132,7 @@ def test_annealing_can_be_switched_off(published: Config) -> None:
 
 
 def test_a_range_waits_for_its_beginning(published: Config) -> None:
-    late = published.with_overrides(["agents.firm_begin_anneal_action=100000"])
+    late = load_config(published, ["agents.firm_begin_anneal_action=100000"])
     assert allowed_values(late, 100_000) == allowed_values(published, 0) | {
         key: allowed_values(late, 100_000)[key] for key in ("income_tax", "corporate_tax")
     }
@@ -173,7 +173,7 @@ def test_consumers_and_firms_take_turns_in_a_cycle() -> None:
 
 @pytest.mark.parametrize(("agent", "index"), [("firm", 13), ("government", 21)])
 def test_a_frozen_type_has_one_action_and_never_learns(published: Config, agent: str, index: int) -> None:
-    config = published.with_overrides([f"agents.frozen_{agent}_action={index}"])
+    config = load_config(published, [f"agents.frozen_{agent}_action={index}"])
     economy = Economy.from_config(config)
     for iteration in (0, 50_000, 199_999):
         allowed = curriculum.allowed_actions(config, economy, iteration)[agent]

@@ -100,22 +100,6 @@ def test_an_override_of_a_swept_key_is_refused():
     assert len(expand(load_config(SMOKE, narrowed), narrowed)) == 2
 
 
-def test_a_base_is_relative_strict_and_one(tmp_path):
-    (tmp_path / "base.yaml").write_text("world: {maxtime: 3, technology: 0.5}\nagents: {num_firms: 2}\n")
-    (tmp_path / "top.yaml").write_text("base: base.yaml\nworld: {maxtime: 4}\n")
-    config = load_config(tmp_path / "top.yaml")
-    assert (config.world.maxtime, config.world.technology, config.agents.num_firms) == (4, 0.5, 2)
-    (tmp_path / "wrong.yaml").write_text("world: {maxtim: 3}\n")
-    for name, words in (("top", "has a base itself"), ("wrong", r"wrong.yaml: world.maxtim.*not a known key"),
-                        ("none", "none.yaml: no such file")):  # fmt: skip
-        (tmp_path / "bad.yaml").write_text(f"base: {name}.yaml\n")
-        with pytest.raises(ConfigError, match=words):
-            load_config(tmp_path / "bad.yaml")
-    (tmp_path / "bad.yaml").write_text("base: 3\n")
-    with pytest.raises(ConfigError, match="base is a number; name a YAML file"):
-        load_config(tmp_path / "bad.yaml")
-
-
 # Folders -------------------------------------------------------------------------------------------------------------
 
 

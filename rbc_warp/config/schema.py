@@ -1,22 +1,19 @@
 """The schema of a run: agents, world, train, metadata, and optionally the values of a sweep.
 
-Key names are the public implementation's. :func:`load_config` is the way in: it reads YAML, a mapping or a
-:class:`Config`, applies overrides, and raises :class:`ConfigError` with one line per fault. Every number is finite and
-has a range; a boolean is not a number; an unknown key is an error.
+Key names are the public implementation's. Every number is finite and has a range; a boolean is not a number; an unknown
+key is an error. ``load.py`` has the way in.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, create_model, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, create_model, model_validator
 
-from rbc_warp.config.agents_tmp import AgentSettings
-from rbc_warp.config.load import apply_overrides, copied, derived_faults, fill_grids, read_layered, split_public_keys
-from rbc_warp.config.messages import MAPPING_LABEL, Fault, Faults, explain, explain_faults, show
+from rbc_warp.config.checks import agent_faults, alpha_faults
+from rbc_warp.config.messages import Faults
 from rbc_warp.config.types import (
     ALPHA,
     GRID,
@@ -43,9 +40,6 @@ from rbc_warp.config.types import (
     period,
     scale,
 )
-from rbc_warp.errors import ConfigError
-
-__all__ = ["Agents", "Config", "ConfigError", "Train", "World", "load_config"]
 
 ENDOWMENT_PER_CONSUMER = 22.0 * 1000
 
@@ -84,6 +78,21 @@ class EntropyAnneal(_Section):
     anneal_on: Bool = key(..., "Whether the weight decays")
     exp_decay_length_in_steps: Float = key(..., "Time constant [iterations]", gt=0, le=LARGEST)
     coef_floor: Float = key(0.0, "Smallest factor [1]", ge=0, le=1)
+
+
+@dataclass(frozen=True)
+class AgentSettings:
+    """How one agent type learns; see the keys of :class:`Agents` with the type's name in them."""
+
+    reward_scale: float = 1.0
+    lr_multiple: float = 1.0
+    training_start: int = 0
+    train_every: int = 1
+    training_list: tuple[tuple[int, int], ...] | None = None
+    frozen_action: int | None = None
+    entropy_anneal: EntropyAnneal | None = None
+    noponzi_start: float = 0.0
+    noponzi_eta: float = 0.0
 
 
 class Agents(_Section):
@@ -141,9 +150,20 @@ class Agents(_Section):
     firm_noponzi_eta: Float = amount(0.0, "Its rise per unit of mean scaled debt [money]")
 
     def of(self, agent: str) -> AgentSettings:
-        from rbc_warp.config.agents_tmp import of
-
-        return of(self, agent)
+        """Return how a type learns, whatever the public names of its keys."""
+        every = {"consumer": "train_consumers_every", "firm": "train_firms_every"}
+        entropy = {"government": "govt_anneal_entropy"}
+        return AgentSettings(
+            reward_scale=getattr(self, f"{agent}_reward_scale"),
+            lr_multiple=getattr(self, f"{agent}_lr_multiple"),
+            training_start=getattr(self, f"{agent}_training_start"),
+            train_every=getattr(self, every.get(agent, f"train_{agent}_every")),
+            training_list=getattr(self, f"{agent}_training_list"),
+            frozen_action=getattr(self, f"frozen_{agent}_action", None),
+            entropy_anneal=getattr(self, entropy.get(agent, f"{agent}_anneal_entropy")),
+            noponzi_start=getattr(self, f"{agent}_noponzi_start", 0.0),
+            noponzi_eta=getattr(self, f"{agent}_noponzi_eta", 0.0),
+        )
 
     @property
     def num_firm_actions(self) -> int:
@@ -262,7 +282,7 @@ class Config(_Section):
             world = self.world.model_copy()
             world.__dict__["initial_firm_endowment"] = ENDOWMENT_PER_CONSUMER * self.agents.num_consumers
             self.__dict__["world"] = world
-        faults = [*_agent_faults(self.agents), *_alpha_faults(self.world.production_alpha, self.agents.num_firms)]
+        faults = [*agent_faults(self.agents), *alpha_faults(self.world.production_alpha, self.agents.num_firms)]
         if faults:
             raise Faults(faults)
         return self
@@ -311,10 +331,6 @@ class Config(_Section):
             result["sweep"] = _plain(self.sweep)
         return result
 
-    def with_overrides(self, overrides: Sequence[str]) -> Config:
-        """A new Config with "section.key=value" strings applied; values that follow from others follow."""
-        return load_config(self, overrides)
-
 
 def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
@@ -322,108 +338,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _agent_faults(agents: Agents) -> list[Fault]:
-    """What is wrong between keys that are each right alone."""
-    faults: list[Fault] = []
-
-    def fault(name: str, *more: Any, problem: str, allowed: str = "", remedy: str = "correct one of them") -> None:
-        value: Any = agents
-        for part in (name, *more):
-            value = value[part] if isinstance(part, int) else getattr(value, part)
-        faults.append(Fault(("agents", name, *more), value, problem, allowed, remedy))
-
-    for name in ("consumer_training_list", "firm_training_list", "government_training_list"):
-        for index, (start, end) in enumerate(getattr(agents, name) or ()):
-            if start >= end:
-                fault(name, index, problem="is an empty interval", allowed=INTERVALS, remedy="remove the pair")
-
-    mod, threshold = agents.training_schedule_mod, agents.consumer_mod_threshold
-    if mod is None and threshold is not None:
-        fault("consumer_mod_threshold", problem="needs agents.training_schedule_mod", remedy="give both or none")
-    elif mod is not None and threshold is None:
-        fault("training_schedule_mod", problem="needs agents.consumer_mod_threshold", remedy="give both or none")
-    elif mod is not None and threshold is not None and threshold >= mod:
-        allowed = f"0 to {mod - 1}, below training_schedule_mod"
-        fault("consumer_mod_threshold", problem="leaves firms no turn", allowed=allowed)
-
-    sizes = {
-        "firm": (agents.num_firm_actions, "price_choices × wage_choices × investment_choices"),
-        "government": (agents.num_government_actions, "income_tax_choices × corporate_tax_choices"),
-    }
-    for agent_type, (size, grids) in sizes.items():
-        if size > MAX_JOINT_ACTIONS:
-            first = grids.split(" ")[0]
-            fault(first, problem=f"makes {size} joint actions", allowed=f"{grids} <= {MAX_JOINT_ACTIONS}")
-        frozen = getattr(agents, f"frozen_{agent_type}_action")
-        if frozen is not None and frozen >= size:
-            allowed = f"0 to {size - 1} with {grids}, or null"
-            fault(f"frozen_{agent_type}_action", problem="is no action index", allowed=allowed)
-
-    for name, grid_key in (("firm_anneal_prices", "price_choices"), ("firm_anneal_wages", "wage_choices")):
-        block, grid = getattr(agents, name), getattr(agents, grid_key)
-        if block is not None and block.anneal_on and block.start not in grid:
-            problem = "allows no action when annealing begins"
-            fault(name, "start", problem=problem, allowed=f"an entry of agents.{grid_key}, {show(grid)}")
-    cap = agents.government_anneal_taxes
-    lowest = max(agents.income_tax_choices[0], agents.corporate_tax_choices[0])
-    if cap is not None and cap.anneal_on and cap.start < lowest:
-        allowed = f">= {lowest}, the lowest choice of both taxes"
-        fault("government_anneal_taxes", "start", problem="allows no tax when annealing begins", allowed=allowed)
-    return faults
-
-
-def _alpha_faults(alpha: str | float | tuple[float, ...], num_firms: int) -> list[Fault]:
-    path = ("world", "production_alpha")
-    if isinstance(alpha, tuple) and len(alpha) != num_firms:
-        problem = f"has {len(alpha)} entries for {num_firms} firms"
-        return [Fault(path, alpha, problem, f"{num_firms} entries", "give one entry per firm, or one number for all")]
-    if alpha == "proportional" and num_firms > 11:
-        return [Fault(path, alpha, "exceeds 1 with more than 11 firms", ALPHA, "use fixed_array or a list")]
-    return []
-
-
-_DEFAULTS = Config()
-
-
-def load_config(
-    source: str | os.PathLike[str] | Mapping[str, Any] | Config, overrides: Sequence[str] | None = None
-) -> Config:
-    """The configuration in a YAML file, a mapping or another Config, with "section.key=value" overrides applied.
-
-    The hparams.yaml of a public run loads too: the keys it derives are checked and dropped, and grids it does not
-    give come from the action_arrays.pickle beside it. A file with ``base: OTHER.yaml`` says only what differs from that
-    one, whose path is relative to it. Raises :class:`ConfigError`, one line per fault.
-    """
-    label, data, tables = MAPPING_LABEL, {}, None
-    if isinstance(source, Config):
-        if not overrides:
-            return source
-        data = source.model_dump(exclude_unset=True)
-    elif isinstance(source, Mapping):
-        data = copied(source)
-    else:
-        label, data = os.fspath(source), read_layered(source, load_config)
-        tables = Path(source).with_name("action_arrays.pickle")
-    data, derived = split_public_keys(data, frozenset(_DEFAULTS.derived()))
-    agents = data["agents"]
-    if tables is not None and tables.is_file() and isinstance(agents, dict):
-        fill_grids(agents, tables)
-    config = None
-    if derived or not overrides:
-        config = _validated(data, label, set())
-        faults = derived_faults(derived, config.derived())
-        if faults:
-            raise explain_faults(faults, Config, label, set())
-    if overrides or config is None:
-        data, paths = apply_overrides(data, overrides or [])
-        config = _validated(data, label, paths)
-    return config
-
-
-def _validated(data: dict[str, Any], label: str, overridden: set[tuple[Any, ...]]) -> Config:
-    try:
-        return Config.model_validate(data)
-    except ValidationError as error:
-        raise explain(error, Config, label, overridden) from None

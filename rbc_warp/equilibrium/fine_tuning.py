@@ -112,12 +112,12 @@ class Candidates(Recorder):
         iterations: int,
         every: int,
         value: Callable[[], float],
-        save: Callable[[int | str, Policy], None],
+        keep: Callable[[int | str, Policy], None],
         resume: ResumeState | None,
         progress: dict[str, Any],
     ):
         self.game, self.learner, self.iterations, self.every = game, learner, iterations, every
-        self.value, self.save, self.resume, self.progress = value, save, resume, progress
+        self.value, self.keep, self.resume, self.progress = value, keep, resume, progress
         self._seconds_before = progress["seconds"] - game.trainer.perf_stats.total_time
 
     def learned(self, trainer: RbcTrainer, iteration: int, losses: Losses) -> None:
@@ -127,7 +127,7 @@ class Candidates(Recorder):
         if is_candidate:
             selection = progress["selection"]
             selection[done] = self.value()
-            self.save(done, policy)
+            self.keep(done, policy)
             if selection[done] > selection[progress["best"]]:
                 progress |= {"best": done, "best_flat": policy.flat.detach().clone()}
         if self.resume and (is_candidate or done % trainer.settings.train.save_state_every == 0):

@@ -123,7 +123,7 @@ def _new_task(folder: Path, config: Config, seed_from_timestamp: bool) -> Task:
     run = RunDir.create(folder)
     if seed_from_timestamp:
         seconds, fraction = map(int, run.path.name.rsplit("-", 2)[1:])
-        config = config.with_overrides([f"train.base_seed={(seconds * 10**9 + fraction) % 2**32}"])
+        config = load_config(config, [f"train.base_seed={(seconds * 10**9 + fraction) % 2**32}"])
     prepare_run(run, config)
     return Task(run, config, is_new=True)
 
@@ -139,7 +139,7 @@ def _continued(run: RunDir, config: Config, wanted: Config, free: set[str]) -> T
     if long_enough:
         changed.pop("num_episodes", None)
     overrides = tuple(f"train.{key}={json.dumps(value)}" for key, value in changed.items())
-    return Task(run, config.with_overrides(overrides), overrides)
+    return Task(run, load_config(config, overrides), overrides)
 
 
 def present(folder: Path) -> list[Task]:

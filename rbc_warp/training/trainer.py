@@ -1,7 +1,7 @@
 """WarpDrive's trainer for the policies of one economy.
 
 :meth:`RbcTrainer.train` is WarpDrive's loop, and its hooks do the work: ``_generate_rollout_batch`` plays an episode in
-every environment, ``_update_model_params`` updates each type that is due, ``_log_metrics`` and ``save_model_checkpoint``
+every environment, ``_update_model_params`` updates types that are due, ``_log_metrics`` and ``save_model_checkpoint``
 let the recorder keep what it wants. Everything stays on the device meanwhile. docs/warpdrive.md says what is
 WarpDrive's, what is ours, and why.
 """
