@@ -38,22 +38,6 @@ void probe_utility(int n, const float* x, float crra, float* out) {
   for (int i = 0; i < n; ++i) out[i] = utility(x[i], crra, 1.0f / (1.0f - crra));
 }
 
-// The fitted utility, as a thread of the device computes it.
-struct OneLane {
-  float look_up(const float* table, int index) const { return table[index]; }
-};
-struct OneThread {
-  const float* table(const float* values, int) const { return values; }
-};
-void probe_fitted_utility(int n, const float* x, const float* tables, int shift, float* out) {
-  Environment env = {};
-  env.utility = tables;
-  env.utility_shift = shift;
-  OneThread team;
-  const FittedUtility<const float*> utility_of(team, env);
-  for (int i = 0; i < n; ++i) out[i] = utility_of(OneLane(), x[i]);
-}
-
 void probe_philox(const uint32_t* counter, const uint32_t* key, uint32_t* out) {
   const Philox<uint32_t> drawn = philox<uint32_t>({{counter[0], counter[1], counter[2], counter[3]}}, key[0], key[1]);
   Philox<Unsigneds> counters;

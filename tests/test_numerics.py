@@ -12,7 +12,6 @@ import pytest
 
 from rbc_warp.economy import reference
 from rbc_warp.warpdrive import build
-from rbc_warp.warpdrive.utility import fit_utility
 
 
 @pytest.fixture(scope="module")
@@ -51,29 +50,6 @@ def test_utility_is_accurate(probe: ctypes.CDLL, crra: float) -> None:
     truth = reference.utility(units.astype(np.float64), crra)
     assert ulps(got, truth).max() <= 10.0
     assert got[0] == 0.0 and np.all(np.diff(got[1:5002]) > -1e-6)
-
-
-@pytest.mark.parametrize("crra", [0.0, 0.1, 0.5, 0.999, 1.0, 1.001, 2.0, 3.0])
-@pytest.mark.parametrize("most", [1.0, 10.0, 13.9, 200.0])
-def test_fitted_utility_is_accurate(probe: ctypes.CDLL, crra: float, most: float) -> None:
-    fit = fit_utility(crra, most)
-    if most == 200.0 and crra > 0.5:  # too curved for so coarse a division
-        assert fit.shift == 0
-        return
-    units = np.concatenate([[0.0], many(1e-30, 1.0), np.linspace(0.0, most, 20001)]).astype(np.float32)
-    units = np.unique(units[units <= most])
-    got = np.full_like(units, np.nan)
-    pointer = ctypes.c_void_p
-    inputs = (units.ctypes.data_as(pointer), fit.tables.ctypes.data_as(pointer), fit.shift)
-    probe.probe_fitted_utility(len(units), *inputs, got.ctypes.data_as(pointer))
-    truth = reference.utility(units.astype(np.float64), crra)
-    assert ulps(got, truth).max() <= 3.0
-    assert got[0] == 0.0 and np.all(np.diff(got.astype(np.float64)) > -1e-6 * most)
-
-
-@pytest.mark.parametrize("crra, most", [(0.1, 300.0), (1.0, 100.0), (5.0, 10.0), (100.0, 10.0)])
-def test_no_fit_is_used_where_it_is_not_exact(crra: float, most: float) -> None:
-    assert fit_utility(crra, most).shift == 0
 
 
 FUNCTIONS = {

@@ -17,7 +17,7 @@
 namespace rbc {
 
 #define RBC_SIZES(X) X(NUM_CONSUMERS) X(NUM_FIRMS) X(NUM_PERIODS) X(NUM_CONSUMPTION_CHOICES) X(NUM_WORK_CHOICES) \
-  X(NUM_FIRM_ACTIONS) X(NUM_GOVERNMENT_ACTIONS) X(UTILITY_SHIFT)
+  X(NUM_FIRM_ACTIONS) X(NUM_GOVERNMENT_ACTIONS)
 #define RBC_PARAMETERS(X) X(TECHNOLOGY) X(BUDGET_DRIP) X(INTEREST_RATE) X(CRRA) X(LABOR_FLOOR) X(USE_IMPORTER) \
   X(IMPORTER_PRICE) X(IMPORTER_QUANTITY) X(BOOST_FIRM_REWARD_FACTOR) X(FIRM_REWARD_FOR_GOVERNMENT_FACTOR) \
   X(CONSUMER_PENALTY_SCALE) X(FIRM_PENALTY_SCALE)
@@ -32,19 +32,19 @@ enum StageValue { RBC_STAGE(RBC_ENUMERATOR) NUM_STAGE_VALUES };
 enum ConsumerState { RBC_CONSUMER(RBC_ENUMERATOR) CONSUMER_PRIVATE_SIZE };
 enum FirmState { RBC_FIRM(RBC_ENUMERATOR) FIRM_PRIVATE_HEAD };  // ONE_HOT begins a row of NUM_FIRMS
 #undef RBC_ENUMERATOR
-static_assert(NUM_SIZES == 8 && NUM_PARAMETERS == 12 && NUM_STAGE_VALUES == 3, "tables of env.py");
+static_assert(NUM_SIZES == 7 && NUM_PARAMETERS == 12 && NUM_STAGE_VALUES == 3, "tables of env.py");
 static_assert(CONSUMER_PRIVATE_SIZE == 2 && FIRM_ONE_HOT == 3, "layout of economy.py");
 
 // Everything a step reads and writes, as WarpDrive's data manager holds it. E environments, I consumers, J firms.
 #define RBC_STEP_ARGUMENTS                                                                                            \
-  const int *sizes, const float *parameters, const float *stage, const float *utility,                                \
+  const int *sizes, const float *parameters, const float *stage,                                \
       const float *consumption_choices, const float *work_choices, const float *firm_choices,                         \
       const float *government_choices, float *public_state, float *consumer_state, float *firm_state,                 \
       const int *consumer_actions, const int *firm_actions, const int *government_actions, float *consumer_rewards,   \
       float *firm_rewards, float *government_rewards, float *consumption, float *exports, float *hours,               \
       int *employer, float *spending, int *done, int *timestep
 #define RBC_STEP_VALUES                                                                                               \
-  sizes, parameters, stage, utility, consumption_choices, work_choices, firm_choices, government_choices,             \
+  sizes, parameters, stage, consumption_choices, work_choices, firm_choices, government_choices,             \
       public_state, consumer_state, firm_state, consumer_actions, firm_actions, government_actions,                   \
       consumer_rewards, firm_rewards, government_rewards, consumption, exports, hours, employer, spending, done,      \
       timestep
@@ -52,8 +52,7 @@ static_assert(CONSUMER_PRIVATE_SIZE == 2 && FIRM_ONE_HOT == 3, "layout of econom
 // One environment's slices of those arrays.
 struct Environment {
   int num_consumers, num_firms, num_periods, num_consumption_choices, num_work_choices;
-  int utility_shift;
-  const float *parameters, *stage, *utility, *consumption_choices, *work_choices;
+  const float *parameters, *stage, *consumption_choices, *work_choices;
   float *prices, *wages, *inventories, *overdemanded, *income_tax, *corporate_tax, *time;
   float *consumer, *firm;           // (I, 2), (J, 3+J)
   const int* actions;               // (I, J+2)
@@ -89,8 +88,6 @@ RBC_FN Environment environment(int e, RBC_STEP_ARGUMENTS) {
   env.num_work_choices = sizes[NUM_WORK_CHOICES];
   env.parameters = parameters;
   env.stage = stage;
-  env.utility_shift = sizes[UTILITY_SHIFT];
-  env.utility = utility;
   env.consumption_choices = consumption_choices;
   env.work_choices = work_choices;
   env.prices = open;
@@ -187,36 +184,9 @@ template <class V> RBC_FN V utility(V consumption, float crra, float inverse) {
   return crra == 1.0f ? log_units : expm1((1.0f - crra) * log_units) * inverse;
 }
 
-// The same from the tables that utility.py fits, `env.utility`: with 1 + c = m (1 + f), u = u(m - 1) + m^(1-eta) g(f).
-constexpr int kUtilityEntries = 16, kUtilityTables = 3;
-template <class Table> struct FittedUtility {
-  int shift;
-  Table reciprocal, factor, offset;
-  float q5, q4, q3, q2, q1, q0;
-
-  template <class Team> RBC_FN FittedUtility(Team& team, const Environment& env)
-      : shift(env.utility_shift), reciprocal(team.table(env.utility, kUtilityEntries)),
-        factor(team.table(env.utility + kUtilityEntries, kUtilityEntries)),
-        offset(team.table(env.utility + 2 * kUtilityEntries, kUtilityEntries)) {
-    const float* const q = env.utility + kUtilityTables * kUtilityEntries;
-    q5 = q[0], q4 = q[1], q3 = q[2], q2 = q[3], q1 = q[4], q0 = q[5];
-  }
-  template <class Lanes, class V> RBC_FN V operator()(Lanes lanes, V consumption) const {
-    using Int = typename Types<V>::Int;
-    const Int entry = ((bits<Int>(consumption + 1.0f) + (1 << (shift - 1))) >> shift) & (kUtilityEntries - 1);
-    const V m = lanes.look_up(reciprocal, entry), f = fma(consumption, m, m - 1.0f);
-    V q = fma(splat<V>(q5), f, splat<V>(q4));
-    q = fma(q, f, splat<V>(q3));
-    q = fma(q, f, splat<V>(q2));
-    q = fma(q, f, splat<V>(q1));
-    q = fma(q, f, splat<V>(q0));
-    return fma(lanes.look_up(factor, entry), fma(f * f, q, f), lanes.look_up(offset, entry));
-  }
-};
-
 // Steps 3 and 4: units served, their utility less the disutility of work, and the bill.
-template <class Team, class Utility>
-RBC_FN void reward_consumers(Team& team, const Environment& env, const Scratch& scratch, Utility utility_of) {
+template <class Team> RBC_FN void reward_consumers(Team& team, const Environment& env, const Scratch& scratch) {
+  const float crra = env.parameter(CRRA), inverse = 1.0f / (1.0f - crra);
   team.each_lanes(env.num_consumers, [&](auto lanes) {
     const auto theta = lanes.load(&env.budget(0) + CONSUMER_THETA, CONSUMER_PRIVATE_SIZE);
     auto reward = -0.5f * theta * lanes.load(env.hours), bill = lanes.zero();
@@ -224,20 +194,11 @@ RBC_FN void reward_consumers(Team& team, const Environment& env, const Scratch& 
       const auto served = lanes.load(env.demand(j)) * scratch.ration[j];
       lanes.store(env.demand(j), served);
       bill = fma(lanes.splat(env.prices[j]), served, bill);
-      reward = reward + utility_of(lanes, served);
+      reward = reward + utility(served, crra, inverse);
     }
     lanes.store(env.spending, bill);
     lanes.store(env.consumer_rewards, reward);
   });
-}
-template <class Team> RBC_FN void reward_consumers(Team& team, const Environment& env, const Scratch& scratch) {
-  if (env.utility_shift) {
-    using Table = decltype(team.table(env.utility, 0));
-    reward_consumers(team, env, scratch, FittedUtility<Table>(team, env));
-  } else {
-    const float crra = env.parameter(CRRA), inverse = 1.0f / (1.0f - crra);
-    reward_consumers(team, env, scratch, [=](auto, auto units) { return utility(units, crra, inverse); });
-  }
 }
 
 // Step 4: income before tax, w_f(i) h_i.

@@ -16,7 +16,6 @@ from rbc_warp.economy import reference
 from rbc_warp.economy.agents import FIRM_PENALTY_SCALE
 from rbc_warp.economy.parameters import Economy
 from rbc_warp.warpdrive.kernels import DRAW_WORDS
-from rbc_warp.warpdrive.utility import fit_utility
 
 # The order in which the kernels index their tables (a test compares it with the built library).
 SIZES = (
@@ -27,7 +26,6 @@ SIZES = (
     "NUM_WORK_CHOICES",
     "NUM_FIRM_ACTIONS",
     "NUM_GOVERNMENT_ACTIONS",
-    "UTILITY_SHIFT",
 )
 PARAMETERS = (
     "TECHNOLOGY",
@@ -49,7 +47,6 @@ STEP_ARGUMENTS = [
     "sizes",
     "parameters",
     "stage",
-    "utility",
     "consumption_choices",
     "work_choices",
     "firm_choices",
@@ -98,7 +95,6 @@ class RbcEnv(CUDAEnvironmentContext):
             {"consumer": private["consumer"], "firm": private["firm"], "government": economy.initial_public()[None]}
         )
         self._state: reference.State | None = None
-        self._utility = fit_utility(economy.crra, float(economy.consumption_choices.max()))
 
     def _by_agent(self, arrays: dict[str, np.ndarray]) -> dict[int, np.ndarray]:
         rows = {agent: zip(ids, arrays[agent].astype(np.float32), strict=True) for agent, ids in self.agent_ids.items()}
@@ -118,9 +114,7 @@ class RbcEnv(CUDAEnvironmentContext):
         sizes = [num_consumers, num_firms, economy.num_periods]
         sizes += [len(table) for table in (economy.consumption_choices, economy.work_choices)]
         sizes += [len(table) for table in (economy.firm_choices, economy.government_choices)]
-        sizes += [self._utility.shift]
         feed.add_data("sizes", np.array(sizes, dtype=np.int32))
-        feed.add_data("utility", self._utility.tables)
         feed.add_data("parameters", self._parameters())
         for name in ("consumption_choices", "work_choices", "firm_choices", "government_choices"):
             feed.add_data(name, np.ascontiguousarray(getattr(economy, name), dtype=np.float32))
