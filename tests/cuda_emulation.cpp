@@ -66,8 +66,8 @@ template <class Kernel> static void launch(int blocks, int threads, Kernel kerne
   }
 }
 
-#define RBC_SAMPLE_VALUES_OF(type)                                                              \
-  type##_heads, type##_offsets, type##_allowed, type##_logits, type##_actions, type##_actions_batch, \
+#define RBC_PASSED(type)                                                                                      \
+  type##_count, type##_heads, type##_offsets, type##_allowed, type##_logits, type##_actions, type##_actions_batch, \
       type##_log_probabilities_batch, type##_values_batch
 
 extern "C" {
@@ -82,8 +82,7 @@ void emulate_CudaRbcReset(int blocks, int threads, RBC_RESET_ARGUMENTS) {
 
 void emulate_CudaRbcSample(int blocks, int threads, RBC_SAMPLE_ARGUMENTS) {
   launch(blocks, threads, [=] {
-    CudaRbcSample(sizes, draw_words, timestep, RBC_SAMPLE_VALUES_OF(consumer), RBC_SAMPLE_VALUES_OF(firm),
-                  RBC_SAMPLE_VALUES_OF(government));
+    CudaRbcSample(sizes, draw_words, timestep, RBC_AGENT_TYPES(RBC_PASSED, RBC_COMMA));
   });
 }
 

@@ -5,10 +5,9 @@
 
 int main() {
   const int E = 2, I = 40, J = 5, T = 3, P = 4 * J + 3, F = 3 + J;
-  const int sizes[] = {I, J, T, 11, 5, 30, 36, 21};
+  const int sizes[] = {I, J, T};
   const float parameters[] = {0.01f, 0.01f, 0.1f, 0.1f, 0.0f, 1.0f, 500.0f, 100.0f, 0.5f, 0.0025f, 1.0f, 100.0f};
   const float stage[] = {0.7f, 0.3f, 0.3f};
-  const std::vector<float> utility(54, 0.5f);
   std::vector<float> units(11), hours_of(5), firm_choices(90), taxes(72);
   std::iota(units.begin(), units.end(), 0.0f);
   for (int h = 0; h < 5; ++h) hours_of[h] = 260.0f * h;
@@ -25,10 +24,10 @@ int main() {
   std::vector<int> actions(E * I * (J + 2)), firm_actions(E * J), taxes_chosen(E, 3), employer(E * I), done(E), timestep(E);
   for (size_t n = 0; n < actions.size(); ++n) actions[n] = static_cast<int>(n * 7 % 5);
   for (size_t n = 0; n < firm_actions.size(); ++n) firm_actions[n] = static_cast<int>(n * 11 % 30);
-  emulate_CudaRbcReset(E, 64, sizes, stage, done.data(), timestep.data(), 1, open.data(), consumers.data(), firms.data(),
-                       open_start.data(), consumer_start.data(), firm_start.data());
+  emulate_CudaRbcReset(E, 64, sizes, stage, done.data(), timestep.data(), open.data(), consumers.data(), firms.data(),
+                       open_start.data(), consumer_start.data(), firm_start.data(), 1);
   for (int t = 0; t < T; ++t) {
-    emulate_CudaRbcStep(E, 64, sizes, parameters, stage, utility.data(), units.data(), hours_of.data(), firm_choices.data(), taxes.data(),
+    emulate_CudaRbcStep(E, 64, sizes, parameters, stage, units.data(), hours_of.data(), firm_choices.data(), taxes.data(),
                         open.data(), consumers.data(), firms.data(), actions.data(), firm_actions.data(),
                         taxes_chosen.data(), consumer_rewards.data(), firm_rewards.data(), government_rewards.data(),
                         consumption.data(), exports.data(), hours.data(), employer.data(), spending.data(), done.data(),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -35,15 +34,8 @@ from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.economy.parameters import Economy
 from rbc_warp.economy.reference import Outcome, Stage, State
 from rbc_warp.errors import ActionError
-from rbc_warp.warpdrive import build, host
-from rbc_warp.warpdrive.env import PARAMETERS, SIZES, STAGE, STEP_ARGUMENTS
-from rbc_warp.warpdrive.kernels import (
-    DRAW_FROM_PROBABILITIES,
-    DRAW_GREEDY,
-    DRAW_WORDS,
-    LOSS_PARAMETERS,
-    LOSS_STATISTICS,
-)
+from rbc_warp.warpdrive import build, host, tables
+from rbc_warp.warpdrive.env import RbcEnv
 from rbc_warp.warpdrive.simulation import make_envs, play, set_stage
 
 FLOAT32 = {"rtol": 2e-6, "money_atol": 2e-3, "goods_atol": 2e-4}
@@ -392,43 +384,46 @@ def test_actions_that_do_not_fit_are_refused(spoil: Any, problem: str) -> None:
 # The layout that Python and the kernels share
 
 
-def test_tables_are_in_the_order_of_the_kernels() -> None:
-    lines = host.load_library().RbcTables().decode().splitlines()
-    tables = [tuple(line.split()) for line in lines]
-    statistics = tuple(name.upper() for name in LOSS_STATISTICS)
-    assert tables == [SIZES, PARAMETERS, STAGE, DRAW_WORDS, LOSS_PARAMETERS, statistics]
-
-
-def test_python_s_layout_is_the_kernels() -> None:
-    economy_h, heads_h = ((build.SOURCES / name).read_text() for name in ("economy.h", "heads.h"))
-    flags = re.search(r"enum DrawFlags \{([^}]*)\}", heads_h)[1]
-    assert {name: int(value) for name, value in re.findall(r"(\w+) = (\d+)", flags)} == {
-        "DRAW_GREEDY": DRAW_GREEDY,
-        "DRAW_FROM_PROBABILITIES": DRAW_FROM_PROBABILITIES,
-    }
-    from rbc_warp.economy import agents as economy
-
-    for kind in ("CONSUMER", "FIRM"):
-        names = re.findall(r"X\((\w+)\)", re.search(rf"#define RBC_{kind}\(X\)(.*)", economy_h)[1])
-        assert [getattr(economy, name) for name in names] == list(range(len(names)))
-
-
-def test_step_arguments_are_in_the_order_of_the_kernel() -> None:
-    """Python names arrays as WarpDrive does, the kernel by what they hold; the order and types must agree."""
-    text = (build.SOURCES / "economy.h").read_text().replace("\\\n", " ")
-    declared = re.search(r"#define RBC_STEP_ARGUMENTS(.*)", text)[1]
-    passed = re.findall(r"\w+", re.search(r"#define RBC_STEP_VALUES(.*)", text)[1])
-    types = dict((name, kind) for kind, name in re.findall(r"(int|float) ?\*(\w+)", declared))
-    assert list(types) == passed and len(passed) == len(STEP_ARGUMENTS)
-    renamed = {"observations_government": "public_state", "_done_": "done", "_timestep_": "timestep"}
-    for agent in AGENT_TYPES:
-        renamed[f"sampled_actions_{agent}"], renamed[f"rewards_{agent}"] = f"{agent}_actions", f"{agent}_rewards"
-        renamed.setdefault(f"observations_{agent}", f"{agent}_state")
+def test_arrays_have_the_types_that_the_kernels_declare() -> None:
     envs = Envs(make_economy(3, 2), 2)
-    for name, passed_name in zip(STEP_ARGUMENTS, passed, strict=True):
-        assert renamed.get(name, name) == passed_name
-        kind = {"int32": "int", "float32": "float"}[str(envs.array(name).dtype)]
-        assert kind == types[passed_name], name
+    for kind, name in tables._lists()["STEP_ARRAYS"] + tables._lists()["RESET_ARRAYS"]:
+        dtype = {"int": np.int32, "float": np.float32}[kind.removeprefix("const ")]
+        assert envs.array(name).dtype == dtype, name
+
+
+def test_a_table_is_filled_by_name_and_completely() -> None:
+    given = {"num_firms": 2, "num_periods": 3, "num_consumers": 1}
+    assert tables.filled("SIZES", given, np.int32).tolist() == [1, 2, 3]
+    for wrong in ({**given, "num_goods": 1}, {"num_firms": 2}):
+        with pytest.raises(AssertionError, match="RBC_SIZES: expected"):
+            tables.filled("SIZES", wrong, np.int32)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "table"),
+    [
+        ("X(prices, J) X(wages, J)", "X(wages, J) X(prices, J)", "PUBLIC"),
+        ("X(time, 1)", "X(time, 1) X(sales_tax, 1)", "PUBLIC"),
+        ("X(BUDGET) X(CAPITAL)", "X(CAPITAL) X(BUDGET)", "FIRM"),
+        ("X(PRICE) X(WAGE)", "X(WAGE) X(PRICE)", "FIRM_CHOICE"),
+        ("X(INCOME_TAX) X(CORPORATE_TAX)", "X(INCOME_TAX)", "GOVERNMENT_CHOICE"),
+        ("X(consumer) AND X(firm)", "X(firm) AND X(consumer)", "AGENT_TYPES"),
+    ],
+)
+def test_a_layout_changed_on_one_side_is_refused(
+    before: str, after: str, table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernels' states, choices and types are compared with the economy's wherever an environment is made."""
+    for header in tables.HEADERS:
+        text = (build.SOURCES / header).read_text()
+        (tmp_path / header).write_text(text.replace(before, after))
+    monkeypatch.setattr(tables, "SOURCES", tmp_path)
+    tables._lists.cache_clear()
+    try:
+        with pytest.raises(AssertionError, match=f"RBC_{table} has"):
+            RbcEnv(make_economy(3, 2))
+    finally:
+        tables._lists.cache_clear()
 
 
 # Faults of the kernels

@@ -11,9 +11,9 @@ import torch
 from warp_drive.utils.data_feed import DataFeed
 
 from rbc_warp.economy.agents import AGENT_TYPES
-from rbc_warp.warpdrive import host
+from rbc_warp.warpdrive import host, tables
 from rbc_warp.warpdrive.host import HostDataManager, HostFunctionManager
-from rbc_warp.warpdrive.kernels import DRAW_FROM_PROBABILITIES, DRAW_GREEDY, DRAW_WORDS, Heads, RbcSampler
+from rbc_warp.warpdrive.kernels import DRAW_FROM_PROBABILITIES, DRAW_GREEDY, Heads, RbcSampler
 
 HEADS = {"consumer": [3, 4, 3, 5, 6, 2], "firm": [30], "government": [36]}  # six heads need two blocks of random words
 AGENTS = {"consumer": 19, "firm": 3, "government": 1}  # 19: more than the 16 rows that are drawn side by side
@@ -41,17 +41,17 @@ def draw(
     sizes = {"num_agents": sum(AGENTS.values()), "num_envs": num_envs, "blocks_per_env": 1}
     data, functions = HostDataManager(episode_length=2, **sizes), HostFunctionManager(**sizes)
     functions.initialize_default_functions()
-    named = {name: 0 for name in DRAW_WORDS} | {name.upper(): word for name, word in words.items()} | {"FLAGS": flags}
+    named = {name.lower(): 0 for name in tables.names("DRAW")} | words | {"flags": flags}
     feed = DataFeed()
-    feed.add_data("sizes", np.array([AGENTS["consumer"], AGENTS["firm"], 2, 0, 0, 0, 0], np.int32))
-    feed.add_data("draw_words", np.array([named[name] for name in DRAW_WORDS], np.int64).astype(np.int32))
+    feed.add_data("sizes", np.array([AGENTS["consumer"], AGENTS["firm"], 2], np.int32))
+    feed.add_data("draw_words", tables.filled("DRAW", named, np.int64).astype(np.int32))
     heads, logits = {}, {}
     for agent in AGENT_TYPES:
         heads[agent] = Heads(HEADS[agent], "cpu")
         if masks and agent in masks:
             heads[agent].allowed.copy_(torch.from_numpy(masks[agent].astype(np.uint8)))
         given = torch.from_numpy(np.ascontiguousarray(inputs[agent], np.float32))
-        logits[agent] = given.clone()
+        logits[agent] = given.flatten(0, 1).clone()
         shape = (num_envs, AGENTS[agent])
         feed.add_data(f"sampled_actions_{agent}", np.full((*shape, len(HEADS[agent])), -7, np.int32))
         feed.add_data(f"sampled_actions_batch_{agent}", np.full((2, *shape, len(HEADS[agent])), -7, np.int32))

@@ -2,58 +2,86 @@
 //
 // A Team says how agents are spread: `each(n, f)` calls f(0..n-1), in a plain loop on the host and over a block's
 // threads on the device; `each_group(n, f)` does so for work that contains sums; `each_lanes(n, f)` hands f some agents
-// side by side, sixteen on the host and one on the device; `table(values, n)` holds n numbers to be looked up;
-// `sum(n, term)` adds term(lanes) over n agents in 32 interleaved partial sums folded as a binary tree, so that host and
-// device round alike; `barrier()` ends a phase. No thread index, shared memory or global stands here.
+// side by side, sixteen on the host and one on the device; `sum(n, term)` adds term(lanes) over n agents in 32 interleaved
+// partial sums folded as a binary tree, so that host and device round alike; `barrier()` ends a phase. No thread index,
+// shared memory or global stands here.
 #pragma once
-
-#ifdef RBC_CHECK
-#include <stdio.h>
-#include <stdlib.h>
-#endif
 
 #include "numerics.h"
 
 namespace rbc {
 
-#define RBC_SIZES(X) X(NUM_CONSUMERS) X(NUM_FIRMS) X(NUM_PERIODS) X(NUM_CONSUMPTION_CHOICES) X(NUM_WORK_CHOICES) \
-  X(NUM_FIRM_ACTIONS) X(NUM_GOVERNMENT_ACTIONS)
+// What Python fills and passes, in this order: warpdrive/tables.py reads the lists of this file and of heads.h, so that
+// an order is stated once. J stands for the number of firms.
+#define RBC_SIZES(X) X(NUM_CONSUMERS) X(NUM_FIRMS) X(NUM_PERIODS)
 #define RBC_PARAMETERS(X) X(TECHNOLOGY) X(BUDGET_DRIP) X(INTEREST_RATE) X(CRRA) X(LABOR_FLOOR) X(USE_IMPORTER) \
   X(IMPORTER_PRICE) X(IMPORTER_QUANTITY) X(BOOST_FIRM_REWARD_FACTOR) X(FIRM_REWARD_FOR_GOVERNMENT_FACTOR) \
   X(CONSUMER_PENALTY_SCALE) X(FIRM_PENALTY_SCALE)
 #define RBC_STAGE(X) X(THETA_FACTOR) X(CONSUMER_NOPONZI) X(FIRM_NOPONZI)
-#define RBC_CONSUMER(X) X(CONSUMER_BUDGET) X(CONSUMER_THETA)
-#define RBC_FIRM(X) X(FIRM_BUDGET) X(FIRM_CAPITAL) X(FIRM_ALPHA) X(FIRM_ONE_HOT)
+// States: the public one by column and width, then the private ones by column; a firm's last column has J numbers.
+#define RBC_PUBLIC(X) X(prices, J) X(wages, J) X(inventories, J) X(overdemanded, J) X(income_tax, 1) \
+  X(corporate_tax, 1) X(time, 1)
+#define RBC_CONSUMER(X) X(BUDGET) X(THETA)
+#define RBC_FIRM(X) X(BUDGET) X(CAPITAL) X(ALPHA) X(ONE_HOT)
+// Columns of the tables of joint choices.
+#define RBC_FIRM_CHOICE(X) X(PRICE) X(WAGE) X(INVESTMENT)
+#define RBC_GOVERNMENT_CHOICE(X) X(INCOME_TAX) X(CORPORATE_TAX)
+// What firms know within a period, J floats each, in a team's scratch memory.
+#define RBC_SCRATCH(X) X(labor) X(ration) X(sold) X(corporate_tax)
+// Every array that a step or a reset reads or writes, under its name in WarpDrive's data manager.
+#define RBC_STEP_ARRAYS(X, AND)                                                                                       \
+  X(const int, sizes) AND X(const float, parameters) AND X(const float, stage) AND                                    \
+  X(const float, consumption_choices) AND X(const float, work_choices) AND X(const float, firm_choices) AND           \
+  X(const float, government_choices) AND X(float, public_state) AND X(float, observations_consumer) AND               \
+  X(float, observations_firm) AND X(const int, sampled_actions_consumer) AND X(const int, sampled_actions_firm) AND   \
+  X(const int, sampled_actions_government) AND X(float, rewards_consumer) AND X(float, rewards_firm) AND              \
+  X(float, rewards_government) AND X(float, consumption) AND X(float, exports) AND X(float, hours) AND                \
+  X(int, employer) AND X(float, spending) AND X(int, _done_) AND X(int, _timestep_)
+#define RBC_RESET_ARRAYS(X, AND)                                                                                      \
+  X(const int, sizes) AND X(const float, stage) AND X(int, _done_) AND X(int, _timestep_) AND                         \
+  X(float, public_state) AND X(float, observations_consumer) AND X(float, observations_firm) AND                      \
+  X(const float, public_state_at_reset) AND X(const float, observations_consumer_at_reset) AND                        \
+  X(const float, observations_firm_at_reset)
 
-#define RBC_ENUMERATOR(name) name,
-enum Size { RBC_SIZES(RBC_ENUMERATOR) NUM_SIZES };
-enum Parameter { RBC_PARAMETERS(RBC_ENUMERATOR) NUM_PARAMETERS };
-enum StageValue { RBC_STAGE(RBC_ENUMERATOR) NUM_STAGE_VALUES };
-enum ConsumerState { RBC_CONSUMER(RBC_ENUMERATOR) CONSUMER_PRIVATE_SIZE };
-enum FirmState { RBC_FIRM(RBC_ENUMERATOR) FIRM_PRIVATE_HEAD };  // ONE_HOT begins a row of NUM_FIRMS
-#undef RBC_ENUMERATOR
-static_assert(NUM_SIZES == 7 && NUM_PARAMETERS == 12 && NUM_STAGE_VALUES == 3, "tables of env.py");
-static_assert(CONSUMER_PRIVATE_SIZE == 2 && FIRM_ONE_HOT == 3, "layout of economy.py");
+#define RBC_POINTER(type, name) type* name
+#define RBC_NAME(type, name) name
+#define RBC_STEP_ARGUMENTS RBC_STEP_ARRAYS(RBC_POINTER, RBC_COMMA)
+#define RBC_STEP_VALUES RBC_STEP_ARRAYS(RBC_NAME, RBC_COMMA)
+#define RBC_RESET_ARGUMENTS RBC_RESET_ARRAYS(RBC_POINTER, RBC_COMMA), int force
+#define RBC_RESET_VALUES RBC_RESET_ARRAYS(RBC_NAME, RBC_COMMA), force
 
-// Everything a step reads and writes, as WarpDrive's data manager holds it. E environments, I consumers, J firms.
-#define RBC_STEP_ARGUMENTS                                                                                            \
-  const int *sizes, const float *parameters, const float *stage,                                \
-      const float *consumption_choices, const float *work_choices, const float *firm_choices,                         \
-      const float *government_choices, float *public_state, float *consumer_state, float *firm_state,                 \
-      const int *consumer_actions, const int *firm_actions, const int *government_actions, float *consumer_rewards,   \
-      float *firm_rewards, float *government_rewards, float *consumption, float *exports, float *hours,               \
-      int *employer, float *spending, int *done, int *timestep
-#define RBC_STEP_VALUES                                                                                               \
-  sizes, parameters, stage, consumption_choices, work_choices, firm_choices, government_choices,             \
-      public_state, consumer_state, firm_state, consumer_actions, firm_actions, government_actions,                   \
-      consumer_rewards, firm_rewards, government_rewards, consumption, exports, hours, employer, spending, done,      \
-      timestep
+#define RBC_PLAIN(name) name,
+#define RBC_OF_CONSUMER(name) CONSUMER_##name,
+#define RBC_OF_FIRM(name) FIRM_##name,
+#define RBC_CHOSEN(name) CHOSEN_##name,
+#define RBC_COUNT(name) +1
+enum Size { RBC_SIZES(RBC_PLAIN) NUM_SIZES };
+enum Parameter { RBC_PARAMETERS(RBC_PLAIN) NUM_PARAMETERS };
+enum StageValue { RBC_STAGE(RBC_PLAIN) NUM_STAGE_VALUES };
+enum ConsumerState { RBC_CONSUMER(RBC_OF_CONSUMER) CONSUMER_PRIVATE_SIZE };
+enum FirmState { RBC_FIRM(RBC_OF_FIRM) NUM_FIRM_COLUMNS };
+enum FirmChoice { RBC_FIRM_CHOICE(RBC_CHOSEN) NUM_FIRM_CHOICES };
+enum GovernmentChoice { RBC_GOVERNMENT_CHOICE(RBC_CHOSEN) NUM_GOVERNMENT_CHOICES };
+constexpr int kFirmChoices = NUM_FIRM_CHOICES, kScratchPerFirm = 0 RBC_SCRATCH(RBC_COUNT);
+static_assert(FIRM_ONE_HOT == NUM_FIRM_COLUMNS - 1, "the one-hot number, of J columns, comes last");
+#undef RBC_PLAIN
+#undef RBC_OF_CONSUMER
+#undef RBC_OF_FIRM
+#undef RBC_CHOSEN
+#undef RBC_COUNT
+
+#define RBC_WIDTH(name, width) +width
+RBC_FN int public_size(int J) { return 0 RBC_PUBLIC(RBC_WIDTH); }
+#undef RBC_WIDTH
+RBC_FN int firm_size(int J) { return FIRM_ONE_HOT + J; }
 
 // One environment's slices of those arrays.
 struct Environment {
-  int num_consumers, num_firms, num_periods, num_consumption_choices, num_work_choices;
+  int num_consumers, num_firms, num_periods;
   const float *parameters, *stage, *consumption_choices, *work_choices;
-  float *prices, *wages, *inventories, *overdemanded, *income_tax, *corporate_tax, *time;
+#define RBC_FIELD(name, width) float* name;
+  RBC_PUBLIC(RBC_FIELD)
+#undef RBC_FIELD
   float *consumer, *firm;           // (I, 2), (J, 3+J)
   const int* actions;               // (I, J+2)
   const int* firm_actions;          // (J,)
@@ -69,12 +97,10 @@ struct Environment {
   RBC_FN float parameter(Parameter p) const { return parameters[p]; }
   RBC_FN float& budget(int i) const { return consumer[i * CONSUMER_PRIVATE_SIZE + CONSUMER_BUDGET]; }
   RBC_FN float* demand(int j) const { return consumption + static_cast<size_t>(j) * num_consumers; }
-  RBC_FN float& firm_budget(int j) const { return firm[j * (FIRM_ONE_HOT + num_firms) + FIRM_BUDGET]; }
-  RBC_FN float& capital(int j) const { return firm[j * (FIRM_ONE_HOT + num_firms) + FIRM_CAPITAL]; }
+  RBC_FN float& firm_budget(int j) const { return firm[j * firm_size(num_firms) + FIRM_BUDGET]; }
+  RBC_FN float& capital(int j) const { return firm[j * firm_size(num_firms) + FIRM_CAPITAL]; }
   RBC_FN bool last_period() const { return *timestep + 1 >= num_periods; }
 };
-
-RBC_FN int public_size(int num_firms) { return 4 * num_firms + 3; }
 
 RBC_FN Environment environment(int e, RBC_STEP_ARGUMENTS) {
   const int I = sizes[NUM_CONSUMERS], J = sizes[NUM_FIRMS];
@@ -84,68 +110,55 @@ RBC_FN Environment environment(int e, RBC_STEP_ARGUMENTS) {
   env.num_consumers = I;
   env.num_firms = J;
   env.num_periods = sizes[NUM_PERIODS];
-  env.num_consumption_choices = sizes[NUM_CONSUMPTION_CHOICES];
-  env.num_work_choices = sizes[NUM_WORK_CHOICES];
   env.parameters = parameters;
   env.stage = stage;
   env.consumption_choices = consumption_choices;
   env.work_choices = work_choices;
-  env.prices = open;
-  env.wages = open + J;
-  env.inventories = open + 2 * J;
-  env.overdemanded = open + 3 * J;
-  env.income_tax = open + 4 * J;
-  env.corporate_tax = open + 4 * J + 1;
-  env.time = open + 4 * J + 2;
-  env.consumer = consumer_state + at * I * CONSUMER_PRIVATE_SIZE;
-  env.firm = firm_state + at * J * (FIRM_ONE_HOT + J);
-  env.actions = consumer_actions + at * I * (J + 2);
-  env.firm_actions = firm_actions + at * J;
+#define RBC_SLICE(name, width) env.name = open, open += width;
+  RBC_PUBLIC(RBC_SLICE)
+#undef RBC_SLICE
+  env.consumer = observations_consumer + at * I * CONSUMER_PRIVATE_SIZE;
+  env.firm = observations_firm + at * J * firm_size(J);
+  env.actions = sampled_actions_consumer + at * I * (J + 2);
+  env.firm_actions = sampled_actions_firm + at * J;
   env.firm_choices = firm_choices;
-  env.government_choice = government_choices + 2 * government_actions[e];
-  env.consumer_rewards = consumer_rewards + at * I;
-  env.firm_rewards = firm_rewards + at * J;
-  env.government_reward = government_rewards + e;
+  env.government_choice = government_choices + NUM_GOVERNMENT_CHOICES * sampled_actions_government[e];
+  env.consumer_rewards = rewards_consumer + at * I;
+  env.firm_rewards = rewards_firm + at * J;
+  env.government_reward = rewards_government + e;
   env.consumption = consumption + at * J * I;
   env.exports = exports + at * J;
   env.hours = hours + at * I;
   env.spending = spending + at * I;
   env.employer = employer + at * I;
-  env.done = done + e;
-  env.timestep = timestep + e;
+  env.done = _done_ + e;
+  env.timestep = _timestep_ + e;
   return env;
 }
 
-// What firms and government know within a period; J floats each, in a team's scratch memory.
 struct Scratch {
-  float *labor, *ration, *sold, *corporate_tax;
-  RBC_FN Scratch(float* memory, int num_firms)
-      : labor(memory), ration(memory + num_firms), sold(memory + 2 * num_firms), corporate_tax(memory + 3 * num_firms) {}
+#define RBC_FIELD(name) float* name;
+  RBC_SCRATCH(RBC_FIELD)
+#undef RBC_FIELD
+  RBC_FN Scratch(float* memory, int num_firms) {
+#define RBC_SLICE(name) name = memory, memory += num_firms;
+    RBC_SCRATCH(RBC_SLICE)
+#undef RBC_SLICE
+  }
 };
-constexpr int kScratchPerFirm = 4;
 
 // Step 1: asked demand, scaled to what the budget buys. Also notes hours and employer.
 template <class Team> RBC_FN void affordable_demand(Team& team, const Environment& env) {
-  const int I = env.num_consumers, J = env.num_firms;
-  const auto units = team.table(env.consumption_choices, env.num_consumption_choices);
-  const auto hours = team.table(env.work_choices, env.num_work_choices);
-  team.each_lanes(I, [&](auto lanes) {
+  const int J = env.num_firms, width = J + 2;
+  team.each_lanes(env.num_consumers, [&](auto lanes) {
     auto cost = lanes.zero();
-    lanes.each_choice(env.actions, J + 2, [&](int column, auto chosen) {
-      if (column < J) {
-        const auto asked = lanes.look_up(units, chosen);
-        cost = fma(lanes.splat(env.prices[column]), asked, cost);
-        lanes.store(env.demand(column), asked);
-      } else if (column == J) {
-        lanes.store(env.hours, lanes.look_up(hours, chosen));
-      } else {
-        lanes.store(env.employer, chosen);
-      }
-    });
-    lanes.store(env.spending, cost);
-  });
-  team.each_lanes(I, [&](auto lanes) {
-    const auto cost = lanes.load(env.spending);
+    for (int j = 0; j < J; ++j) {
+      const auto asked = lanes.look_up(env.consumption_choices, lanes.load(env.actions + j, width));
+      cost = fma(lanes.splat(env.prices[j]), asked, cost);
+      lanes.store(env.demand(j), asked);
+    }
+    lanes.store(env.hours, lanes.look_up(env.work_choices, lanes.load(env.actions + J, width)));
+    lanes.store(env.employer, lanes.load(env.actions + J + 1, width));
     const auto budget = lanes.load(&env.budget(0), CONSUMER_PRIVATE_SIZE);
     const auto ratio = maximum(budget, lanes.zero()) / cost;  // unused where nothing is asked
     const auto scale = select((cost > 0.0f) & (cost > budget), ratio, lanes.splat(1.0f));
@@ -202,8 +215,8 @@ template <class Team> RBC_FN void reward_consumers(Team& team, const Environment
 }
 
 // Step 4: income before tax, w_f(i) h_i.
-template <class Lanes, class Table> RBC_FN auto pay_wages(Lanes lanes, const Environment& env, const Table& wages) {
-  return lanes.look_up(wages, lanes.load(env.employer)) * lanes.load(env.hours);
+template <class Lanes> RBC_FN auto pay_wages(Lanes lanes, const Environment& env) {
+  return lanes.look_up(env.wages, lanes.load(env.employer)) * lanes.load(env.hours);
 }
 
 // Step 5: what is left of an inventory, up to the importer's quantity, at a price that the importer accepts.
@@ -238,18 +251,16 @@ template <class V> RBC_FN V produce(const Environment& env, V capital, V alpha, 
 template <class V> RBC_FN V restock(V left, V exported, V produced) { return left - exported + produced; }
 
 // Step 8: all taxes of the period.
-template <class Team, class Table>
-RBC_FN float redistribute(Team& team, const Environment& env, const Scratch& scratch, const Table& wages) {
+template <class Team> RBC_FN float redistribute(Team& team, const Environment& env, const Scratch& scratch) {
   const float rate = *env.income_tax;
-  const float income_taxes = team.sum(env.num_consumers, [&](auto lanes) { return rate * pay_wages(lanes, env, wages); });
+  const float income_taxes = team.sum(env.num_consumers, [&](auto lanes) { return rate * pay_wages(lanes, env); });
   return income_taxes + team.sum(env.num_firms, [&](auto lanes) { return lanes.load(scratch.corporate_tax); });
 }
 
 // Step 8: net wages and the transfer, which everybody gets, less the bill.
-template <class Lanes, class Table>
-RBC_FN auto change_consumer_budgets(Lanes lanes, const Environment& env, const Table& wages, float transfer) {
+template <class Lanes> RBC_FN auto change_consumer_budgets(Lanes lanes, const Environment& env, float transfer) {
   const auto kept = lanes.splat(1.0f - *env.income_tax);
-  return fma(kept, pay_wages(lanes, env, wages), lanes.splat(transfer)) - lanes.load(env.spending);
+  return fma(kept, pay_wages(lanes, env), lanes.splat(transfer)) - lanes.load(env.spending);
 }
 
 // Step 10: interest on a positive balance. V is one budget or several.
@@ -276,12 +287,12 @@ template <class Team> RBC_FN void sell(Team& team, const Environment& env, const
 // Steps 5, 6, 7 and 10 for firms. Posted prices and wages stay as they are.
 template <class Team> RBC_FN void run_firms(Team& team, const Environment& env, const Scratch& scratch) {
   const float debt_price = price_of_debt(env, FIRM_NOPONZI, FIRM_PENALTY_SCALE);
-  const int width = FIRM_ONE_HOT + env.num_firms;
+  const int width = firm_size(env.num_firms);
   team.each_lanes(env.num_firms, [&](auto lanes) {
     const auto price = lanes.load(env.prices), labor = lanes.load(scratch.labor), sold = lanes.load(scratch.sold);
     const auto left = lanes.load(env.inventories) - sold;
     const auto exported = export_goods(env, price, left);
-    const auto share = lanes.gather(env.firm_choices + 2, lanes.load(env.firm_actions) * 3);
+    const auto share = lanes.look_up(env.firm_choices + CHOSEN_INVESTMENT, lanes.load(env.firm_actions) * kFirmChoices);
     const auto wage = lanes.load(env.wages);
     const auto accounts = close_firm_accounts(price, wage, sold + exported, labor, share, *env.corporate_tax);
     const auto change = accounts.profit - accounts.corporate_tax;
@@ -301,12 +312,11 @@ template <class Team> RBC_FN void run_firms(Team& team, const Environment& env, 
 // Steps 4, 8 and 10 for consumers: wages, taxes, the equal share of all taxes, budgets.
 template <class Team> RBC_FN void settle_consumers(Team& team, const Environment& env, const Scratch& scratch) {
   const int I = env.num_consumers;
-  const auto wages = team.table(env.wages, env.num_firms);
-  const float transfer = redistribute(team, env, scratch, wages) / static_cast<float>(I) + env.parameter(BUDGET_DRIP);
+  const float transfer = redistribute(team, env, scratch) / static_cast<float>(I) + env.parameter(BUDGET_DRIP);
   const float price = price_of_debt(env, CONSUMER_NOPONZI, CONSUMER_PENALTY_SCALE);
   team.each_lanes(I, [&](auto lanes) {
     const auto budget = lanes.load(&env.budget(0), CONSUMER_PRIVATE_SIZE);
-    const auto change = change_consumer_budgets(lanes, env, wages, transfer);
+    const auto change = change_consumer_budgets(lanes, env, transfer);
     const auto settled = settle_budgets(budget + change, env.parameter(INTEREST_RATE));
     lanes.store(&env.budget(0), settled, CONSUMER_PRIVATE_SIZE);
     lanes.store(env.consumer_rewards, charge_debt(lanes.load(env.consumer_rewards), settled, price));
@@ -316,12 +326,13 @@ template <class Team> RBC_FN void settle_consumers(Team& team, const Environment
 // Step 9: the new prices, wages and taxes bind from the next period.
 template <class Team> RBC_FN void post(Team& team, const Environment& env) {
   team.each(env.num_firms, [&](int j) {
-    env.prices[j] = env.firm_choices[env.firm_actions[j] * 3];
-    env.wages[j] = env.firm_choices[env.firm_actions[j] * 3 + 1];
+    const float* const choice = env.firm_choices + env.firm_actions[j] * NUM_FIRM_CHOICES;
+    env.prices[j] = choice[CHOSEN_PRICE];
+    env.wages[j] = choice[CHOSEN_WAGE];
   });
   if (team.first()) {
-    *env.income_tax = env.government_choice[0];
-    *env.corporate_tax = env.government_choice[1];
+    *env.income_tax = env.government_choice[CHOSEN_INCOME_TAX];
+    *env.corporate_tax = env.government_choice[CHOSEN_CORPORATE_TAX];
     *env.time += 1.0f;
     *env.timestep += 1;
     *env.done = *env.timestep >= env.num_periods ? 1 : 0;
@@ -336,61 +347,13 @@ template <class Team> RBC_FN void reward_government(Team& team, const Environmen
   if (team.first()) *env.government_reward = weight != 0.0f ? fma(weight, firms, consumers) : consumers;
 }
 
+}  // namespace rbc
+
 #ifdef RBC_CHECK
-// The debug build: one thread follows the money and the goods of each period in double precision.
-RBC_FN void require(bool holds, const char* identity, int period, double left, double right) {
-  if (holds) return;
-  printf("rbc_warp: identity '%s' broken in period %d: %.9g against %.9g\n", identity, period, left, right);
-#ifdef __CUDA_ARCH__
-  __trap();
-#else
-  fflush(stdout);
-  abort();
+#include "identities.h"
 #endif
-}
 
-struct Ledger {
-  double consumers = 0.0, firms = 0.0, capital = 0.0, interest = 0.0;
-
-  RBC_FN explicit Ledger(const Environment& env) {
-    const double rate = env.parameter(INTEREST_RATE);
-    for (int i = 0; i < env.num_consumers; ++i) add(env.budget(i), rate, consumers);
-    for (int j = 0; j < env.num_firms; ++j) {
-      add(env.firm_budget(j), rate, firms);
-      capital += env.capital(j);
-    }
-  }
-  RBC_FN void add(double budget, double rate, double& total) {
-    total += budget;
-    if (budget > 0.0) interest += budget * rate / (1.0 + rate);
-  }
-  RBC_FN double money() const { return consumers + firms + capital; }
-};
-
-// Before `post`, while prices and wages are still those of the period.
-RBC_FN void check_identities(const Environment& env, const Scratch& scratch, const Ledger& before) {
-  const int I = env.num_consumers, J = env.num_firms, period = *env.timestep;
-  const Ledger after(env);
-  double injected = after.interest + static_cast<double>(env.parameter(BUDGET_DRIP)) * I, worked = 0.0, paid = 0.0;
-  double turnover = before.money() < 0.0 ? -before.money() : before.money();
-  for (int j = 0; j < J; ++j) {
-    injected += static_cast<double>(env.prices[j]) * env.exports[j];
-    paid += scratch.labor[j];
-    double bought = 0.0;
-    for (int i = 0; i < I; ++i) {
-      require(env.demand(j)[i] >= 0.0f, "units consumed >= 0", period, env.demand(j)[i], 0.0);
-      bought += env.demand(j)[i];
-    }
-    turnover += bought * env.prices[j];
-    require(env.inventories[j] >= 0.0f, "inventory >= 0", period, env.inventories[j], 0.0);
-    require(scratch.ration[j] >= 0.0f && scratch.ration[j] <= 1.0f, "served share in [0, 1]", period, scratch.ration[j], 1.0);
-  }
-  for (int i = 0; i < I; ++i) worked += env.hours[i];
-  require(worked - paid <= 1e-5 * worked && paid - worked <= 1e-5 * worked, "hours paid = hours worked", period, paid, worked);
-  const double gap = after.money() - before.money() - injected, tolerance = 1e-5 * (turnover + injected) + 1e-2;
-  require(gap <= tolerance && -gap <= tolerance, "money in = money out", period, after.money() - before.money(), injected);
-}
-#endif
+namespace rbc {
 
 // One period.
 template <class Team> RBC_FN void step(Team& team, const Environment& env, const Scratch& scratch) {
@@ -418,32 +381,23 @@ template <class Team> RBC_FN void step(Team& team, const Environment& env, const
   reward_government(team, env);
 }
 
-#define RBC_RESET_ARGUMENTS                                                                                     \
-  const int *sizes, const float *stage, int *done, int *timestep, int force, float *public_state,              \
-      float *consumer_state, float *firm_state, const float *public_start, const float *consumer_start,        \
-      const float *firm_start
-#define RBC_RESET_VALUES                                                                                        \
-  sizes, stage, done, timestep, force, public_state, consumer_state, firm_state, public_start, consumer_start, \
-      firm_start
-
 // Starting values, θ times the curriculum's factor, for environment e if it is done or the reset is forced.
 template <class Team> RBC_FN void reset(Team& team, int e, RBC_RESET_ARGUMENTS) {
-  if (!force && !done[e]) return;
+  if (!force && !_done_[e]) return;
   const int I = sizes[NUM_CONSUMERS], J = sizes[NUM_FIRMS];
-  const size_t open = static_cast<size_t>(e) * public_size(J);
+  const size_t open = static_cast<size_t>(e) * public_size(J), firms = static_cast<size_t>(e) * J * firm_size(J);
   const size_t consumers = static_cast<size_t>(e) * I * CONSUMER_PRIVATE_SIZE;
-  const size_t firms = static_cast<size_t>(e) * J * (FIRM_ONE_HOT + J);
-  team.each(public_size(J), [&](int n) { public_state[open + n] = public_start[open + n]; });
-  team.each(J * (FIRM_ONE_HOT + J), [&](int n) { firm_state[firms + n] = firm_start[firms + n]; });
-  team.each(I, [&](int i) {
-    const size_t at = consumers + static_cast<size_t>(i) * CONSUMER_PRIVATE_SIZE;
-    consumer_state[at + CONSUMER_BUDGET] = consumer_start[at + CONSUMER_BUDGET];
-    consumer_state[at + CONSUMER_THETA] = consumer_start[at + CONSUMER_THETA] * stage[THETA_FACTOR];
+  team.each(public_size(J), [&](int n) { public_state[open + n] = public_state_at_reset[open + n]; });
+  team.each(J * firm_size(J), [&](int n) { observations_firm[firms + n] = observations_firm_at_reset[firms + n]; });
+  team.each(I * CONSUMER_PRIVATE_SIZE, [&](int n) {
+    const float start = observations_consumer_at_reset[consumers + n];
+    const bool felt = n % CONSUMER_PRIVATE_SIZE == CONSUMER_THETA;
+    observations_consumer[consumers + n] = felt ? start * stage[THETA_FACTOR] : start;
   });
   team.barrier();
   if (team.first()) {
-    done[e] = 0;
-    timestep[e] = 0;
+    _done_[e] = 0;
+    _timestep_[e] = 0;
   }
 }
 

@@ -72,24 +72,32 @@ template <class V> RBC_FN V pick(const V* x, int stride, int from, int to, typen
 
 // The words of a draw: seed, iteration (the key), the first environment's global number, the stream, the flags.
 #define RBC_DRAW(X) X(SEED) X(ITERATION) X(FIRST_ENVIRONMENT) X(STREAM) X(FLAGS)
+#define RBC_DRAW_FLAGS(X) X(GREEDY, 1) X(FROM_PROBABILITIES, 2)
 #define RBC_ENUMERATOR(name) DRAW_##name,
 enum DrawWord { RBC_DRAW(RBC_ENUMERATOR) NUM_DRAW_WORDS };
 #undef RBC_ENUMERATOR
-enum DrawFlags { DRAW_GREEDY = 1, DRAW_FROM_PROBABILITIES = 2 };
+#define RBC_ENUMERATOR(name, value) DRAW_##name = value,
+enum DrawFlags { RBC_DRAW_FLAGS(RBC_ENUMERATOR) };
+#undef RBC_ENUMERATOR
 
 // Where a draw is recorded: a finished episode that is not reset keeps to its last slot.
 RBC_FN int recorded_period(int timestep, int num_periods) {
   return timestep < num_periods ? timestep : num_periods - 1;
 }
 
-// Arrays of one draw for all agents: E environments, n agents of a type, h heads, a actions; `*_batch` begin with T
-// and may all be null: nothing is recorded then.
-#define RBC_SAMPLE_TYPE(type)                                                                              \
-  int type##_heads, const int *type##_offsets, const unsigned char *type##_allowed, float *type##_logits,   \
-      int *type##_actions, int *type##_actions_batch, float *type##_log_probabilities_batch, float *type##_values_batch
-#define RBC_SAMPLE_ARGUMENTS                                                                               \
-  const int *sizes, const int *draw_words, const int *timestep, RBC_SAMPLE_TYPE(consumer), RBC_SAMPLE_TYPE(firm), \
-      RBC_SAMPLE_TYPE(government)
+// The agent types in the order in which agents are numbered, and what a draw takes of each: n agents, h heads, a actions
+// of all heads, E environments; `*_batch` begin with T and may all be null: nothing is recorded then.
+#define RBC_AGENT_TYPES(X, AND) X(consumer) AND X(firm) AND X(government)
+#define RBC_SAMPLE_TYPE(type)                                                                                    \
+  int type##_count, int type##_heads, const int *type##_offsets, const unsigned char *type##_allowed,           \
+      float *type##_logits, int *type##_actions, int *type##_actions_batch, float *type##_log_probabilities_batch, \
+      float *type##_values_batch
+#define RBC_SAMPLE_ARGUMENTS \
+  const int *sizes, const int *draw_words, const int *timestep, RBC_AGENT_TYPES(RBC_SAMPLE_TYPE, RBC_COMMA)
+// A type's arrays, as the entry points hand them to their function for one type.
+#define RBC_SAMPLE_VALUES(type)                                                                              \
+  type##_count, {type##_heads, type##_offsets, type##_allowed}, type##_logits, type##_actions, \
+      type##_actions_batch, type##_log_probabilities_batch, type##_values_batch
 
 // Draws one action per head. `x` holds logits (or probabilities) and is overwritten; `agent`, `environment` name the
 // row's random numbers: one Philox call serves four heads. Returns the log-probability of the joint action.
@@ -141,7 +149,7 @@ template <class V> RBC_FN V huber(V error) {
   const V size = maximum(error, -error);
   return select(size < 1.0f, 0.5f * error * error, size - 0.5f);
 }
-template <class V> RBC_FN V huber_slope(V error) {
+template <class V> RBC_FN V huber_gradient(V error) {
   return minimum(maximum(error, splat<V>(-1.0f)), splat<V>(1.0f));
 }
 
@@ -182,18 +190,18 @@ RBC_FN void loss_gradient(V* x, V* scratch, int stride, const Heads& heads, cons
 
   const V log_ratio = log_probability - row.old_log_probability;
   const V advantage = row.advantage;
-  V slope;  // d(policy loss) / d(log pi)
+  V policy_gradient;  // d(policy loss) / d(log pi)
   if (loss[LOSS_USE_PPO] != 0.0f) {
     const V ratio = exp(log_ratio);
     const V low = splat<V>(1.0f - loss[LOSS_CLIP]), high = splat<V>(1.0f + loss[LOSS_CLIP]);
     const V clipped = minimum(maximum(ratio, low), high);
     const V plain = ratio * advantage, bounded = clipped * advantage;
-    slope = select(plain <= bounded, -plain, splat<V>(0.0f));
+    policy_gradient = select(plain <= bounded, -plain, splat<V>(0.0f));
     sums[STATISTIC_POLICY_LOSS] = sums[STATISTIC_POLICY_LOSS] - minimum(plain, bounded);
     sums[STATISTIC_KL] = sums[STATISTIC_KL] + (ratio - 1.0f - log_ratio);
     sums[STATISTIC_CLIPPED] = sums[STATISTIC_CLIPPED] + select(clipped == ratio, splat<V>(0.0f), splat<V>(1.0f));
   } else {
-    slope = -advantage;
+    policy_gradient = -advantage;
     sums[STATISTIC_POLICY_LOSS] = sums[STATISTIC_POLICY_LOSS] - log_probability * advantage;
   }
   sums[STATISTIC_ENTROPY] = sums[STATISTIC_ENTROPY] + entropy;
@@ -203,25 +211,25 @@ RBC_FN void loss_gradient(V* x, V* scratch, int stride, const Heads& heads, cons
     const Int chosen = action(h);
     for (int k = heads.offsets[h]; k < heads.offsets[h + 1]; ++k) {
       const V p = scratch[k * stride];
-      const V taken = select(chosen == Int{} + (k - heads.offsets[h]), slope, splat<V>(0.0f));
-      x[k * stride] = weight * (fma(p, fma(splat<V>(entropy_weight), x[k * stride], -slope), taken));
+      const V taken = select(chosen == Int{} + (k - heads.offsets[h]), policy_gradient, splat<V>(0.0f));
+      x[k * stride] = weight * (fma(p, fma(splat<V>(entropy_weight), x[k * stride], -policy_gradient), taken));
     }
   }
 
   V& value = x[heads.num_actions() * stride];
   const V error = value - row.target;
-  V value_loss = huber(error), value_slope = huber_slope(error);
+  V value_loss = huber(error), value_gradient = huber_gradient(error);
   if (loss[LOSS_USE_PPO] != 0.0f) {
     const V clip = splat<V>(loss[LOSS_CLIP]);
     const V moved = minimum(maximum(value - row.old_value, -clip), clip);
     const V clipped_error = row.old_value + moved - row.target;
     const V clipped_loss = huber(clipped_error);
-    const V clipped_slope = select(moved == value - row.old_value, huber_slope(clipped_error), splat<V>(0.0f));
-    value_slope = select(clipped_loss > value_loss, clipped_slope, value_slope);
+    const V clipped_gradient = select(moved == value - row.old_value, huber_gradient(clipped_error), splat<V>(0.0f));
+    value_gradient = select(clipped_loss > value_loss, clipped_gradient, value_gradient);
     value_loss = maximum(value_loss, clipped_loss);
   }
   sums[STATISTIC_VALUE_LOSS] = sums[STATISTIC_VALUE_LOSS] + value_loss;
-  value = (weight * loss[LOSS_VALUE_WEIGHT]) * value_slope;
+  value = (weight * loss[LOSS_VALUE_WEIGHT]) * value_gradient;
 }
 
 }  // namespace rbc

@@ -13,17 +13,11 @@ struct Lane {
   int i;
   __device__ float zero() const { return 0.0f; }
   __device__ float splat(float x) const { return x; }
-  __device__ float load(const float* from) const { return from[i]; }
-  __device__ int load(const int* from) const { return from[i]; }
-  __device__ float load(const float* from, int stride) const { return from[i * stride]; }
-  __device__ float gather(const float* from, int index) const { return from[index]; }
+  __device__ float load(const float* from, int stride = 1) const { return from[i * stride]; }
+  __device__ int load(const int* from, int stride = 1) const { return from[i * stride]; }
   __device__ float look_up(const float* table, int index) const { return table[index]; }
-  template <class F> __device__ void each_choice(const int* from, int width, F f) const {
-    for (int column = 0; column < width; ++column) f(column, from[static_cast<size_t>(i) * width + column]);
-  }
-  __device__ void store(float* to, float x) const { to[i] = x; }
-  __device__ void store(int* to, int x) const { to[i] = x; }
-  __device__ void store(float* to, float x, int stride) const { to[i * stride] = x; }
+  __device__ void store(float* to, float x, int stride = 1) const { to[i * stride] = x; }
+  __device__ void store(int* to, int x, int stride = 1) const { to[i * stride] = x; }
 };
 
 struct BlockTeam {
@@ -50,32 +44,36 @@ struct BlockTeam {
     for (int width = 16; width > 0; width /= 2) partial += __shfl_xor_sync(0xffffffffu, partial, width);
     return partial;
   }
-  __device__ const float* table(const float* values, int) const { return values; }
   __device__ bool leads() const { return lane == 0; }
   __device__ bool first() const { return thread == 0; }
   __device__ void barrier() { __syncthreads(); }
 };
 
-// Draws for one agent of a type; its row of logits is worked on where it lies.
-__device__ void sample_row(int e, int num_envs, int num_agents, int i, int first_agent, const int* draw_words,
-                           int period, RBC_SAMPLE_TYPE(type)) {
-  const Heads heads = {type_heads, type_offsets, type_allowed};
+// Draws for all agents of a type in environment e, agents first … first+count-1; a row of logits is worked on where it
+// lies. Threads go on with the next type where the one before ended.
+__device__ void sample_type(int e, int num_envs, int period, const int* draw_words, int& first, int count,
+                            const Heads& heads, float* logits, int* actions, int* actions_batch,
+                            float* log_probabilities_batch, float* values_batch) {
   const DrawKey key = {static_cast<uint32_t>(draw_words[DRAW_SEED]), static_cast<uint32_t>(draw_words[DRAW_ITERATION]),
                        static_cast<uint32_t>(period), static_cast<uint32_t>(draw_words[DRAW_STREAM])};
-  const size_t row = static_cast<size_t>(e) * num_agents + i;
-  const size_t slot = static_cast<size_t>(period) * num_envs * num_agents + row;
-  float* const x = static_cast<float*>(type_logits) + row * (heads.num_actions() + 1);
-  const float value = x[heads.num_actions()];
-  const float log_probability = draw_actions<float>(
-      x, 1, heads, key, static_cast<uint32_t>(first_agent + i),
-      static_cast<uint32_t>(draw_words[DRAW_FIRST_ENVIRONMENT] + e), draw_words[DRAW_FLAGS], [&](int h, int chosen) {
-        type_actions[row * heads.num_heads + h] = chosen;
-        if (type_actions_batch) type_actions_batch[slot * heads.num_heads + h] = chosen;
-      });
-  if (type_actions_batch) {
-    type_values_batch[slot] = value;
-    type_log_probabilities_batch[slot] = log_probability;
+  const int threads = blockDim.x, start = (threadIdx.x + threads - first % threads) % threads;
+  for (int i = start; i < count; i += threads) {
+    const size_t row = static_cast<size_t>(e) * count + i;
+    const size_t slot = static_cast<size_t>(period) * num_envs * count + row;
+    float* const x = logits + row * (heads.num_actions() + 1);
+    const float value = x[heads.num_actions()];
+    const float log_probability = draw_actions<float>(
+        x, 1, heads, key, static_cast<uint32_t>(first + i),
+        static_cast<uint32_t>(draw_words[DRAW_FIRST_ENVIRONMENT] + e), draw_words[DRAW_FLAGS], [&](int h, int chosen) {
+          actions[row * heads.num_heads + h] = chosen;
+          if (actions_batch) actions_batch[slot * heads.num_heads + h] = chosen;
+        });
+    if (actions_batch) {
+      values_batch[slot] = value;
+      log_probabilities_batch[slot] = log_probability;
+    }
   }
+  first += count;
 }
 
 }  // namespace
@@ -96,22 +94,11 @@ __global__ void CudaRbcReset(RBC_RESET_ARGUMENTS) {
 }
 
 __global__ void CudaRbcSample(RBC_SAMPLE_ARGUMENTS) {
-  const int I = sizes[NUM_CONSUMERS], J = sizes[NUM_FIRMS], e = blockIdx.x;
-  const int period = recorded_period(timestep[e], sizes[NUM_PERIODS]);
-  for (int n = threadIdx.x; n < I + J + 1; n += blockDim.x) {
-#define RBC_SAMPLE(type, count, first)                                                                            \
-  sample_row(e, gridDim.x, count, n - (first), first, draw_words, period, type##_heads, type##_offsets,           \
-             type##_allowed, type##_logits, type##_actions, type##_actions_batch, type##_log_probabilities_batch, \
-             type##_values_batch)
-    if (n < I) {
-      RBC_SAMPLE(consumer, I, 0);
-    } else if (n < I + J) {
-      RBC_SAMPLE(firm, J, I);
-    } else {
-      RBC_SAMPLE(government, 1, I + J);
-    }
+  const int e = blockIdx.x, num_envs = gridDim.x, period = recorded_period(timestep[e], sizes[NUM_PERIODS]);
+  int first = 0;
+#define RBC_SAMPLE(type) sample_type(e, num_envs, period, draw_words, first, RBC_SAMPLE_VALUES(type))
+  RBC_AGENT_TYPES(RBC_SAMPLE, ;);
 #undef RBC_SAMPLE
-  }
 }
 
 // Loss gradient in place of the logits (float32), blockDim.x rows at a time side by side in shared memory, which holds

@@ -12,6 +12,8 @@
 #define RBC_FN inline __attribute__((always_inline))
 #endif
 
+#define RBC_COMMA ,  // between the entries of a list of arguments
+
 namespace rbc {
 
 template <class V> struct Types;

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from rbc_warp.training.learner import Learner
 from rbc_warp.training.losses import Batch, LossWeights
 from rbc_warp.training.policy import Policy
 from rbc_warp.training.processes import Processes
-from rbc_warp.warpdrive.kernels import LOSS_PARAMETERS, SAMPLE_COLUMNS, Heads, Kernels, Layers, Loss
+from rbc_warp.warpdrive import tables
+from rbc_warp.warpdrive.kernels import SAMPLE_COLUMNS, Heads, Kernels, Layers, Loss
 
 # Bytes of one layer's activations in a block: a processor core's cache, or a part of a GPU's memory.
 BLOCK_BYTES = {"cpu": 800 * 1024, "cuda": 128 * 1024 * 1024}
@@ -43,7 +45,7 @@ class FusedLearner(Learner):
         self.network = kernels.network(dtype, policy.hidden)
         self._buffers: dict[tuple[str, int], torch.Tensor] = {}
         self._figures: dict[str, float] = {}
-        self._words = torch.zeros(len(LOSS_PARAMETERS), device=self.device)
+        self._words = torch.zeros(len(tables.names("LOSS")), device=self.device)
 
     def copy(self, policy: Policy) -> FusedLearner:
         rate = self.optimizer.param_groups[0]["lr"]
@@ -101,15 +103,15 @@ class FusedLearner(Learner):
     def _loss(self, batch: Batch, weights: LossWeights) -> Loss:
         """What the kernels compute the loss of a batch from."""
         figures = {
-            "CLIP": weights.clip,
-            "ENTROPY_WEIGHT": weights.entropy,
-            "VALUE_WEIGHT": weights.value,
-            "ROW_WEIGHT": 1.0 / (len(batch.actions) * self.processes.world_size),
-            "USE_PPO": float(weights.use_ppo),
+            "clip": weights.clip,
+            "entropy_weight": weights.entropy,
+            "value_weight": weights.value,
+            "row_weight": 1.0 / (len(batch.actions) * self.processes.world_size),
+            "use_ppo": float(weights.use_ppo),
         }
         if figures != self._figures:  # once per update, not per pass
             self._figures = figures
-            self._words.copy_(torch.tensor([figures[name] for name in LOSS_PARAMETERS]))
+            self._words.copy_(torch.from_numpy(tables.filled("LOSS", figures, np.float32)))
         return Loss(self.heads, {name: getattr(batch, name) for name in SAMPLE_COLUMNS}, self._words, self.statistics)
 
     @torch.no_grad()

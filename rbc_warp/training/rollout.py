@@ -89,7 +89,7 @@ class Rollout:
 
     def encode(self, public: torch.Tensor, private: Mapping[str, torch.Tensor]) -> None:
         """Put what agents see now into ``public`` (E, num_public) and, per type, ``private`` (E·n, num_private)."""
-        public.copy_(self._encoder.encode_public(self._array("observations_government").squeeze(1)))
+        public.copy_(self._encoder.encode_public(self._array("public_state")))
         for name, rows in private.items():
             if rows.shape[1]:
                 rows.copy_(self.encoders[name].encode_private(self._array(f"observations_{name}").flatten(0, 1)))

@@ -34,6 +34,7 @@ from rbc_warp.training.processes import Processes
 from rbc_warp.training.recorder import Losses, Recorder, WarpDriveFiles
 from rbc_warp.training.rollout import EVALUATION_STREAM, Draw, Intervention, Rollout
 from rbc_warp.training.schedule import Schedule, Update
+from rbc_warp.warpdrive import tables
 from rbc_warp.warpdrive.env import RbcEnv
 from rbc_warp.warpdrive.kernels import DRAW_FROM_PROBABILITIES, DRAW_GREEDY, LOSS_STATISTICS, Heads, RbcSampler
 from rbc_warp.warpdrive.simulation import set_stage
@@ -290,8 +291,8 @@ class RbcTrainer(TrainerA2C):
         seed -= (seed >> 31) << 32  # all 32 bits, as a signed word
         first = draw.first_environment + self.processes.rank * self.num_local_envs
         flags |= DRAW_GREEDY if draw.greedy else 0
-        words = torch.tensor([seed, draw.iteration, first, draw.stream, flags], dtype=torch.int32)
-        self._data("draw_words").copy_(words)
+        words = {"seed": seed, "iteration": draw.iteration, "first_environment": first, "stream": draw.stream}
+        self._data("draw_words").copy_(torch.from_numpy(tables.filled("DRAW", {**words, "flags": flags}, np.int32)))
 
     @torch.no_grad()
     def forward(self, period: int) -> dict[str, torch.Tensor]:

@@ -1,11 +1,14 @@
 """The economy as a WarpDrive environment: spaces, the data it keeps on the device, and its step.
 
-Agents are numbered consumers first, then firms, then the government. The public state that everybody sees stands once
-per environment, as the government's observation; a consumer's and a firm's observation is its private state. Policies
-join the two (``policies.py``).
+Agents are numbered type by type. The public state, which everybody sees, stands once per environment; a consumer's and
+a firm's WarpDrive observation is its private state, and a type without one observes the public state. Policies join the
+two (``training/policy.py``).
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
 
 import numpy as np
 from gym.spaces import Discrete, MultiDiscrete
@@ -15,59 +18,9 @@ from warp_drive.utils.gpu_environment_context import CUDAEnvironmentContext
 from rbc_warp.economy import reference
 from rbc_warp.economy.agents import FIRM_PENALTY_SCALE
 from rbc_warp.economy.parameters import Economy
-from rbc_warp.warpdrive.kernels import DRAW_WORDS
+from rbc_warp.warpdrive import tables
 
-# The order in which the kernels index their tables (a test compares it with the built library).
-SIZES = (
-    "NUM_CONSUMERS",
-    "NUM_FIRMS",
-    "NUM_PERIODS",
-    "NUM_CONSUMPTION_CHOICES",
-    "NUM_WORK_CHOICES",
-    "NUM_FIRM_ACTIONS",
-    "NUM_GOVERNMENT_ACTIONS",
-)
-PARAMETERS = (
-    "TECHNOLOGY",
-    "BUDGET_DRIP",
-    "INTEREST_RATE",
-    "CRRA",
-    "LABOR_FLOOR",
-    "USE_IMPORTER",
-    "IMPORTER_PRICE",
-    "IMPORTER_QUANTITY",
-    "BOOST_FIRM_REWARD_FACTOR",
-    "FIRM_REWARD_FOR_GOVERNMENT_FACTOR",
-    "CONSUMER_PENALTY_SCALE",
-    "FIRM_PENALTY_SCALE",
-)
-STAGE = ("THETA_FACTOR", "CONSUMER_NOPONZI", "FIRM_NOPONZI")
-
-STEP_ARGUMENTS = [
-    "sizes",
-    "parameters",
-    "stage",
-    "consumption_choices",
-    "work_choices",
-    "firm_choices",
-    "government_choices",
-    "observations_government",
-    "observations_consumer",
-    "observations_firm",
-    "sampled_actions_consumer",
-    "sampled_actions_firm",
-    "sampled_actions_government",
-    "rewards_consumer",
-    "rewards_firm",
-    "rewards_government",
-    "consumption",
-    "exports",
-    "hours",
-    "employer",
-    "spending",
-    "_done_",
-    "_timestep_",
-]
+STEP_ARGUMENTS = tables.names("STEP_ARRAYS")
 
 
 class RbcEnv(CUDAEnvironmentContext):
@@ -77,6 +30,7 @@ class RbcEnv(CUDAEnvironmentContext):
 
     def __init__(self, economy: Economy, num_envs: int = 1):
         super().__init__()
+        tables.check_layout(economy)
         self.economy = economy
         self.num_envs = num_envs
         self.episode_length = economy.num_periods
@@ -90,15 +44,20 @@ class RbcEnv(CUDAEnvironmentContext):
         }
         self.action_space = {i: spaces[name] for name, ids in self.agent_ids.items() for i in ids}
         self.observation_space = None  # set by EnvWrapper
-        private = economy.initial_private()
-        self._start = self._by_agent(
-            {"consumer": private["consumer"], "firm": private["firm"], "government": economy.initial_public()[None]}
-        )
+        self.shared_arrays = {
+            f"observations_{name}": "public_state" for name, agent in economy.agents.items() if not agent.private.size
+        }
+        """Second names of arrays: what a type without private state observes is the public state."""
+        self._start = self._observations(economy.initial_public(), economy.initial_private())
         self._state: reference.State | None = None
 
-    def _by_agent(self, arrays: dict[str, np.ndarray]) -> dict[int, np.ndarray]:
-        rows = {agent: zip(ids, arrays[agent].astype(np.float32), strict=True) for agent, ids in self.agent_ids.items()}
-        return {i: row for pairs in rows.values() for i, row in pairs}
+    def _observations(self, public: np.ndarray, private: Mapping[str, np.ndarray]) -> dict[int, np.ndarray]:
+        """What each agent observes, by its number."""
+        seen: dict[int, np.ndarray] = {}
+        for name, ids in self.agent_ids.items():
+            rows = np.asarray(private.get(name, np.broadcast_to(public, (len(ids), len(public)))), dtype=np.float32)
+            seen |= dict(zip(ids, rows, strict=True))
+        return seen
 
     def reset(self) -> dict[int, np.ndarray]:
         """Starting observations by agent number."""
@@ -109,12 +68,10 @@ class RbcEnv(CUDAEnvironmentContext):
     def get_data_dictionary(self) -> DataFeed:
         """Constants and working arrays that only kernels read. E environments, I consumers, J firms."""
         economy, num_envs = self.economy, self.num_envs
-        num_consumers, num_firms = economy.num_consumers, economy.num_firms
+        num_consumers = economy.num_consumers
         feed = DataFeed()
-        sizes = [num_consumers, num_firms, economy.num_periods]
-        sizes += [len(table) for table in (economy.consumption_choices, economy.work_choices)]
-        sizes += [len(table) for table in (economy.firm_choices, economy.government_choices)]
-        feed.add_data("sizes", np.array(sizes, dtype=np.int32))
+        sizes = {name: getattr(economy, name) for name in ("num_consumers", "num_firms", "num_periods")}
+        feed.add_data("sizes", tables.filled("SIZES", sizes, np.int32))
         feed.add_data("parameters", self._parameters())
         for name in ("consumption_choices", "work_choices", "firm_choices", "government_choices"):
             feed.add_data(name, np.ascontiguousarray(getattr(economy, name), dtype=np.float32))
@@ -127,30 +84,21 @@ class RbcEnv(CUDAEnvironmentContext):
         """Arrays that torch reads or writes: the curriculum's values, where draws come from, and what happened."""
         economy = self.economy
         feed = DataFeed()
-        feed.add_data("stage", np.array([1.0, 0.0, 0.0], dtype=np.float32))
-        feed.add_data("draw_words", np.zeros(len(DRAW_WORDS), dtype=np.int32))
+        start = economy.initial_public().astype(np.float32)
+        feed.add_data("public_state", start, save_copy_and_apply_at_reset=True)
+        feed.add_data("stage", stage_table(reference.DEFAULT_STAGE))
+        feed.add_data("draw_words", np.zeros(len(tables.names("DRAW")), dtype=np.int32))
         shape = (self.num_envs, economy.num_firms, economy.num_consumers)
         feed.add_data("consumption", np.zeros(shape, dtype=np.float32))
         feed.add_data("exports", np.zeros(shape[:2], dtype=np.float32))
         return feed
 
     def _parameters(self) -> np.ndarray:
-        economy = self.economy
-        values = {
-            "TECHNOLOGY": economy.technology,
-            "BUDGET_DRIP": economy.budget_drip,
-            "INTEREST_RATE": economy.interest_rate,
-            "CRRA": economy.crra,
-            "LABOR_FLOOR": economy.labor_floor,
-            "USE_IMPORTER": float(economy.use_importer),
-            "IMPORTER_PRICE": economy.importer_price,
-            "IMPORTER_QUANTITY": economy.importer_quantity,
-            "BOOST_FIRM_REWARD_FACTOR": economy.boost_firm_reward_factor,
-            "FIRM_REWARD_FOR_GOVERNMENT_FACTOR": economy.firm_reward_for_government_factor,
-            "CONSUMER_PENALTY_SCALE": economy.consumer_penalty_scale,
-            "FIRM_PENALTY_SCALE": FIRM_PENALTY_SCALE,
-        }
-        return np.array([values[name] for name in PARAMETERS], dtype=np.float32)
+        """The economy's parameters, under the names that they have there."""
+        given = {"firm_penalty_scale": FIRM_PENALTY_SCALE}
+        wanted = [name.lower() for name in tables.names("PARAMETERS")]
+        given |= {name: float(getattr(self.economy, name)) for name in wanted if name not in given}
+        return tables.filled("PARAMETERS", given, np.float32)
 
     def step(
         self, actions: dict[int, np.ndarray] | None = None
@@ -168,9 +116,12 @@ class RbcEnv(CUDAEnvironmentContext):
         state, outcome = reference.step(self.economy, state, consumer, firm, government)
         self._state = state
         self.timestep += 1
-        observations = self._by_agent(
-            {"consumer": state.consumer[0], "firm": state.firm[0], "government": state.public}
-        )
+        observations = self._observations(state.public[0], {"consumer": state.consumer[0], "firm": state.firm[0]})
         rewards = np.concatenate([outcome.consumer_reward[0], outcome.firm_reward[0], outcome.government_reward])
         done = {"__all__": self.timestep >= self.episode_length}
         return observations, dict(enumerate(rewards)), done, {}
+
+
+def stage_table(stage: reference.Stage) -> np.ndarray:
+    """Return the curriculum's values as the kernels read them."""
+    return tables.filled("STAGE", asdict(stage), np.float32)

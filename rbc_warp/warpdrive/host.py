@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,15 @@ from warp_drive.managers.data_manager import CUDADataManager
 from warp_drive.managers.function_manager import CUDAFunctionManager
 
 from rbc_warp.warpdrive.build import build_host
-from rbc_warp.warpdrive.kernels import DEFAULT_KERNELS, LOSS_KERNEL, SAMPLE_COLUMNS, FusedNetwork, Layers, Loss
+from rbc_warp.warpdrive.kernels import (
+    DEFAULT_KERNELS,
+    LOSS_KERNEL,
+    SAMPLE_COLUMNS,
+    FusedNetwork,
+    Layers,
+    Loss,
+    shared_array,
+)
 
 # Below so many agents in all environments, waking a second thread costs more than it saves.
 SMALL_WORK = 4096
@@ -21,8 +30,9 @@ FUSED_LAYERS = ("private", "weight2", "bias2", "weight3", "bias3")
 class HostDataManager(CUDADataManager):
     """Keeps every array as a torch tensor in main memory, torch-accessible or not."""
 
-    def __init__(self, **sizes: int):
+    def __init__(self, shared: Mapping[str, str] | None = None, **sizes: int):
         self._tensors: dict[str, torch.Tensor] = {}
+        self.shared = dict(shared or {})
         super().__init__(**sizes)
 
     def _type_warning_helper(self, *unused: Any, **unused_too: Any) -> None:
@@ -31,7 +41,9 @@ class HostDataManager(CUDADataManager):
     def _to_device(self, name: str, name_on_device: str | None = None, torch_accessible: bool = False) -> None:
         target = name if name_on_device is None else name_on_device
         assert target not in self._device_data_pointer
-        tensor = torch.from_numpy(self._host_data[name]).clone()  # a start value and its copy are two arrays
+        tensor = shared_array(self, target)
+        if tensor is None:
+            tensor = torch.from_numpy(self._host_data[name]).clone()  # a start value and its copy are two arrays
         self._tensors[target] = tensor
         self._device_data_pointer[target] = ctypes.c_void_p(tensor.data_ptr())
         if torch_accessible:
@@ -125,7 +137,7 @@ class HostFunctionManager(CUDAFunctionManager):
 
     def network(self, dtype: torch.dtype, hidden: int) -> FusedNetwork | None:
         """The network as one kernel, if this processor has what it takes in products of this precision."""
-        return self if hidden == 128 and self.library.RbcFusesNetwork(int(dtype == torch.bfloat16)) else None
+        return self if self.library.RbcFusesNetwork(int(dtype == torch.bfloat16), hidden) else None
 
     def network_logits(self, layers: Layers, shared: torch.Tensor, private: torch.Tensor, out: torch.Tensor) -> None:
         """Logits and values ``out`` (rows, actions+1) float32. shared: (groups, 128) float32, the first layer's part
@@ -172,9 +184,9 @@ class HostFunctionManager(CUDAFunctionManager):
     def add_relu(self, x: torch.Tensor, shared: torch.Tensor) -> None:
         """As :meth:`TorchNetwork.add_relu`, in one pass."""
         rows, columns = x.shape
-        half = int(x.dtype == torch.bfloat16)
+        bfloat16 = int(x.dtype == torch.bfloat16)
         self.library.RbcAddRelu(
-            rows, threads_for(rows * 16), rows // len(shared), columns, self.pointer(x), self.pointer(shared), half
+            rows, threads_for(rows * 16), rows // len(shared), columns, self.pointer(x), self.pointer(shared), bfloat16
         )
 
     def mask_and_sum(self, gradient: torch.Tensor, activation: torch.Tensor | None, sums: torch.Tensor) -> None:
@@ -196,5 +208,4 @@ class HostFunctionManager(CUDAFunctionManager):
 def load_library() -> ctypes.CDLL:
     """The built library. torch is loaded before it, so both use one pool of threads."""
     library = ctypes.CDLL(str(build_host()))
-    library.RbcTables.restype = ctypes.c_char_p
     return library

@@ -15,17 +15,14 @@ import torch
 from warp_drive.managers.data_manager import CUDADataManager
 from warp_drive.managers.function_manager import CUDAEnvironmentReset, CUDAFunctionManager, CUDASampler
 
-from rbc_warp.economy.agents import AGENT_TYPES
+from rbc_warp.warpdrive import tables
 
 THREADS_PER_BLOCK = 128
 RESET_KERNEL, SAMPLE_KERNEL, LOSS_KERNEL = "CudaRbcReset", "CudaRbcSample", "CudaRbcLoss"
 DEFAULT_KERNELS = [RESET_KERNEL, SAMPLE_KERNEL, LOSS_KERNEL]
 
-# The order of the words and figures that the kernels index by name (a test compares it with the built library).
-DRAW_WORDS = ("SEED", "ITERATION", "FIRST_ENVIRONMENT", "STREAM", "FLAGS")
-LOSS_PARAMETERS = ("CLIP", "ENTROPY_WEIGHT", "VALUE_WEIGHT", "ROW_WEIGHT", "USE_PPO")
-LOSS_STATISTICS = ("policy_loss", "value_loss", "entropy", "kl", "clipped")
-DRAW_GREEDY, DRAW_FROM_PROBABILITIES = 1, 2
+LOSS_STATISTICS = tuple(name.lower() for name in tables.names("LOSS_STATISTICS"))
+DRAW_GREEDY, DRAW_FROM_PROBABILITIES = (tables.values("DRAW_FLAGS")[name] for name in ("GREEDY", "FROM_PROBABILITIES"))
 NULL = np.uintp(0)  # in place of an array that a kernel is to leave out
 SAMPLE_COLUMNS = ("actions", "log_probability", "advantage", "target", "value")
 
@@ -121,6 +118,16 @@ class Heads:
         self.allowed = torch.ones(self.num_actions, dtype=torch.uint8, device=device)
 
 
+def shared_array(manager: Any, name: str) -> torch.Tensor | None:
+    """Return the array that is to be pushed as ``name`` if it is another one's second name, else None.
+
+    What a type without private state observes, (E, n, d), is the public state (E, d): ``manager.shared`` says so.
+    """
+    if name not in manager.shared:
+        return None
+    return manager.data_on_device_via_torch(manager.shared[name]).unsqueeze(1).expand(manager.host_data[name].shape)
+
+
 class RbcReset(CUDAEnvironmentReset):
     """Resets environments in one kernel, which also applies the curriculum's factor to θ."""
 
@@ -137,13 +144,9 @@ class RbcReset(CUDAEnvironmentReset):
     ) -> None:
         if mode not in ("if_done", "force_reset"):
             raise ValueError(f"unknown reset mode {mode!r}; use 'if_done' or 'force_reset'")
-        names = [f"observations_{agent}" for agent in ("government", "consumer", "firm")]
-        pointers = [data_manager.device_data(name) for name in ("sizes", "stage", "_done_", "_timestep_")]
-        states = [data_manager.device_data(name) for name in names]
-        starts = [data_manager.device_data(f"{name}_at_reset") for name in names]
-        self._cuda_custom_reset(
-            *pointers, np.int32(mode == "force_reset"), *states, *starts, block=self._block, grid=self._grid
-        )
+        pointers = [data_manager.device_data(name) for name in tables.names("RESET_ARRAYS")]
+        force = np.int32(mode == "force_reset")
+        self._cuda_custom_reset(*pointers, force, block=self._block, grid=self._grid)
 
 
 class RbcSampler(CUDASampler):
@@ -174,13 +177,14 @@ class RbcSampler(CUDASampler):
     ) -> None:
         """Draw into ``sampled_actions_<type>`` and, if ``record``, into the period's slot of ``*_batch_<type>``.
 
-        distribution: per type (E, n, actions+1) logits of all heads, then the value; worked on in place.
+        distribution: per type (E·n, actions+1) logits of all heads, then the value; worked on in place.
         heads: per type the head table and mask. The other coordinates stand in the array ``draw_words``.
         """
         manager = self._function_manager
         arguments = [data_manager.device_data(name) for name in ("sizes", "draw_words", "_timestep_")]
-        for agent in AGENT_TYPES:
+        for agent in heads:
             arguments += [
+                np.int32(len(distribution[agent]) // self._num_envs),
                 np.int32(len(heads[agent].sizes)),
                 manager.pointer(heads[agent].offsets),
                 manager.pointer(heads[agent].allowed),

@@ -5,6 +5,7 @@ Importing this module creates a CUDA context, so it is imported only when the ba
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from pycuda import driver
 from warp_drive.managers.pycuda_managers.pycuda_data_manager import CudaTensorHolder, PyCUDADataManager
 from warp_drive.managers.pycuda_managers.pycuda_function_manager import PyCUDAFunctionManager
 
+from rbc_warp.warpdrive import tables
 from rbc_warp.warpdrive.build import build_device
 from rbc_warp.warpdrive.kernels import (
     DEFAULT_KERNELS,
@@ -22,15 +24,28 @@ from rbc_warp.warpdrive.kernels import (
     THREADS_PER_BLOCK,
     Loss,
     TorchNetwork,
+    shared_array,
 )
 
-FIRM_SCRATCH_BYTES = 4 * 4  # kScratchPerFirm floats
+FIRM_SCRATCH_BYTES = 4 * len(tables.names("SCRATCH"))
 LOSS_ROWS_PER_BLOCK = 32
 SHARED_BYTES = 48 * 1024  # what a block has without asking
 
 
 class DeviceDataManager(PyCUDADataManager):
-    """WarpDrive's, without its notes on casts."""
+    """WarpDrive's, without its notes on casts, and with arrays under two names."""
+
+    def __init__(self, shared: Mapping[str, str] | None = None, **sizes: int):
+        self.shared = dict(shared or {})
+        super().__init__(**sizes)
+
+    def _to_device(self, name: str, name_on_device: str | None = None, torch_accessible: bool = False) -> None:
+        tensor = shared_array(self, name_on_device or name)
+        if tensor is None:
+            super()._to_device(name, name_on_device, torch_accessible)
+            return
+        self._device_data_via_torch[name] = tensor
+        self._device_data_pointer[name] = CudaTensorHolder(tensor)
 
     def _type_warning_helper(self, *unused: Any, **unused_too: Any) -> None:
         """That 64-bit values become 32-bit ones is meant here."""

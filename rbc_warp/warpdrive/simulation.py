@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import astuple
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from rbc_warp.economy import reference
 from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.economy.parameters import Economy
 from rbc_warp.errors import ActionError
-from rbc_warp.warpdrive.env import RbcEnv
+from rbc_warp.warpdrive.env import RbcEnv, stage_table
 from rbc_warp.warpdrive.wrapper import RbcEnvWrapper, choose_backend
 
 
@@ -93,18 +92,18 @@ def make_envs(economy: Economy, num_envs: int, backend: str) -> RbcEnvWrapper:
 
 def set_stage(wrapper: RbcEnvWrapper, stage: reference.Stage) -> None:
     """Puts the curriculum's values where the kernels read them."""
-    values = torch.tensor(astuple(stage), dtype=torch.float32)
+    values = torch.from_numpy(stage_table(stage))
     wrapper.cuda_data_manager.data_on_device_via_torch("stage").copy_(values)
 
 
 def observations(wrapper: RbcEnvWrapper) -> dict[str, torch.Tensor]:
     """What each type sees now, (E, n, d): the public state, then the private one."""
     data = wrapper.cuda_data_manager.data_on_device_via_torch
-    public = data("observations_government")
-    seen = {"government": public.clone()}
-    for agent in ("consumer", "firm"):
-        private = data(f"observations_{agent}")
-        seen[agent] = torch.cat([public.expand(-1, private.shape[1], -1), private], dim=-1)
+    seen = {}
+    for name, agent in wrapper.env.economy.agents.items():
+        public = data("public_state").unsqueeze(1).expand(-1, agent.count, -1)
+        private = [data(f"observations_{name}")] if agent.private.size else []
+        seen[name] = torch.cat([public, *private], dim=-1)
     return seen
 
 

@@ -59,15 +59,16 @@ class RbcEnvWrapper(EnvWrapper):
         self.n_envs = env_obj.num_envs = num_envs
         self.blocks_per_env = 1
         sizes = {"num_agents": self.n_agents, "num_envs": num_envs, "blocks_per_env": 1}
+        held = {"episode_length": self.episode_length, "shared": env_obj.shared_arrays, **sizes}
         if env_backend == "pycuda":
             from rbc_warp.warpdrive.pycuda import DeviceDataManager, RbcFunctionManager
 
-            self.cuda_data_manager = DeviceDataManager(episode_length=self.episode_length, **sizes)
+            self.cuda_data_manager = DeviceDataManager(**held)
             self.cuda_function_manager = RbcFunctionManager(num_firms=env_obj.economy.num_firms, **sizes)
         else:
             from rbc_warp.warpdrive.host import HostDataManager, HostFunctionManager
 
-            self.cuda_data_manager = HostDataManager(episode_length=self.episode_length, **sizes)
+            self.cuda_data_manager = HostDataManager(**held)
             self.cuda_function_manager = HostFunctionManager(**sizes)
             self.cuda_function_manager.initialize_default_functions()
         self.cuda_function_feed = CUDAFunctionFeed(self.cuda_data_manager)

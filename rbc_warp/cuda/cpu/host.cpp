@@ -22,7 +22,11 @@ namespace {
 // Up to sixteen rows of `width` numbers, held side by side.
 struct Rows {
   std::vector<Floats> x;
-  explicit Rows(int width) : x(width) {}
+  explicit Rows(int width = 0) : x(width) {}
+
+  void widen(int width) {
+    if (static_cast<int>(x.size()) < width) x.resize(width);
+  }
 
   void load(const void* from, bool bfloat16, size_t row, int rows, int width) {
     for (int lane = 0; lane < kLanes; ++lane) {
@@ -98,12 +102,12 @@ void mask_and_sum(int num_groups, int num_threads, int rows, int columns, T* gra
       Floats sum = {};
       for (int row = 0; row < rows; ++row) {
         const size_t to = (static_cast<size_t>(group) * rows + row) * columns + at;
-        Floats slope = read(gradient + to, count);
+        Floats masked = read(gradient + to, count);
         if (activation) {
-          slope = select(read(activation + to, count) > 0.0f, slope, Floats{});
-          write(gradient + to, slope, count);
+          masked = select(read(activation + to, count) > 0.0f, masked, Floats{});
+          write(gradient + to, masked, count);
         }
-        sum += slope;
+        sum += masked;
       }
       write(sums + static_cast<size_t>(group) * columns + at, sum, count);
     });
@@ -116,34 +120,36 @@ Floats gather(const float* from, int rows) {
   return out;
 }
 
-// Draws for the agents of one type in environment e.
-void sample_type(Rows& rows, int e, int num_envs, int num_agents, int first_agent, const int* draw_words, int period,
-                 RBC_SAMPLE_TYPE(type)) {
-  const Heads heads = {type_heads, type_offsets, type_allowed};
+// Draws for all agents of a type in environment e, sixteen rows at a time.
+void sample_type(Rows& rows, int e, int num_envs, int period, const int* draw_words, int& first_agent, int num_agents,
+                 const Heads& heads, const float* logits, int* actions, int* actions_batch,
+                 float* log_probabilities_batch, float* values_batch) {
   const int width = heads.num_actions() + 1, flags = draw_words[DRAW_FLAGS];
   const DrawKey key = {static_cast<uint32_t>(draw_words[DRAW_SEED]), static_cast<uint32_t>(draw_words[DRAW_ITERATION]),
                        static_cast<uint32_t>(period), static_cast<uint32_t>(draw_words[DRAW_STREAM])};
   const Unsigneds environment = Unsigneds{} + static_cast<uint32_t>(draw_words[DRAW_FIRST_ENVIRONMENT] + e);
   const size_t row = static_cast<size_t>(e) * num_agents;
   const size_t slot = (static_cast<size_t>(period) * num_envs + e) * num_agents;
+  rows.widen(width);
   for (int i = 0; i < num_agents; i += kLanes) {
     const int count = num_agents - i < kLanes ? num_agents - i : kLanes;
-    rows.load(type_logits, false, row + i, count, width);
+    rows.load(logits, false, row + i, count, width);
     const Floats value = rows.x[heads.num_actions()];
     Unsigneds agent;
     for (int lane = 0; lane < kLanes; ++lane) agent[lane] = static_cast<uint32_t>(first_agent + i + lane);
     const Floats log_probability =
         draw_actions<Floats>(rows.x.data(), 1, heads, key, agent, environment, flags, [&](int h, Ints chosen) {
           for (int lane = 0; lane < count; ++lane) {
-            type_actions[(row + i + lane) * heads.num_heads + h] = chosen[lane];
-            if (type_actions_batch) type_actions_batch[(slot + i + lane) * heads.num_heads + h] = chosen[lane];
+            actions[(row + i + lane) * heads.num_heads + h] = chosen[lane];
+            if (actions_batch) actions_batch[(slot + i + lane) * heads.num_heads + h] = chosen[lane];
           }
         });
-    for (int lane = 0; lane < count && type_actions_batch; ++lane) {
-      type_log_probabilities_batch[slot + i + lane] = log_probability[lane];
-      type_values_batch[slot + i + lane] = value[lane];
+    for (int lane = 0; lane < count && actions_batch; ++lane) {
+      log_probabilities_batch[slot + i + lane] = log_probability[lane];
+      values_batch[slot + i + lane] = value[lane];
     }
   }
+  first_agent += num_agents;
 }
 
 // What the loss of a batch is computed from, and one thread's memory for sixteen rows of it.
@@ -271,25 +277,16 @@ void network_gradient(int num_groups, int num_threads, const Layers<const float>
 }
 
 template <class F> void with_precision(int bfloat16, F f) {
-  if (!bfloat16) return f(Single());
+  if (!bfloat16) return f(Float32());
 #ifdef __AVX512BF16__
-  f(Half());
+  f(Bfloat16());
 #endif
 }
 #endif
 
 }  // namespace
 
-#define RBC_NAME(name) #name " "
-#define RBC_TABLE(list) list(RBC_NAME) "\n"
-
 extern "C" {
-
-// The order of every table that Python fills: one line each for sizes, parameters, stage, draw words, loss, statistics.
-const char* RbcTables() {
-  return RBC_TABLE(RBC_SIZES) RBC_TABLE(RBC_PARAMETERS) RBC_TABLE(RBC_STAGE) RBC_TABLE(RBC_DRAW) RBC_TABLE(RBC_LOSS)
-      RBC_TABLE(RBC_LOSS_STATISTICS);
-}
 
 void CudaRbcStep(int num_envs, int num_threads, RBC_STEP_ARGUMENTS) {
 #pragma omp parallel num_threads(num_threads)
@@ -315,22 +312,15 @@ void CudaRbcReset(int num_envs, int num_threads, RBC_RESET_ARGUMENTS) {
 }
 
 void CudaRbcSample(int num_envs, int num_threads, RBC_SAMPLE_ARGUMENTS) {
-  const int widest_consumer = consumer_offsets[consumer_heads], widest_firm = firm_offsets[firm_heads];
-  int width = widest_consumer > widest_firm ? widest_consumer : widest_firm;
-  if (government_offsets[government_heads] > width) width = government_offsets[government_heads];
 #pragma omp parallel num_threads(num_threads)
   {
-    const int I = sizes[NUM_CONSUMERS], J = sizes[NUM_FIRMS];
-    Rows rows(width + 1);
+    Rows rows;
 #pragma omp for schedule(static)
     for (int e = 0; e < num_envs; ++e) {
       const int period = recorded_period(timestep[e], sizes[NUM_PERIODS]);
-#define RBC_SAMPLE(type, n, first)                                                                              \
-  sample_type(rows, e, num_envs, n, first, draw_words, period, type##_heads, type##_offsets, type##_allowed,    \
-              type##_logits, type##_actions, type##_actions_batch, type##_log_probabilities_batch, type##_values_batch)
-      RBC_SAMPLE(consumer, I, 0);
-      RBC_SAMPLE(firm, J, I);
-      RBC_SAMPLE(government, 1, I + J);
+      int first = 0;
+#define RBC_SAMPLE(type) sample_type(rows, e, num_envs, period, draw_words, first, RBC_SAMPLE_VALUES(type))
+      RBC_AGENT_TYPES(RBC_SAMPLE, ;);
 #undef RBC_SAMPLE
     }
   }
@@ -363,16 +353,19 @@ void CudaRbcLoss(int num_rows, int num_threads, void* logits, int bfloat16, int 
   }
 }
 
-// Whether the network with its loss is one kernel here (network.h). AMX multiplies bfloat16 several times as fast, by way
+// Whether the network with its loss is one kernel here (network.h), for hidden layers of this width. AMX multiplies bfloat16 several times as fast, by way
 // of torch.
-int RbcFusesNetwork(int bfloat16) {
+int RbcFusesNetwork(int bfloat16, int hidden) {
+#ifdef __AVX512F__
+  if (hidden != kHidden) return 0;
+#endif
 #if defined(__AVX512F__) && defined(__AVX512BF16__) && !defined(__AMX_BF16__)
   (void)bfloat16;
   return 1;
 #elif defined(__AVX512F__)
   return !bfloat16;
 #else
-  (void)bfloat16;
+  (void)bfloat16, (void)hidden;
   return 0;
 #endif
 }

@@ -1,8 +1,8 @@
 // The network of one agent type on a CPU with AVX-512: two ReLU layers, then the heads' logits and the value. Forward
 // and backward run over blocks of rows whose activations stay in a core's cache.
 //
-// Matrices are held in units of 32 bits: one float, or two neighbouring bfloat16 numbers that a product adds up (Single,
-// Half). Every product is C[m][n] = sum over u of A[m][u] B[u][n], sixteen n to a vector; A is read unit by unit in
+// Matrices are held in units of 32 bits: one float, or two neighbouring bfloat16 numbers that a product adds up (Float32,
+// Bfloat16). Every product is C[m][n] = sum over u of A[m][u] B[u][n], sixteen n to a vector; A is read unit by unit in
 // any layout (Operand), B lies in panels of columns, [panel][unit][column]. An activation is kept twice: `rows`,
 // [row][unit] with units of neighbouring columns, and `pairs`, panels with units of neighbouring rows. Sums are float32.
 #pragma once
@@ -18,7 +18,7 @@ typedef uint32_t Unit;
 constexpr int kHidden = 128;
 
 // Products in float32.
-struct Single {
+struct Float32 {
   using Stored = float;
   static constexpr int kNumbers = 1;                     // in a unit
   static constexpr int kBlockRows = 64;                  // whose activations fit a cache of half a megabyte
@@ -42,7 +42,7 @@ struct Single {
 
 #ifdef __AVX512BF16__
 // Products of bfloat16 numbers.
-struct Half {
+struct Bfloat16 {
   using Stored = uint16_t;
   static constexpr int kNumbers = 2;
   static constexpr int kBlockRows = 128;
@@ -60,9 +60,9 @@ struct Half {
     const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(even_row), _mm512_maskz_extracti64x4_epi64(0xff, both, 0));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(odd_row), _mm512_maskz_extracti64x4_epi64(0xff, both, 1));
-    const __m512i halves = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,  //
+    const __m512i interleaved = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,  //
                                             23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    _mm512_storeu_si512(pairs, _mm512_permutexvar_epi16(halves, both));
+    _mm512_storeu_si512(pairs, _mm512_permutexvar_epi16(interleaved, both));
   }
   RBC_FN static __mmask16 positive(const Unit* row, int column) {
     const void* const at = reinterpret_cast<const uint16_t*>(row) + column;
@@ -233,8 +233,8 @@ template <class T> class Block {
     const int num_private = weights.num_private, outputs = weights.num_outputs;
     private_rows_ = memory_.template take<Unit>(kRows * units<T>(num_private));
     private_pairs_ = memory_.template take<Unit>(kRowUnits * num_private);
-    for (Unit** rows : {&rows1_, &rows2_, &slope_rows_}) *rows = memory_.template take<Unit>(kRows * kHiddenUnits<T>);
-    for (Unit** pairs : {&pairs1_, &pairs2_, &slope_pairs_}) *pairs = memory_.template take<Unit>(kRowUnits * kHidden);
+    for (Unit** rows : {&rows1_, &rows2_, &gradient_rows_}) *rows = memory_.template take<Unit>(kRows * kHiddenUnits<T>);
+    for (Unit** pairs : {&pairs1_, &pairs2_, &gradient_pairs_}) *pairs = memory_.template take<Unit>(kRowUnits * kHidden);
     columns2_ = memory_.template take<Unit>(kRows * kHiddenUnits<T>);
     outputs_ = memory_.template take<Floats>(kRows / kLanes * outputs);
     output_rows_ = memory_.template take<Unit>((outputs + 1) * kRowUnits);
@@ -289,8 +289,8 @@ template <class T> class Block {
     for (int n = 0; n < outputs_and_pad; n += 2) {
       Floats even_sum = {}, odd_sum = {};
       for (int row = 0; row < padded_; row += kLanes) {
-        const Floats* const slope = outputs(row / kLanes) + n;
-        const Floats even = slope[0], odd = n + 1 < w.num_outputs ? slope[1] : Floats{};
+        const Floats* const gradient = outputs(row / kLanes) + n;
+        const Floats even = gradient[0], odd = n + 1 < w.num_outputs ? gradient[1] : Floats{};
         even_sum += even, odd_sum += odd;
         Unit* const to = output_rows_ + n * kRowUnits + row / T::kNumbers;
         T::keep(even, odd, to, to + kRowUnits, output_pairs_ + n / T::kNumbers * kRows + row, kRows);
@@ -305,12 +305,12 @@ template <class T> class Block {
                 [&](int m, int column, auto& sum) {
                   mask(rows2_, m, column, sum);
                   add_rows(sums.bias2 + column, sum);
-                  keep(m, column, sum, slope_rows_, slope_pairs_);
+                  keep(m, column, sum, gradient_rows_, gradient_pairs_);
                 });
-    const Operand<T> slope_pairs = {slope_pairs_, 1, kPanel<T>, static_cast<size_t>(row_units_) * kPanel<T>};
-    multiply_into<T>(sums.weight2, slope_pairs, kHidden, row_units_, pairs1_);
+    const Operand<T> gradient_pairs = {gradient_pairs_, 1, kPanel<T>, static_cast<size_t>(row_units_) * kPanel<T>};
+    multiply_into<T>(sums.weight2, gradient_pairs, kHidden, row_units_, pairs1_);
 
-    multiply<T>(Operand<T>(slope_rows_, kHiddenUnits<T>), padded_, kHiddenUnits<T>, w.backward2, kPanels<T>, zero,
+    multiply<T>(Operand<T>(gradient_rows_, kHiddenUnits<T>), padded_, kHiddenUnits<T>, w.backward2, kPanels<T>, zero,
                 [&](int m, int column, auto& sum) {
                   mask(rows1_, m, column, sum);
                   add_groups(shared, m, column, sum);
@@ -387,7 +387,7 @@ template <class T> class Block {
   const Weights<T>& weights_;
   const Inputs<T>& inputs_;
   Memory memory_;
-  Unit *private_rows_, *private_pairs_, *rows1_, *pairs1_, *rows2_, *pairs2_, *columns2_, *slope_rows_, *slope_pairs_;
+  Unit *private_rows_, *private_pairs_, *rows1_, *pairs1_, *rows2_, *pairs2_, *columns2_, *gradient_rows_, *gradient_pairs_;
   Unit *output_rows_, *output_pairs_;
   Floats* outputs_;
   size_t first_ = 0;
