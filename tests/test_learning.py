@@ -25,7 +25,7 @@ from rbc_warp.training.processes import Processes
 from rbc_warp.training.schedule import Update
 from rbc_warp.training.trainer import RbcTrainer
 from rbc_warp.warpdrive.host import HostFunctionManager
-from rbc_warp.warpdrive.kernels import LOSS_STATISTICS, Heads, TorchNetwork
+from rbc_warp.warpdrive.kernels import LOSS_STATISTICS, Heads
 
 SETTINGS = {"agents": {"num_consumers": 7, "num_firms": 3}, "world": {"paretoscaletheta": 4.0}}
 PPO = LossWeights(use_ppo=True, clip=0.1, entropy=0.3, value=0.7)
@@ -462,28 +462,3 @@ def test_loss_weights_do_what_they_say(make: Maker) -> None:
     no_value = case.policy.layers(case.learner_gradient(replace(PPO, entropy=0.0, value=0.0)))
     assert value_only.bias3[-1].abs() > 0.0 and no_value.bias3[-1] == 0.0
     torch.testing.assert_close(value_only.bias3[:-1], no_value.bias3[:-1])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("groups, rows, columns", [(3, 7, 128), (1, 50, 126), (40, 1, 5), (64, 100, 16)])
-def test_what_stands_between_products_is_as_torch_states_it(
-    dtype: torch.dtype, groups: int, rows: int, columns: int
-) -> None:
-    kernels = HostFunctionManager(num_agents=1, num_envs=1, blocks_per_env=1)
-    generator = torch.Generator().manual_seed(groups)
-
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator).to(dtype)
-
-    x, shared = random(groups * rows, columns), random(groups, columns)
-    expected = x.clone()
-    TorchNetwork.add_relu(expected, shared)
-    kernels.add_relu(x, shared)
-    assert torch.equal(x, expected)
-    for activation in (None, random(groups * rows, columns)):
-        gradient, sums = random(groups * rows, columns), torch.full((groups, columns), torch.nan)
-        expected, expected_sums = gradient.clone(), sums.clone()
-        TorchNetwork.mask_and_sum(expected, activation, expected_sums)
-        kernels.mask_and_sum(gradient, activation, sums)
-        assert torch.equal(gradient, expected)
-        torch.testing.assert_close(sums, expected_sums, rtol=1e-5, atol=1e-5)

@@ -19,6 +19,7 @@ from rbc_warp.warpdrive.kernels import (
     FusedNetwork,
     Layers,
     Loss,
+    TorchNetwork,
     shared_array,
 )
 
@@ -85,7 +86,7 @@ def threads_for(work: int) -> int:
     return torch.get_num_threads() if work >= SMALL_WORK else 1
 
 
-class HostFunctionManager(CUDAFunctionManager):
+class HostFunctionManager(TorchNetwork, CUDAFunctionManager):
     """Loads the C++ library; one call serves all environments of a "grid"."""
 
     device = torch.device("cpu")
@@ -179,29 +180,6 @@ class HostFunctionManager(CUDAFunctionManager):
             rows // len(shared),
             self.pointer(shared),
             self.pointer(private),
-        )
-
-    def add_relu(self, x: torch.Tensor, shared: torch.Tensor) -> None:
-        """As :meth:`TorchNetwork.add_relu`, in one pass."""
-        rows, columns = x.shape
-        bfloat16 = int(x.dtype == torch.bfloat16)
-        self.library.RbcAddRelu(
-            rows, threads_for(rows * 16), rows // len(shared), columns, self.pointer(x), self.pointer(shared), bfloat16
-        )
-
-    def mask_and_sum(self, gradient: torch.Tensor, activation: torch.Tensor | None, sums: torch.Tensor) -> None:
-        """As :meth:`TorchNetwork.mask_and_sum`, in one pass."""
-        groups, columns = sums.shape
-        masks = None if activation is None else self.pointer(activation)
-        self.library.RbcMaskAndSum(
-            groups,
-            threads_for(len(gradient) * 16),
-            len(gradient) // groups,
-            columns,
-            self.pointer(gradient),
-            masks,
-            self.pointer(sums),
-            int(gradient.dtype == torch.bfloat16),
         )
 
 

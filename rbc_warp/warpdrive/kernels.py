@@ -89,9 +89,8 @@ class TorchNetwork:
     """The network where torch multiplies its matrices: what stands between the products. Rows come in groups of equal
     size."""
 
-    @staticmethod
-    def network(dtype: torch.dtype, hidden: int) -> FusedNetwork | None:
-        """There is no kernel that does all."""
+    def network(self, dtype: torch.dtype, hidden: int) -> FusedNetwork | None:
+        """Return the whole network as one kernel for products and hidden layers like these; None: there is none."""
         return None
 
     @staticmethod

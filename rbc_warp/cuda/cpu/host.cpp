@@ -56,64 +56,6 @@ struct Rows {
   }
 };
 
-// Up to sixteen neighbouring numbers of a row, float32 or bfloat16.
-typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
-RBC_FN Floats read(const float* from, int count) {
-  Floats out = {};
-  memcpy(&out, from, count == kLanes ? sizeof(out) : count * sizeof(*from));
-  return out;
-}
-RBC_FN Floats read(const uint16_t* from, int count) {
-  Halves out = {};
-  memcpy(&out, from, count == kLanes ? sizeof(out) : count * sizeof(*from));
-  return bits<Floats>(__builtin_convertvector(out, Unsigneds) << 16);
-}
-RBC_FN void write(float* to, Floats x, int count) { memcpy(to, &x, count == kLanes ? sizeof(x) : count * sizeof(*to)); }
-RBC_FN void write(uint16_t* to, Floats x, int count) {
-  const Unsigneds b = bits<Unsigneds>(x);
-  const Halves out = __builtin_convertvector((b + 0x7fffu + ((b >> 16) & 1u)) >> 16, Halves);
-  memcpy(to, &out, count == kLanes ? sizeof(out) : count * sizeof(*to));
-}
-template <class F> RBC_FN void each_chunk(int columns, F f) {
-  int column = 0;
-  for (; column + kLanes <= columns; column += kLanes) f(column, kLanes);
-  if (column < columns) f(column, columns - column);
-}
-
-// x = max(x + shared, 0): each row of `shared` serves the next `rows_per_shared` rows of x.
-template <class T>
-void add_relu(int num_rows, int num_threads, int rows_per_shared, int columns, T* x, const T* shared) {
-#pragma omp parallel for schedule(static) num_threads(num_threads)
-  for (int row = 0; row < num_rows; ++row) {
-    T* const to = x + static_cast<size_t>(row) * columns;
-    const T* const added = shared + static_cast<size_t>(row / rows_per_shared) * columns;
-    each_chunk(columns, [&](int at, int count) {
-      write(to + at, maximum(read(to + at, count) + read(added + at, count), Floats{}), count);
-    });
-  }
-}
-
-// Sets the gradient to 0 where the activation (if given) is not positive; adds each group's rows up into sums.
-template <class T>
-void mask_and_sum(int num_groups, int num_threads, int rows, int columns, T* gradient, const T* activation, float* sums) {
-#pragma omp parallel for schedule(static) num_threads(num_threads)
-  for (int group = 0; group < num_groups; ++group) {
-    each_chunk(columns, [&](int at, int count) {
-      Floats sum = {};
-      for (int row = 0; row < rows; ++row) {
-        const size_t to = (static_cast<size_t>(group) * rows + row) * columns + at;
-        Floats masked = read(gradient + to, count);
-        if (activation) {
-          masked = select(read(activation + to, count) > 0.0f, masked, Floats{});
-          write(gradient + to, masked, count);
-        }
-        sum += masked;
-      }
-      write(sums + static_cast<size_t>(group) * columns + at, sum, count);
-    });
-  }
-}
-
 Floats gather(const float* from, int rows) {
   Floats out = {};
   for (int lane = 0; lane < rows; ++lane) out[lane] = from[lane];
@@ -404,28 +346,5 @@ void RbcNetworkGradient(int num_groups, int num_threads, int bfloat16, int num_p
   });
 }
 #endif
-
-// What stands between a network's matrix products; see Kernels in kernels.py.
-void RbcAddRelu(int num_rows, int num_threads, int rows_per_shared, int columns, void* x, const void* shared,
-                int bfloat16) {
-  if (bfloat16) {
-    add_relu(num_rows, num_threads, rows_per_shared, columns, static_cast<uint16_t*>(x),
-             static_cast<const uint16_t*>(shared));
-  } else {
-    add_relu(num_rows, num_threads, rows_per_shared, columns, static_cast<float*>(x),
-             static_cast<const float*>(shared));
-  }
-}
-
-void RbcMaskAndSum(int num_groups, int num_threads, int rows, int columns, void* gradient, const void* activation,
-                   float* sums, int bfloat16) {
-  if (bfloat16) {
-    mask_and_sum(num_groups, num_threads, rows, columns, static_cast<uint16_t*>(gradient),
-                 static_cast<const uint16_t*>(activation), sums);
-  } else {
-    mask_and_sum(num_groups, num_threads, rows, columns, static_cast<float*>(gradient),
-                 static_cast<const float*>(activation), sums);
-  }
-}
 
 }  // extern "C"
