@@ -18,8 +18,9 @@ from stops import Killed, kill_at, values
 from rbc_warp.config import Config, load_config
 from rbc_warp.errors import ConfigError, ResumeError, RunFileError
 from rbc_warp.runs.folder import RunDir
+from rbc_warp.runs.locks import locked
 from rbc_warp.runs.resume import read_state
-from rbc_warp.runs.run import locked, prepare_run, summary, train_run
+from rbc_warp.runs.run import prepare_run, summary, train_run
 from rbc_warp.runs.tracking import TRACKERS, MLflow, WeightsAndBiases, check_trackers, flat
 
 ROOT = Path(__file__).parents[1]
@@ -185,12 +186,14 @@ def test_what_cannot_be_resumed_is_refused(tmp_path):
         train(run, tiny("train.precision=bfloat16", "train.num_episodes=20"), resume=True)
 
 
-def test_a_run_is_trained_by_one_process_at_a_time(tmp_path, monkeypatch):
+def test_a_run_is_trained_by_one_process_at_a_time(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("rbc_warp.runs.run.PATIENCE", 0.2)
     run = new_run(tmp_path, tiny())
     lock = run.path / "state" / "lock"
-    with locked(lock, "", ""), pytest.raises(RunFileError, match="is trained by another process; wait"):
+    expected = f"{re.escape(str(run.path))}: is trained by another process; wait"
+    with locked(lock, run.path, "", ""), pytest.raises(RunFileError, match=expected):
         train(run, tiny())
+    assert f"{run.path}: is trained by another process; waiting up to 0.2 s" in capsys.readouterr().err
     assert train(run, tiny("train.num_episodes=1"), resume=True).status == "finished"
 
 

@@ -24,7 +24,7 @@ from rbc_warp.economy.parameters import Economy
 from rbc_warp.errors import ConfigError
 from rbc_warp.runs.executors import LocalEngine, RayEngine
 from rbc_warp.runs.folder import RunDir, find_runs
-from rbc_warp.runs.run import locked
+from rbc_warp.runs.locks import locked
 from rbc_warp.runs.sweep import Display, execute, expand, last_record, plan, present, varied, write_index
 
 ROOT = Path(__file__).parents[1]
@@ -175,7 +175,7 @@ def test_options_that_do_not_fit_together_end_with_usage(words, capsys):
 
 
 def test_one_launcher_at_a_time(tmp_path, capsys):
-    with locked(tmp_path / ".launcher.lock", "", ""), pytest.raises(SystemExit) as exit_, clean_errors():
+    with locked(tmp_path / ".launcher.lock", tmp_path, "", ""), pytest.raises(SystemExit) as exit_, clean_errors():
         launch("--config", SMOKE, "--experiment-dir", tmp_path, "--dry-run")
     assert exit_.value.code == 2
     assert "another launcher is at work here; wait until it ends" in capsys.readouterr().err

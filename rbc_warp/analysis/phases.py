@@ -18,8 +18,8 @@ from rbc_warp.economy import curriculum
 from rbc_warp.economy.parameters import Economy
 from rbc_warp.equilibrium.game import Estimate, Game, of_deviator, paired_gain
 from rbc_warp.equilibrium.request import Checkpoint, last_iteration, open_checkpoint
-from rbc_warp.equilibrium.results import text_table
 from rbc_warp.errors import RunFileError
+from rbc_warp.runs.console import text_table
 from rbc_warp.runs.folder import RunDir
 from rbc_warp.runs.run import load_policies
 from rbc_warp.training.policy import Policy

@@ -14,7 +14,7 @@ from rbc_warp.config import load_config
 from rbc_warp.errors import ConfigError
 from rbc_warp.runs.executors import Engine, LocalEngine, RayEngine
 from rbc_warp.runs.folder import find_runs
-from rbc_warp.runs.run import locked
+from rbc_warp.runs.locks import locked
 from rbc_warp.runs.sweep import LAUNCHER, LOG_NAME, Display, Task, execute, expand, plan, present, write_index
 from rbc_warp.runs.tracking import check_trackers
 from rbc_warp.training.processes import under_torchrun
@@ -38,7 +38,8 @@ def run_sweep(options: argparse.Namespace) -> int:
         config = load_config(options.config, options.overrides)
         expand(config, options.overrides)
     lock = folder / ".launcher.lock"
-    with locked(lock, "another launcher is at work here", "wait until it ends, or choose another --experiment-dir"):
+    remedy = "wait until it ends, or choose another --experiment-dir"
+    with locked(lock, folder, "another launcher is at work here", remedy):
         tasks = (
             present(folder) if config is None else plan(folder, config, options.seed_from_timestamp, options.overrides)
         )

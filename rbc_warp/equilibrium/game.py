@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.special import stdtrit
 
 from rbc_warp.economy.agents import AGENT_TYPES, AgentType
 from rbc_warp.economy.parameters import Economy
@@ -28,17 +29,6 @@ ENVIRONMENTS_PER_REPEAT = 1 << 20
 NEVER = -1.0e30
 FREE = -1
 
-# Two-sided 95 % quantiles of Student's t for 1 to 10 degrees of freedom.
-T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-
-
-def t_quantile(degrees: int) -> float:
-    """Two-sided 95 % quantile of Student's t; beyond the table a series in 1/degrees, right to 0.003."""
-    if degrees <= len(T_QUANTILES):
-        return T_QUANTILES[degrees - 1]
-    z = 1.959964
-    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
-
 
 @dataclass(frozen=True)
 class Estimate:
@@ -52,7 +42,8 @@ class Estimate:
     def of(cls, values: np.ndarray) -> Estimate:
         """From independent values; a single one has an interval of no width."""
         mean, count = float(np.mean(values)), len(values)
-        half = t_quantile(count - 1) * float(np.std(values, ddof=1)) / count**0.5 if count > 1 else 0.0
+        spread = float(np.std(values, ddof=1)) if count > 1 else 0.0
+        half = float(stdtrit(count - 1, 0.975)) * spread / count**0.5 if count > 1 else 0.0
         return cls(mean, mean - half, mean + half)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.equilibrium.game import Estimate
 from rbc_warp.errors import RunFileError
+from rbc_warp.runs.console import text_table
 from rbc_warp.runs.files import write_text
 from rbc_warp.runs.folder import RunDir
 
@@ -337,12 +338,3 @@ def _exploitability_table(rows: Iterable[Mapping[str, Any]]) -> str:
             for row in rows
         ],
     )
-
-
-def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest entry, under a ruled head."""
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    lines = [
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in [head, *rows]
-    ]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])

@@ -134,11 +134,6 @@ class RunDir:
         """Write the effective configuration (plain Python values) in the order given."""
         write_text(self.hparams_path, yaml.safe_dump(dict(hparams), sort_keys=False, allow_unicode=True))
 
-    def read_hparams_text(self) -> str:
-        """YAML text of hparams.yaml; its meaning is the configuration's business."""
-        with reading(self.hparams_path, "UTF-8 text", "save it as UTF-8"):
-            return read_bytes(self.hparams_path).decode()
-
     def write_action_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Write the tables from action index to action, as float32."""
         tables = {key: np.ascontiguousarray(value, dtype=np.float32) for key, value in arrays.items()}

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tqdm import tqdm
-
 from rbc_warp.runs import metrics
+from rbc_warp.runs.console import ProgressBar
 from rbc_warp.runs.folder import RunDir
 from rbc_warp.runs.interrupt import Interrupt
 from rbc_warp.runs.resume import save_state
@@ -29,7 +28,7 @@ class RunRecorder(Recorder):
         end: int | None,
         interrupt: Interrupt,
         trackers: Sequence[Tracker],
-        bar: tqdm,
+        bar: ProgressBar,
     ):
         self.run, self.end, self.interrupt, self.trackers, self.bar = run, end, interrupt, trackers, bar
         self.processes = trainer.processes
@@ -70,7 +69,7 @@ class RunRecorder(Recorder):
                 tracker.flush()
             if self.processes.is_first:
                 save_state(self.run, trainer, iteration + 1)
-        self.bar.update()
+        self.bar.advance()
 
     def wants_to_stop(self) -> bool:
         return self._stops
@@ -81,7 +80,7 @@ class RunRecorder(Recorder):
             self.run.append_metrics([record])
             for tracker in self.trackers:
                 tracker.log(record["iteration"], dict(flat(record)))
-            self.bar.set_postfix_str(rewards_text(record), refresh=False)
+            self.bar.show(rewards_text(record))
 
     def _save_policies(self, trainer: RbcTrainer, *labels: str) -> None:
         if self.processes.is_first:

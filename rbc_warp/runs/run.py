@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from rbc_warp.config import Config
 from rbc_warp.economy.parameters import Economy
 from rbc_warp.errors import RunFileError
+from rbc_warp.runs.console import ProgressBar
 from rbc_warp.runs.folder import RunDir
 from rbc_warp.runs.interrupt import Interrupt
+from rbc_warp.runs.locks import locked
 from rbc_warp.runs.recorder import RunRecorder, rewards_text
 from rbc_warp.runs.resume import continue_from, metrics_to_keep, resumable_state
 from rbc_warp.runs.tracking import Tracker, open_trackers
@@ -66,26 +64,6 @@ def load_policies(run: RunDir, config: Config, label: int | str = "latest") -> d
     return policies
 
 
-@contextmanager
-def locked(path: Path, problem: str, remedy: str, patience: float = 0.0) -> Iterator[None]:
-    """Holds the lock at ``path``; the system lets go of it when this process ends, however it ends.
-
-    Raises :class:`RunFileError` if another process holds it for longer than ``patience`` seconds.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + patience
-    with open(path, "a") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise RunFileError(path.parent, problem, remedy) from None
-                time.sleep(0.1)
-        yield
-
-
 def train_run(
     run: RunDir,
     config: Config,
@@ -111,9 +89,8 @@ def train_run(
     with ExitStack() as stack:
         if processes.is_first:
             remedy = "wait until it ends, or stop it"
-            stack.enter_context(
-                locked(run.state_path.with_name("lock"), "is trained by another process", remedy, PATIENCE)
-            )
+            lock = run.state_path.with_name("lock")
+            stack.enter_context(locked(lock, run.path, "is trained by another process", remedy, PATIENCE))
         state = processes.share(resumable_state(run, config) if resume and processes.is_first else None)
         if state and state["iteration"] == end:
             done = int(state["iteration"])
@@ -133,14 +110,7 @@ def train_run(
             for tracker in trackers:
                 stack.callback(tracker.close)
         interrupt = Interrupt(parent)
-        bar = tqdm(
-            initial=start,
-            total=end,
-            unit="it",
-            disable=(quiet or not processes.is_first) or None,
-            dynamic_ncols=True,
-            file=sys.stderr,
-        )
+        bar = ProgressBar(end, start, quiet or not processes.is_first)
         trainer.recorder = recorder = RunRecorder(run, trainer, end, interrupt, trackers, bar)
         with interrupt.watching(), bar:
             return _train(run, trainer, start, end, recorder)
