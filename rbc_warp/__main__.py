@@ -1,7 +1,5 @@
 """``python -m rbc_warp COMMAND``: tools that look at the machine or at a run; the launchers start runs."""
 
-from __future__ import annotations
-
 import sys
 from importlib import import_module
 

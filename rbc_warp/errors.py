@@ -1,7 +1,5 @@
 """What a user can do wrong or lack. The launchers turn a :class:`UserError` into one message and its exit code."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 

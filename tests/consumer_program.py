@@ -1,4 +1,4 @@
-"""The best plan of a single consumer who faces given prices, wages and taxes and is never rationed, by dynamic programming.
+"""The best plan of one consumer who faces given prices, wages and taxes and is never rationed, by dynamic programming.
 
 An independent optimum for tests: it shares no code with the deviations that it is compared with.
 """

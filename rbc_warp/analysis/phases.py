@@ -5,8 +5,6 @@ last checkpoint play at that checkpoint's stage of the curriculum, once as they 
 as it was before any training. Nothing else differs: masks, θ factor, opponents and random numbers are the same.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
@@ -70,8 +68,7 @@ class Shift:
     figure: str
     before: float
     after: float
-    expected: str
-    """'up' or 'down', as in the paper."""
+    expected: str  #: 'up' or 'down', as in the paper.
 
     @property
     def holds(self) -> bool:

@@ -1,7 +1,5 @@
 """A picture of a run, from its metrics.jsonl alone."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

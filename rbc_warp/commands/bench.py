@@ -4,8 +4,6 @@ Every figure is the fastest of several rounds in one process; a round takes each
 compared are taken side by side, whatever else the machine does meanwhile.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math
@@ -19,12 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from rbc_warp.commands.launch import prepare_process
 from rbc_warp.config import Config, load_config
 from rbc_warp.economy import reference
 from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.economy.parameters import Economy
-from rbc_warp.training.fused import block_rows
-from rbc_warp.training.policy import make_policies
+from rbc_warp.runs.console import text_table
+from rbc_warp.runs.files import write_text
 from rbc_warp.training.recorder import Recorder
 from rbc_warp.training.rollout import Draw
 from rbc_warp.training.trainer import RbcTrainer
@@ -43,8 +42,9 @@ PUBLISHED: dict[str, dict[str, object]] = {
     "world": {"initial_capital": "twolevel", "paretoscaletheta": 4.0},
     "train": {"batch_size": 128, "ppo_num_updates": 4},
 }
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PRECISIONS = ("float32", "bfloat16")
 ROLLOUT_PARTS = ("forward", "sampling", "step")
+PARTS = ("iteration", "rollout", *ROLLOUT_PARTS, *(f"update {agent}" for agent in AGENT_TYPES))
 
 
 def published_config(num_envs: int = 128, precision: str = "auto", **agents: int) -> Config:
@@ -150,49 +150,6 @@ def iteration_parts(config: Config, backend: str) -> tuple[RbcTrainer, dict[str,
     return trainer, parts | {"forward": forward, "step": step, "sampling": sampling}
 
 
-def products_part(config: Config, precision: torch.dtype, device: torch.device) -> Callable[[], None]:
-    """The bare matrix products of one iteration, by torch, in blocks that stay in the cache."""
-    economy, passes = Economy.from_config(config), config.train.ppo_num_updates
-    observations = economy.num_periods * config.train.batch_size
-    policies = make_policies(config, economy)
-    calls: list[tuple[int, Callable[[], None]]] = []
-    for agent, policy in policies.items():
-        count, hidden = economy.agents[agent].count, policy.hidden
-        block = max(1, block_rows(device, precision, hidden) // count) * count
-        repeats = -(-observations * count // block)
-        inputs, outputs = policy.encoder.num_private, policy.num_actions + 1
-        for k, n in ((inputs, hidden), (hidden, hidden), (hidden, outputs)):
-            if k:
-                forward, backward = _layer(min(block, observations * count), k, n, k != inputs, precision, device)
-                calls += [(repeats * (1 + passes), forward), (repeats * passes, backward)]
-
-    def run() -> None:
-        for repeats, call in calls:
-            for _ in range(repeats):
-                call()
-
-    return run
-
-
-def _layer(
-    rows: int, k: int, n: int, needs_input_gradient: bool, precision: torch.dtype, device: torch.device
-) -> tuple[Callable[[], None], Callable[[], None]]:
-    """A layer's product on (rows, k) → (rows, n), and the products of its backward pass."""
-    x = torch.randn(rows, k, dtype=precision, device=device)
-    weight = torch.randn(n, k, dtype=precision, device=device)
-    out, gradient = torch.randn(rows, n, dtype=precision, device=device), torch.empty_like(x)
-
-    def forward() -> None:
-        torch.mm(x, weight.T, out=out)
-
-    def backward() -> None:
-        _ = x.T @ out if k < n else out.T @ x
-        if needs_input_gradient:
-            torch.mm(out, weight, out=gradient)
-
-    return forward, backward
-
-
 def peak_memory(device: torch.device) -> int:
     """Bytes: the process's largest resident size, or on a GPU the largest allocation of torch."""
     if device.type == "cuda":
@@ -222,12 +179,8 @@ def run_benchmark(backend: str, quick: bool, published_only: bool, show: Callabl
     show("  ".join(f"{name} {value}" for name, value in result["machine"].items()))
 
     parts: dict[str, Callable[[], object]] = {}
-    trainers = []  # kept: their parts use them
-    for precision, dtype in PRECISIONS.items():
-        config = published_config(precision=precision)
-        trainer, timed = iteration_parts(config, backend)
-        trainers.append(trainer)
-        timed["bare matrix products"] = products_part(config, dtype, device)
+    for precision in PRECISIONS:
+        _, timed = iteration_parts(published_config(precision=precision), backend)
         parts |= {f"{precision} {name}": run for name, run in timed.items()}
     economy = Economy.from_config(published_config())
     counts = {}
@@ -237,8 +190,7 @@ def run_benchmark(backend: str, quick: bool, published_only: bool, show: Callabl
     seconds = fastest(parts, rounds, device)
 
     result["parts_seconds"] = {
-        precision: {name: seconds[f"{precision} {name}"] for name in (*iteration_names(), "bare matrix products")}
-        for precision in PRECISIONS
+        precision: {name: seconds[f"{precision} {name}"] for name in PARTS} for precision in PRECISIONS
     }
     result["iteration_seconds"] = {name: result["parts_seconds"][name]["iteration"] for name in PRECISIONS}
     env_steps = 128 * economy.num_periods
@@ -261,44 +213,35 @@ def run_benchmark(backend: str, quick: bool, published_only: bool, show: Callabl
     return result
 
 
-def iteration_names() -> list[str]:
-    """The parts of an iteration, in the order of the table."""
-    return ["iteration", "rollout", "forward", "sampling", "step", *(f"update {agent}" for agent in AGENT_TYPES)]
-
-
 def _iteration_table(result: Mapping) -> str:
-    names = list(PRECISIONS)
-    title = "one published iteration (128 × 10 × 111, 4 passes), ms"
-    rows = [f"{title:56}" + "".join(f"{name:>12}" for name in names)]
-    for part in (*iteration_names(), "bare matrix products"):
-        indent = "" if part in ("iteration", "bare matrix products") else "    " if part in ROLLOUT_PARTS else "  "
-        figures = (1e3 * result["parts_seconds"][name][part] for name in names)
-        rows.append(f"{indent + part:56}" + "".join(f"{figure:12.1f}" for figure in figures))
-    parts = result["parts_seconds"]
-    ratios = [parts[name]["iteration"] / parts[name]["bare matrix products"] for name in names]
-    rows.append(f"{'iteration over its products':56}" + "".join(f"{ratio:12.2f}" for ratio in ratios))
-    rows.append(
-        f"training: {result['training_env_steps_per_second']:,.0f} env-steps/s, "
+    rows = []
+    for part in PARTS:
+        indent = "" if part == "iteration" else "    " if part in ROLLOUT_PARTS else "  "
+        figures = (f"{1e3 * result['parts_seconds'][name][part]:.1f}" for name in PRECISIONS)
+        rows.append((indent + part, *figures))
+    return text_table(("one published iteration (128 × 10 × 111, 4 passes), ms", *PRECISIONS), rows) + (
+        f"\ntraining: {result['training_env_steps_per_second']:,.0f} env-steps/s, "
         f"{result['training_agent_steps_per_second']:,.0f} agent-steps/s; "
         f"peak memory {result['peak_memory_bytes'] / 2**20:,.0f} MiB"
     )
-    return "\n".join(rows)
 
 
 def scaling(backend: str, quick: bool, show: Callable[[str], None]) -> dict:
     """Microseconds per env-step of the step alone and of a whole iteration, over environments and over consumers."""
-    table: dict[str, list[dict]] = {"environments": [], "consumers": []}
-    sizes = (8, 128, 1024) if quick else (8, 32, 128, 512, 2048, 4096)
-    show(f"{'environments':>14}{'step, µs':>12}{'iteration, µs':>16}   per env-step, 100 consumers and 10 firms")
-    for num_envs in sizes:
-        row = _scaling_row(published_config(num_envs), num_envs, backend, quick)
-        table["environments"].append({"environments": num_envs, **row})
-        show(f"{num_envs:14d}{row['step_us']:12.2f}{row['iteration_us']:16.1f}")
-    show(f"{'consumers':>14}{'step, µs':>12}{'iteration, µs':>16}   per env-step, 64 environments and 10 firms")
-    for consumers in (25, 100, 400) if quick else (25, 50, 100, 200, 400, 800):
-        row = _scaling_row(published_config(64, num_consumers=consumers), 64, backend, quick)
-        table["consumers"].append({"consumers": consumers, **row})
-        show(f"{consumers:14d}{row['step_us']:12.2f}{row['iteration_us']:16.1f}")
+    sizes = {
+        "environments": (8, 128, 1024) if quick else (8, 32, 128, 512, 2048, 4096),
+        "consumers": (25, 100, 400) if quick else (25, 50, 100, 200, 400, 800),
+    }
+    table: dict[str, list[dict]] = {}
+    for what, numbers in sizes.items():
+        table[what] = []
+        for number in numbers:
+            num_envs = number if what == "environments" else 64
+            config = published_config(num_envs, num_consumers=100 if what == "environments" else number)
+            table[what].append({what: number, **_scaling_row(config, num_envs, backend, quick)})
+        rows = [(str(row[what]), f"{row['step_us']:.2f}", f"{row['iteration_us']:.1f}") for row in table[what]]
+        others = "100 consumers" if what == "environments" else "64 environments"
+        show(text_table((what, "step, µs", f"iteration, µs per env-step; {others}, 10 firms"), rows))
     return table
 
 
@@ -319,9 +262,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     options = parser.parse_args(arguments)
-    from rbc_warp.commands.launch import prepare_process
-    from rbc_warp.runs.files import write_text
-
     prepare_process(options)
     result = run_benchmark(choose_backend(options.backend), options.quick, options.published, print)
     if options.json:

@@ -1,21 +1,22 @@
 """``python -m rbc_warp doctor``: what this machine can run, and the remedy for what is missing."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import importlib.metadata
 import io
-import os
 import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 
+from rbc_warp.commands.launch import num_cores
+
 MINIMUM_PYTHON = (3, 11)
-WARPDRIVE = "rl-warp-drive"
+
+
+class Missing(Exception):
+    """A check that failed: what was found instead, and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,9 @@ class Finding:
     """One line of the report. ``required``: training on the CPU needs it; the rest is for a GPU."""
 
     name: str
+    required: bool
     found: str
     remedy: str = ""
-    required: bool = False
 
     @property
     def is_missing(self) -> bool:
@@ -33,170 +34,154 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Looks at everything, in the order of the report. Nothing is installed and only the kernel cache is written."""
-    checks: list[tuple[str, Callable[[], Finding], bool]] = [
-        ("python", _python, True),
-        ("torch", lambda: _package("torch", "torch"), True),
-        ("numpy", lambda: _package("numpy", "numpy"), True),
-        (WARPDRIVE, lambda: _package("warp_drive", WARPDRIVE), True),
-        ("C++ compiler", _compiler, True),
-        ("kernel cache", _cache, True),
-        ("backend host", _host, True),
-        ("bfloat16 (CPU)", _bfloat16, False),
-        ("nvcc", _nvcc, False),
-        ("GPU", _gpu, False),
-        ("backend pycuda", _pycuda, False),
+    """Look at everything, in the order of the report. Nothing is installed and only the kernel cache is written."""
+    checks = [
+        ("python", True, _python),
+        ("torch", True, lambda: _package("torch", "torch")),
+        ("numpy", True, lambda: _package("numpy", "numpy")),
+        ("rl-warp-drive", True, lambda: _package("warp_drive", "rl-warp-drive")),
+        ("C++ compiler", True, lambda: _compiler()),
+        ("kernel cache", True, _cache),
+        ("backend host", True, _host),
+        ("bfloat16 (CPU)", False, _bfloat16),
+        ("nvcc", False, _nvcc),
+        ("GPU", False, lambda: _gpu()),
+        ("backend pycuda", False, _pycuda),
     ]
     findings = []
-    for name, check, required in checks:
+    for name, required, check in checks:
         try:
-            findings.append(check())
+            findings.append(Finding(name, required, check()))
+        except Missing as missing:
+            findings.append(Finding(name, required, *missing.args))
         except Exception as error:  # a report is wanted most where much is broken
-            findings.append(Finding(name, f"not checked: {_first_line(error)}", "repair what is above first", required))
+            problem = f"not checked: {_first_line(error)}"
+            findings.append(Finding(name, required, problem, "repair what is above first"))
     return findings
 
 
-def _python() -> Finding:
+def _python() -> str:
     name = f"{platform.python_version()} ({sys.executable})"
-    enough = sys.version_info >= MINIMUM_PYTHON
-    return Finding("python", name, "" if enough else "use Python 3.11 or newer: make setup PYTHON=python3.12", True)
+    if sys.version_info < MINIMUM_PYTHON:
+        raise Missing(name, "use Python 3.11 or newer: make setup PYTHON=python3.12")
+    return name
 
 
-def _package(module: str, distribution: str, remedy: str = "run `make setup`", required: bool = True) -> Finding:
+def _package(module: str, distribution: str, remedy: str = "run `make setup`") -> str:
     """A package's version, after importing it: a broken one is as good as none."""
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             __import__(module)
-        return Finding(distribution, importlib.metadata.version(distribution), "", required)
+        return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
-        return Finding(distribution, "of unknown version", "", required)
+        return "of unknown version"
     except Exception as error:
-        return Finding(distribution, f"not usable: {_first_line(error)}", remedy, required)
+        raise Missing(f"not usable: {_first_line(error)}", remedy) from error
 
 
-def _compiler() -> Finding:
+def _compiler() -> str:
     from rbc_warp.errors import BuildError
     from rbc_warp.warpdrive.build import find_host_compiler
 
     try:
-        compiler = find_host_compiler()
+        return _version(find_host_compiler())
     except BuildError as error:
-        problem, _, remedy = str(error).partition("; ")
-        return Finding("C++ compiler", problem, remedy, True)
-    return Finding("C++ compiler", _version(compiler), required=True)
+        raise Missing(*str(error).split("; ", 1)) from error
 
 
-def _cache() -> Finding:
+def _cache() -> str:
     from rbc_warp.warpdrive.build import cache_folder
 
     folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
-            return Finding("kernel cache", str(folder), required=True)
+            return str(folder)
     except OSError as error:
-        return Finding("kernel cache", f"{folder}: {error}", "set RBC_WARP_CACHE to a folder you can write to", True)
+        raise Missing(f"{folder}: {error}", "set RBC_WARP_CACHE to a folder you can write to") from error
 
 
-def _host() -> Finding:
-    """Builds and loads the host's kernels, unless the cache has them."""
-    from rbc_warp.errors import BuildError
-
+def _host() -> str:
+    """Build and load the host's kernels, unless the cache has them."""
     try:
+        import torch
+
         from rbc_warp.warpdrive.host import load_library
 
         load_library()
-    except (BuildError, OSError, ImportError) as error:
-        return Finding("backend host", f"cannot run: {_first_line(error)}", "repair what is missing above", True)
-    import torch
-
-    return Finding("backend host", f"runs on {torch.get_num_threads()} of {_cores()} threads", required=True)
+    except Exception as error:
+        raise Missing(f"cannot run: {_first_line(error)}", "repair what is missing above") from error
+    return f"runs on {torch.get_num_threads()} of {num_cores()} threads"
 
 
-def _bfloat16() -> Finding:
+def _bfloat16() -> str:
     import torch
 
     from rbc_warp.config import Config
     from rbc_warp.training.trainer import choose_precision
 
     native = choose_precision(Config(), torch.device("cpu")) == torch.bfloat16
-    explained = "native: train.precision auto takes it" if native else "not native: train.precision auto is float32"
-    return Finding("bfloat16 (CPU)", explained)
+    return "native: train.precision auto takes it" if native else "not native: train.precision auto is float32"
 
 
-def _nvcc() -> Finding:
+def _nvcc() -> str:
     from rbc_warp.warpdrive.build import find_nvcc
 
     nvcc = find_nvcc()
     if nvcc is None:
-        return Finding("nvcc", "none", "for a GPU, install the CUDA toolkit and put its bin folder on PATH")
-    return Finding("nvcc", _version(nvcc))
+        raise Missing("none", "for a GPU, install the CUDA toolkit and put its bin folder on PATH")
+    return _version(nvcc)
 
 
-def _gpu() -> Finding:
+def _gpu() -> str:
     import torch
 
     if not torch.cuda.is_available():
         built = torch.version.cuda
-        why = (
-            "torch is a CPU build" if built is None else f"torch is built for CUDA {built}, but finds no GPU or driver"
-        )
-        return Finding("GPU", f"none ({why})", "use the host backend, or a machine with an NVIDIA GPU and a CUDA torch")
-    name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
-    return Finding("GPU", f"{name}, sm_{major}{minor}")
+        why = f"torch is built for CUDA {built}, but finds no GPU or driver" if built else "torch is a CPU build"
+        raise Missing(f"none ({why})", "use the host backend, or a machine with an NVIDIA GPU and a CUDA torch")
+    major, minor = torch.cuda.get_device_capability()
+    return f"{torch.cuda.get_device_name()}, sm_{major}{minor}"
 
 
-def _pycuda() -> Finding:
+def _pycuda() -> str:
     from rbc_warp.warpdrive.wrapper import missing_for_pycuda
 
-    version = _package("pycuda", "pycuda", "run `make setup-gpu`", required=False)
-    installed = "not installed" if version.is_missing else f"pycuda {version.found}"
-    missing = missing_for_pycuda()
-    if missing is None:
-        return Finding("backend pycuda", f"runs ({installed})")
-    problem, _, remedy = missing.partition("; ")
-    return Finding("backend pycuda", f"cannot run ({installed}): {problem}", remedy)
+    try:
+        installed = f"pycuda {_package('pycuda', 'pycuda')}"
+    except Missing:
+        installed = "not installed"
+    if missing := missing_for_pycuda():
+        problem, _, remedy = missing.partition("; ")
+        raise Missing(f"cannot run ({installed}): {problem}", remedy)
+    return f"runs ({installed})"
 
 
 def _version(program: str) -> str:
     """A program's path and the line of its --version that holds a number."""
-    try:
-        shown = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
-    except OSError as error:
-        shown = str(error)
+    shown = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
     lines = [line.strip() for line in shown.splitlines() if any(character.isdigit() for character in line)]
     lines = [line for line in lines if "Copyright" not in line and "Built on" not in line]
     return f"{program}: {lines[0] if lines else 'of unknown version'}"
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def report(findings: list[Finding]) -> str:
-    """The findings, one line each, remedies below the lines that need one."""
-    width = max(len(finding.name) for finding in findings)
-    lines = []
-    for finding in findings:
-        mark = "ok  " if not finding.is_missing else "MISS" if finding.required else "-   "
-        lines.append(f"{mark} {finding.name:<{width}}  {finding.found}")
-        if finding.is_missing:
-            lines.append(f"     {'':<{width}}  → {finding.remedy}")
-    broken = [finding.name for finding in findings if finding.required and finding.is_missing]
-    if broken:
-        lines.append(f"This machine cannot train yet: {', '.join(broken)}.")
-    else:
-        lines.append("This machine can train: python run_training.py --config configs/smoke.yaml")
-    return "\n".join(lines)
-
-
 def main(arguments: list[str] | None = None) -> int:
-    """Prints the report; 0 where the host backend can run, else 1."""
+    """Print the findings, remedies below the lines that need one; return 0 where the host backend can run, else 1."""
     argparse.ArgumentParser(prog="python -m rbc_warp doctor", description=__doc__).parse_args(arguments)
     findings = examine()
-    print(report(findings))
-    return int(any(finding.required and finding.is_missing for finding in findings))
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        mark = "ok" if not finding.is_missing else "MISS" if finding.required else "-"
+        print(f"{mark:<4} {finding.name:<{width}}  {finding.found}")
+        if finding.is_missing:
+            print(f"     {'':<{width}}  → {finding.remedy}")
+    broken = [finding.name for finding in findings if finding.required and finding.is_missing]
+    if broken:
+        print(f"This machine cannot train yet: {', '.join(broken)}.")
+    else:
+        print("This machine can train: python run_training.py --config configs/smoke.yaml")
+    return int(bool(broken))

@@ -1,7 +1,5 @@
 """``python -m rbc_warp phases RUN``: what each type learned, and what changed when firms began to."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``python -m rbc_warp report RUN``: a picture of a run, from its metrics.jsonl alone."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """``python -m rbc_warp scaling``: how the speed of one run grows with the number of processes that share it."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """The launcher of many runs: ``python run_training.py --config configs/sweeps/….yaml``."""
 
-from __future__ import annotations
-
 import argparse
 import signal
 import sys

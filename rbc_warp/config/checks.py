@@ -1,7 +1,5 @@
 """Faults between keys that are each right alone."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from rbc_warp.config.messages import Fault, show

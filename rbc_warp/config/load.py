@@ -1,7 +1,5 @@
 """Loading a configuration: layered YAML files, overrides, and the hparams.yaml of public runs."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

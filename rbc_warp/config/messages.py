@@ -4,8 +4,6 @@ Every fault of the user's becomes a :class:`ConfigError` whose lines name file, 
 remedy. Nothing here knows the schema: its models are handed in.
 """
 
-from __future__ import annotations
-
 import difflib
 import math
 import re

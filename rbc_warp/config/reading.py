@@ -4,8 +4,6 @@ action_arrays.pickle goes through a reader that knows arrays of numbers and noth
 :class:`RunFileError`.
 """
 
-from __future__ import annotations
-
 import io
 import pickle
 import pickletools

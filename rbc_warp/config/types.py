@@ -3,8 +3,6 @@
 A boolean is not a number, an integer is fine where a float is expected, and so is 100.0 for an integer.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Annotated, Any

@@ -1,7 +1,5 @@
 """YAML by strict rules: 1e-3 is a number, a key is given once, tags are refused, files are small."""
 
-from __future__ import annotations
-
 import os
 import re
 from typing import Any

@@ -41,8 +41,7 @@ class Column:
 
     name: str
     scale: float | None = 1.0
-    width: int | None = None
-    """How many numbers, one per firm; None for a single one."""
+    width: int | None = None  #: How many numbers, one per firm; None for a single one.
 
 
 class Layout:
@@ -76,18 +75,14 @@ class AgentType:
 
     name: str
     count: int
-    private: Layout
-    """Columns of the private state; empty for a type that sees the public state only."""
-    head_sizes: list[int]
-    """Number of actions of each independent action head, in the order of the action arrays."""
+    private: Layout  #: Columns of the private state; empty for a type that sees the public state only.
+    head_sizes: list[int]  #: Number of actions of each independent action head, in the order of the action arrays.
     choices: np.ndarray
     """(k, columns) what the indices mean: hours for consumers, the table of joint choices for the others."""
-    choice_names: tuple[str, ...]
-    """Names of the columns of ``choices``."""
+    choice_names: tuple[str, ...]  #: Names of the columns of ``choices``.
     penalty_scale: float | None
     """Divisor of final debt in the no-Ponzi term [money]; None where the type has no budget."""
-    settings: AgentSettings
-    """How the type learns."""
+    settings: AgentSettings  #: How the type learns.
 
     @property
     def num_actions(self) -> int:

@@ -1,7 +1,5 @@
 """Who may do what when: pure functions of the configuration and the iteration, counted from 0."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -49,8 +49,7 @@ class Economy:
     use_importer: bool
     importer_price: float
     importer_quantity: float
-    boost_firm_reward_factor: float
-    """Weight of revenue added to a solvent firm's reward; 0 where the option is off."""
+    boost_firm_reward_factor: float  #: Weight of revenue added to a solvent firm's reward; 0 where the option is off.
     firm_reward_for_government_factor: float
     """Weight of the firms' rewards in the government's; 0 where the government counts consumers only."""
     consumer_penalty_scale: float
@@ -59,14 +58,10 @@ class Economy:
     initial_inventory: float
     initial_consumer_budget: float
     initial_firm_budget: float
-    theta: np.ndarray
-    """(I,) disutility of an hour's work, before the curriculum's factor."""
-    capital: np.ndarray
-    """(J,) starting capital."""
-    alpha: np.ndarray
-    """(J,) labour's exponent in production."""
-    settings: Mapping[str, AgentSettings] = field(default_factory=dict)
-    """How each type learns, where it is known."""
+    theta: np.ndarray  #: (I,) disutility of an hour's work, before the curriculum's factor.
+    capital: np.ndarray  #: (J,) starting capital.
+    alpha: np.ndarray  #: (J,) labour's exponent in production.
+    settings: Mapping[str, AgentSettings] = field(default_factory=dict)  #: How each type learns, where it is known.
 
     @cached_property
     def agents(self) -> dict[str, AgentType]:

@@ -6,8 +6,6 @@ in units, labour in hours per quarter; rewards have no unit. There are no shocks
 state and actions. The model is that of Curry, Trott, Phade, Bai and Zheng (2022), arXiv 2201.01163.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -37,10 +35,8 @@ class Stage:
 
     theta_factor: float = 1.0
     """Share of each consumer's disutility of work that is shown and felt; acts when an episode starts."""
-    consumer_noponzi: float = 0.0
-    """Reward that a consumer loses per unit of scaled debt at the end of the episode."""
-    firm_noponzi: float = 0.0
-    """The same for a firm."""
+    consumer_noponzi: float = 0.0  #: Reward that a consumer loses per unit of scaled debt at the end of the episode.
+    firm_noponzi: float = 0.0  #: The same for a firm.
 
 
 DEFAULT_STAGE = Stage()
@@ -50,68 +46,40 @@ DEFAULT_STAGE = Stage()
 class State:
     """What the agents see before a period, float64. Columns as in ``economy.PublicLayout`` and the private offsets."""
 
-    public: np.ndarray
-    """(E, 4J+3) prices, wages, inventories, overdemanded, income tax, corporate tax, time."""
-    consumer: np.ndarray
-    """(E, I, 2) budget, theta."""
-    firm: np.ndarray
-    """(E, J, 3+J) budget, capital, alpha, one-hot index."""
+    public: np.ndarray  #: (E, 4J+3) prices, wages, inventories, overdemanded, income tax, corporate tax, time.
+    consumer: np.ndarray  #: (E, I, 2) budget, theta.
+    firm: np.ndarray  #: (E, J, 3+J) budget, capital, alpha, one-hot index.
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What happened in one period: rewards, and every flow that the identities in ``docs/model.md`` balance."""
 
-    consumer_reward: np.ndarray
-    """(E, I) after the no-Ponzi term."""
-    firm_reward: np.ndarray
-    """(E, J) after the no-Ponzi term."""
-    government_reward: np.ndarray
-    """(E,)"""
-    demand: np.ndarray
-    """(E, I, J) units asked."""
-    affordable: np.ndarray
-    """(E, I, J) units that the budget pays for."""
-    consumption: np.ndarray
-    """(E, I, J) units really consumed."""
-    hours: np.ndarray
-    """(E, I) hours worked."""
-    wage_income: np.ndarray
-    """(E, I) before tax."""
-    income_tax: np.ndarray
-    """(E, I) money paid, not the rate."""
-    total_demand: np.ndarray
-    """(E, J) affordable units asked of each firm."""
-    firm_hours: np.ndarray
-    """(E, J) hours worked at each firm."""
-    rationed: np.ndarray
-    """(E, J) bool: more was demanded than stood in the inventory."""
-    sales: np.ndarray
-    """(E, J) units sold to consumers."""
-    exports: np.ndarray
-    """(E, J) units sold to the importer."""
-    revenue: np.ndarray
-    """(E, J)"""
-    wage_bill: np.ndarray
-    """(E, J)"""
-    investment: np.ndarray
-    """(E, J) money turned into capital."""
-    profit: np.ndarray
-    """(E, J) after investment, before tax."""
-    corporate_tax: np.ndarray
-    """(E, J) money paid, not the rate."""
-    production: np.ndarray
-    """(E, J) units, sellable from the next period."""
-    redistribution: np.ndarray
-    """(E,) all taxes, handed back to the consumers in equal parts."""
-    consumer_budget_change: np.ndarray
-    """(E, I) before interest."""
-    firm_budget_change: np.ndarray
-    """(E, J) before interest."""
-    consumer_interest: np.ndarray
-    """(E, I)"""
-    firm_interest: np.ndarray
-    """(E, J)"""
+    consumer_reward: np.ndarray  #: (E, I) after the no-Ponzi term.
+    firm_reward: np.ndarray  #: (E, J) after the no-Ponzi term.
+    government_reward: np.ndarray  #: (E,)
+    demand: np.ndarray  #: (E, I, J) units asked.
+    affordable: np.ndarray  #: (E, I, J) units that the budget pays for.
+    consumption: np.ndarray  #: (E, I, J) units really consumed.
+    hours: np.ndarray  #: (E, I) hours worked.
+    wage_income: np.ndarray  #: (E, I) before tax.
+    income_tax: np.ndarray  #: (E, I) money paid, not the rate.
+    total_demand: np.ndarray  #: (E, J) affordable units asked of each firm.
+    firm_hours: np.ndarray  #: (E, J) hours worked at each firm.
+    rationed: np.ndarray  #: (E, J) bool: more was demanded than stood in the inventory.
+    sales: np.ndarray  #: (E, J) units sold to consumers.
+    exports: np.ndarray  #: (E, J) units sold to the importer.
+    revenue: np.ndarray  #: (E, J)
+    wage_bill: np.ndarray  #: (E, J)
+    investment: np.ndarray  #: (E, J) money turned into capital.
+    profit: np.ndarray  #: (E, J) after investment, before tax.
+    corporate_tax: np.ndarray  #: (E, J) money paid, not the rate.
+    production: np.ndarray  #: (E, J) units, sellable from the next period.
+    redistribution: np.ndarray  #: (E,) all taxes, handed back to the consumers in equal parts.
+    consumer_budget_change: np.ndarray  #: (E, I) before interest.
+    firm_budget_change: np.ndarray  #: (E, J) before interest.
+    consumer_interest: np.ndarray  #: (E, I)
+    firm_interest: np.ndarray  #: (E, J)
 
 
 class FirmAccounts(NamedTuple):

@@ -8,8 +8,6 @@ A measurement that was stopped goes on when it is asked for again: what best_res
 the fine-tuning at work continues from its last state.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import sys
@@ -117,8 +115,7 @@ class Step:
 
     what: dict[str, Any]
     measure: Callable[[], Record]
-    folder: RunDir | None = None
-    """Where it leaves its state while it is not finished."""
+    folder: RunDir | None = None  #: Where it leaves its state while it is not finished.
 
     def forget(self) -> None:
         """Its record is written: its state is not needed any more."""

@@ -4,8 +4,6 @@ With everybody else playing the most likely action, an economy is deterministic:
 is found by playing all plans, as environments side by side.
 """
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import dataclass
 
@@ -24,15 +22,11 @@ class BestPlan:
 
     agent: str
     index: int | None
-    actions: np.ndarray
-    """(T, heads) indices; FREE from the period on where the deviator goes back to its policy."""
-    reward: float
-    """Mean per period."""
-    before: float
-    """Of the deviator's own most likely actions."""
+    actions: np.ndarray  #: (T, heads) indices; FREE from the period on where the deviator goes back to its policy.
+    reward: float  #: Mean per period.
+    before: float  #: Of the deviator's own most likely actions.
     num_plans: int
-    is_exact: bool
-    """Whether the plan covers every period in which an action can matter."""
+    is_exact: bool  #: Whether the plan covers every period in which an action can matter.
 
     @property
     def gain(self) -> float:

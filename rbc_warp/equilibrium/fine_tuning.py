@@ -4,8 +4,6 @@
 that keeps the best policy on the way.
 """
 
-from __future__ import annotations
-
 import copy
 import sys
 from collections.abc import Callable, Mapping
@@ -51,8 +49,7 @@ class FineTuned:
     gain: Estimate
     best_iteration: int
     """Updates after which the best policy was found; 0 where none was better than the checkpoint's."""
-    selection: dict[int, float]
-    """Mean reward of every candidate on the selection draws, by the number of updates."""
+    selection: dict[int, float]  #: Mean reward of every candidate on the selection draws, by the number of updates.
     seconds_per_iteration: float
     policy: Policy
 

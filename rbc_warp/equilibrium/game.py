@@ -214,16 +214,13 @@ class Scan:
     """Every constant action of one deviator."""
 
     agent: str
-    index: int | None
-    """The agent, None for the whole type."""
+    index: int | None  #: The agent, None for the whole type.
     rewards: dict[str, dict[str, float]]
     """Per action, the mean reward of each type with that action, on the selection draws."""
-    gains: dict[str, float]
-    """Per action, the deviator's gain there."""
+    gains: dict[str, float]  #: Per action, the deviator's gain there.
     best: FixedAction
     before: float
-    gain: Estimate
-    """Of the best action, on the report draws, which had no part in choosing it."""
+    gain: Estimate  #: Of the best action, on the report draws, which had no part in choosing it.
 
 
 def scan(game: Game, agent: str, index: int | None) -> Scan:

@@ -1,7 +1,5 @@
 """What a best-response measurement is asked to do: everything is read and checked before anything is written."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,29 +21,22 @@ class Request:
 
     run_dir: Path | None = None
     experiment_dir: Path | None = None
-    iterations: int | None = None
-    """Of fine-tuning; None takes ``train.best_response_episodes``."""
-    labels: tuple[str, ...] | None = None
-    """Checkpoints; None takes the first, the middle and the last."""
+    iterations: int | None = None  #: Of fine-tuning; None takes ``train.best_response_episodes``.
+    labels: tuple[str, ...] | None = None  #: Checkpoints; None takes the first, the middle and the last.
     agent_type: str = "all"
     repeats: int = 1
     checkpoint_every: int | None = None
     """Iterations between the policies that compete for the best; None makes ten of them."""
-    individual: bool = False
-    """One agent departs, instead of its whole type."""
-    agents: tuple[int, ...] | None = None
-    """Who departs alone; None takes ten of each type, spread evenly."""
+    individual: bool = False  #: One agent departs, instead of its whole type.
+    agents: tuple[int, ...] | None = None  #: Who departs alone; None takes ten of each type, spread evenly.
     scan: bool = False
-    max_plans: int | None = None
-    """Largest number of plans to enumerate; None enumerates none."""
-    greedy: bool = False
-    """Everybody else takes the most likely action."""
+    max_plans: int | None = None  #: Largest number of plans to enumerate; None enumerates none.
+    greedy: bool = False  #: Everybody else takes the most likely action.
     episodes: int = 64
     backend: str = "auto"
     overrides: tuple[str, ...] = ()
     quiet: bool = False
-    restart: bool = False
-    """Measures again what is known, and begins anew what was begun."""
+    restart: bool = False  #: Measures again what is known, and begins anew what was begun.
 
 
 @dataclass(frozen=True)
@@ -65,8 +56,7 @@ class Plan:
     run: RunDir
     config: Config
     checkpoints: list[Checkpoint]
-    untrained: dict[str, Policy] | None
-    """Policies of checkpoint 0, None where the run does not have it."""
+    untrained: dict[str, Policy] | None  #: Policies of checkpoint 0, None where the run does not have it.
     agent_types: list[str]
     iterations: int
     results: Results

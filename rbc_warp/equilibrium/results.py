@@ -28,29 +28,23 @@ class Record:
     iteration: int
     agent: str
     method: str
-    found: str
-    """What was found: after which update, which action, which plan."""
+    found: str  #: What was found: after which update, which action, which plan.
     before: float
     after: float
     gain: float
     low: float
-    high: float
-    """95 % interval of the gain, over episodes."""
-    index: int | None = None
-    """The agent who departs alone, None for the whole type."""
+    high: float  #: 95 % interval of the gain, over episodes.
+    index: int | None = None  #: The agent who departs alone, None for the whole type.
     repeat: int = 0
     greedy: bool = False
     before_std: float | None = None
-    after_std: float | None = None
-    """Over episodes."""
+    after_std: float | None = None  #: Over episodes.
     training_gain: float | None = None
     """What the type gained over training: this checkpoint's self-play against checkpoint 0's."""
-    percent: float | None = None
-    """The gain as a share of that, None where it is unknown or not positive [%]."""
+    percent: float | None = None  #: The gain as a share of that, None where it is unknown or not positive [%].
     learning_gain: float | None = None
     """What its own learning is worth to the type: against these others, its policy here less that of checkpoint 0."""
-    learning_percent: float | None = None
-    """The gain as a share of that [%]."""
+    learning_percent: float | None = None  #: The gain as a share of that [%].
     seconds_per_iteration: float | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)

@@ -4,8 +4,6 @@ Either way a run is one process of ``run_training.py --resume RUN``, which can d
 stops by itself, saving its state, when the process that started it is gone.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 from collections.abc import Sequence
@@ -20,22 +18,14 @@ RAY_RETRIES = 10
 
 
 class Engine(Protocol):
-    """Starts commands and tells how they ended."""
+    """Starts commands, ``capacity`` at a time, and tells how they ended: exit codes, negative for a signal."""
 
     capacity: float
-    """How many may be started at a time."""
 
-    def start(self, command: Sequence[str], log: Path) -> Any:
-        """Starts a command, its output appended to ``log``; returns a handle."""
-
-    def poll(self, handle: Any) -> int | None:
-        """The exit code, negative for a signal; None while it runs or may still be retried."""
-
-    def stop(self, handles: Sequence[Any]) -> list[int]:
-        """Asks commands to stop and waits until they have; returns their exit codes."""
-
-    def close(self) -> None:
-        """Nothing more will be started."""
+    def start(self, command: Sequence[str], log: Path) -> Any: ...  # its output is appended to the log
+    def poll(self, handle: Any) -> int | None: ...  # None while it runs or may still be retried
+    def stop(self, handles: Sequence[Any]) -> list[int]: ...  # asks them to, and waits until they have
+    def close(self) -> None: ...  # nothing more will be started
 
 
 class LocalEngine:

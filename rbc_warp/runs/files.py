@@ -4,8 +4,6 @@ Tensors load with ``weights_only=True``. Every file is written beside its target
 :class:`RunFileError`.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import secrets

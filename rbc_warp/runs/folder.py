@@ -37,16 +37,11 @@ EPISODE_RANKS = {"consumer": (4, 4, 3, 2, 4), "firm": (4, 3, 3, 2, 3), "governme
 class Episode:
     """One dense rollout of one agent type. E environments, T periods, A agents of the type."""
 
-    states: np.ndarray
-    """(E, T, A, observation) float32"""
-    actions: np.ndarray
-    """(E, T, A) indices, int32; (E, T, I, J+2) for consumers"""
-    rewards: np.ndarray
-    """(E, T, A) float32"""
-    action_array: np.ndarray
-    """(n, columns) float32, the action behind each index"""
-    aux_array: np.ndarray
-    """float32: units consumed (E, T, I, J), units exported (E, T, J), empty for the government"""
+    states: np.ndarray  #: (E, T, A, observation) float32
+    actions: np.ndarray  #: (E, T, A) indices, int32; (E, T, I, J+2) for consumers
+    rewards: np.ndarray  #: (E, T, A) float32
+    action_array: np.ndarray  #: (n, columns) float32, the action behind each index
+    aux_array: np.ndarray  #: float32: units consumed (E, T, I, J), units exported (E, T, J), empty for the government
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """Requests to stop: signals, and the end of a parent process."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Locks between processes: one that ends lets go, however it ends."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """What a run reports of an iteration: rewards per type, the economy in a few figures, and the losses."""
 
-from __future__ import annotations
-
 import torch
 
 from rbc_warp.economy.agents import (

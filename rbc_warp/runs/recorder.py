@@ -1,7 +1,5 @@
 """The files that a run leaves while it trains: policies, dense rollouts, metrics and states."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from rbc_warp.runs import metrics
@@ -33,8 +31,7 @@ class RunRecorder(Recorder):
         self.run, self.end, self.interrupt, self.trackers, self.bar = run, end, interrupt, trackers, bar
         self.processes = trainer.processes
         self.train = trainer.settings.train
-        self.record: dict = {}
-        """The last line of metrics."""
+        self.record: dict = {}  #: The last line of metrics.
         self._stops = False
 
     def _is_last(self, iteration: int) -> bool:

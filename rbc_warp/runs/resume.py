@@ -1,7 +1,5 @@
 """Exact resume: :func:`read_state` and :func:`continue_from` undo :func:`save_state`. Best responses use them, too."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Mapping

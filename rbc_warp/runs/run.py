@@ -1,7 +1,5 @@
 """One training run from start to end: its files, interruption, exact resume and summary."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress

@@ -75,14 +75,11 @@ class Task:
 
     run: RunDir
     config: Config
-    overrides: tuple[str, ...] = ()
-    """What extends the run on resume."""
-    state: str = "waiting"
-    """waiting, running, finished, interrupted or failed"""
+    overrides: tuple[str, ...] = ()  #: What extends the run on resume.
+    state: str = "waiting"  #: waiting, running, finished, interrupted or failed
     message: str = ""
     is_new: bool = False
-    began: tuple[float, int] | None = None
-    """When it was started, and how many iterations it had done before."""
+    began: tuple[float, int] | None = None  #: When it was started, and how many iterations it had done before.
 
     @property
     def name(self) -> str:

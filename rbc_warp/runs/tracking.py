@@ -1,7 +1,5 @@
 """Where metrics go beside metrics.jsonl: TensorBoard event files always, Weights & Biases or MLflow on request."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping

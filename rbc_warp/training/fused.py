@@ -27,6 +27,18 @@ def block_rows(device: torch.device, dtype: torch.dtype, hidden: int) -> int:
     return BLOCK_BYTES[device.type] // (hidden * dtype.itemsize)
 
 
+def add_relu(x: torch.Tensor, shared: torch.Tensor) -> None:
+    """Make x (rows, columns) max(x + shared, 0), one row of ``shared`` (groups, columns) to each group of rows."""
+    x.view(len(shared), -1, x.shape[1]).add_(shared.unsqueeze(1)).relu_()
+
+
+def mask_and_sum(gradient: torch.Tensor, activation: torch.Tensor | None, sums: torch.Tensor) -> None:
+    """Set the gradient to 0 where the activation is not positive; put the sums of its groups of rows into ``sums``."""
+    if activation is not None:
+        torch.ops.aten.threshold_backward.grad_input(gradient, activation, 0.0, grad_input=gradient)
+    torch.sum(gradient.view(len(sums), -1, gradient.shape[1]), dim=1, dtype=torch.float32, out=sums)
+
+
 class FusedLearner(Learner):
     """A learner on a backend's kernels; see :class:`Learner`."""
 
@@ -77,11 +89,11 @@ class FusedLearner(Learner):
         first, second = self._buffer("first", rows), self._buffer("second", rows)
         if private.shape[1]:
             torch.mm(private, layers.private.T, out=first)
-            self.kernels.add_relu(first, shared)
+            add_relu(first, shared)
         else:
             torch.clamp_min(shared, 0.0, out=first)
         torch.mm(first, layers.weight2.T, out=second)
-        self.kernels.add_relu(second, layers.bias2.unsqueeze(0))
+        add_relu(second, layers.bias2.unsqueeze(0))
         return first, second
 
     @torch.no_grad()
@@ -146,12 +158,12 @@ class FusedLearner(Learner):
             grad.bias2.add_(self._masked_sum(second_grad, second, agents))
             grad.weight2.add_(second_grad.T @ first)
             torch.mm(second_grad, layers.weight2, out=first_grad)
-            self.kernels.mask_and_sum(first_grad, first, shared_grad[observations])
+            mask_and_sum(first_grad, first, shared_grad[observations])
             if private.shape[1]:
                 grad.private.add_((private.T @ first_grad).T)  # this way round the narrow product is four times faster
 
     def _masked_sum(self, gradient: torch.Tensor, activation: torch.Tensor | None, agents: int) -> torch.Tensor:
         """The sum of a gradient's rows (columns,), after masking it in place by the activation it belongs to."""
         sums = torch.empty(len(gradient) // agents, gradient.shape[1], device=self.device)
-        self.kernels.mask_and_sum(gradient, activation, sums)
+        mask_and_sum(gradient, activation, sums)
         return sums.sum(0)

@@ -4,8 +4,6 @@ To change how agents learn, change this file and set ``train.learner: autograd``
 (``fused.py``) computes the same faster, and ``tests/test_learning.py`` holds it to what stands here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,20 +21,13 @@ MASKED = -1.0e30
 class Batch:
     """What an update reads. N = T·E observations of a type with n agents each, rows = N·n in that order."""
 
-    public: torch.Tensor
-    """(N, num_public) encoded public states, float32."""
-    private: torch.Tensor
-    """(rows, num_private) encoded private states, in the learner's precision."""
-    actions: torch.Tensor
-    """(rows, heads) int32."""
-    log_probability: torch.Tensor
-    """(rows,) of the joint action when it was drawn."""
-    value: torch.Tensor
-    """(rows,) predicted when it was drawn."""
-    target: torch.Tensor
-    """(rows,) discounted return of reward / scale."""
-    advantage: torch.Tensor
-    """(rows,) target − value, standardized."""
+    public: torch.Tensor  #: (N, num_public) encoded public states, float32.
+    private: torch.Tensor  #: (rows, num_private) encoded private states, in the learner's precision.
+    actions: torch.Tensor  #: (rows, heads) int32.
+    log_probability: torch.Tensor  #: (rows,) of the joint action when it was drawn.
+    value: torch.Tensor  #: (rows,) predicted when it was drawn.
+    target: torch.Tensor  #: (rows,) discounted return of reward / scale.
+    advantage: torch.Tensor  #: (rows,) target − value, standardized.
 
 
 @dataclass(frozen=True)

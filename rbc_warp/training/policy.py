@@ -4,8 +4,6 @@ The first layer is split into a public part, computed once per environment and s
 part. All parameters of a type lie in one contiguous vector; ``state_dict`` speaks the file format's layer names.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

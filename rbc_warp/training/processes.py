@@ -5,8 +5,6 @@ same in any number of processes: random numbers are keyed by its number, and ran
 r·batch_size/N on. Rank 0 alone writes files.
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 from collections.abc import Iterator
@@ -26,8 +24,7 @@ class Processes:
     def __init__(self, rank: int = 0, world_size: int = 1, device: torch.device | None = None) -> None:
         self.rank, self.world_size = rank, world_size
         self.is_first = rank == 0
-        self._device = device
-        """Where exchanged values must lie; None outside torchrun."""
+        self._device = device  #: Where exchanged values must lie; None outside torchrun.
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Adds a tensor up over the processes, in place."""

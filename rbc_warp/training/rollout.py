@@ -3,8 +3,6 @@
 T periods, E environments, n agents of a type, I consumers, J firms.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

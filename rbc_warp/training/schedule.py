@@ -1,7 +1,5 @@
 """What a training asks of each iteration: the stage, the allowed actions, the draws, and who learns."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -6,8 +6,6 @@ let the recorder keep what it wants. Everything stays on the device meanwhile. d
 WarpDrive's, what is ours, and why.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import json
@@ -94,8 +92,7 @@ class RbcTrainer(TrainerA2C):
         self.schedule = schedule or self.curriculum
         self.recorder = recorder or WarpDriveFiles()
         self.interventions: Sequence[Intervention] = ()
-        self.iteration = 0
-        """The iteration being trained, or trained last."""
+        self.iteration = 0  #: The iteration being trained, or trained last.
         agents = self.economy.agents
         self.multipliers = {name: agent.settings.noponzi_start for name, agent in agents.items() if agent.penalty_scale}
         """Per type with a budget, the no-Ponzi term's Lagrange multiplier."""

@@ -1,7 +1,5 @@
 """Builds the kernels from ``rbc_warp/cuda`` into a cache, once per source, compiler and flags, under a lock."""
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import os

@@ -5,8 +5,6 @@ a firm's WarpDrive observation is its private state, and a type without one obse
 two (``training/policy.py``).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict
 

@@ -1,7 +1,5 @@
 """The host backend: WarpDrive's managers on the CPU. "Device memory" is torch tensors; kernels are C++ functions."""
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Mapping
 from typing import Any
@@ -16,10 +14,8 @@ from rbc_warp.warpdrive.kernels import (
     DEFAULT_KERNELS,
     LOSS_KERNEL,
     SAMPLE_COLUMNS,
-    FusedNetwork,
     Layers,
     Loss,
-    TorchNetwork,
     shared_array,
 )
 
@@ -86,7 +82,7 @@ def threads_for(work: int) -> int:
     return torch.get_num_threads() if work >= SMALL_WORK else 1
 
 
-class HostFunctionManager(TorchNetwork, CUDAFunctionManager):
+class HostFunctionManager(CUDAFunctionManager):
     """Loads the C++ library; one call serves all environments of a "grid"."""
 
     device = torch.device("cpu")
@@ -116,15 +112,9 @@ class HostFunctionManager(TorchNetwork, CUDAFunctionManager):
         return ctypes.c_void_p(tensor.data_ptr())
 
     def loss(self, logits: torch.Tensor, loss: Loss) -> None:
-        """Replaces ``logits`` (rows, actions+1) by the loss gradient; adds the loss statistics."""
-        rows = logits.shape[0]
-        getattr(self.library, LOSS_KERNEL)(
-            rows,
-            threads_for(rows * 16),
-            self.pointer(logits),
-            int(logits.dtype == torch.bfloat16),
-            *self._loss_arguments(loss),
-        )
+        rows, bfloat16 = logits.shape[0], int(logits.dtype == torch.bfloat16)
+        kernel = getattr(self.library, LOSS_KERNEL)
+        kernel(rows, threads_for(rows * 16), self.pointer(logits), bfloat16, *self._loss_arguments(loss))
 
     def _loss_arguments(self, loss: Loss) -> tuple[Any, ...]:
         return (
@@ -136,8 +126,8 @@ class HostFunctionManager(TorchNetwork, CUDAFunctionManager):
             self.pointer(loss.statistics),
         )
 
-    def network(self, dtype: torch.dtype, hidden: int) -> FusedNetwork | None:
-        """The network as one kernel, if this processor has what it takes in products of this precision."""
+    def network(self, dtype: torch.dtype, hidden: int) -> Any:
+        """Return this manager for its ``network_*``, if the processor has what it takes for products like these."""
         return self if self.library.RbcFusesNetwork(int(dtype == torch.bfloat16), hidden) else None
 
     def network_logits(self, layers: Layers, shared: torch.Tensor, private: torch.Tensor, out: torch.Tensor) -> None:

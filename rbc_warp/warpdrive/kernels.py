@@ -34,10 +34,8 @@ class Loss:
     heads: Heads
     sample: Mapping[str, torch.Tensor]
     """By SAMPLE_COLUMNS: ``actions`` (rows, heads) int32, the others (rows,) float32."""
-    weights: torch.Tensor
-    """(5,) float32, in the order of LOSS_PARAMETERS."""
-    statistics: torch.Tensor
-    """(5,) float32, in the order of LOSS_STATISTICS: a kernel adds the sums over its rows."""
+    weights: torch.Tensor  #: (5,) float32, in the order of RBC_LOSS.
+    statistics: torch.Tensor  #: (5,) float32, in the order of LOSS_STATISTICS: a kernel adds the sums over its rows.
 
     def of(self, rows: slice) -> Loss:
         """That of some of the rows."""
@@ -53,8 +51,7 @@ class Layers:
     bias1: torch.Tensor
     weight2: torch.Tensor
     bias2: torch.Tensor
-    weight3: torch.Tensor
-    """(actions + 1, 128): all heads one after the other, then the value."""
+    weight3: torch.Tensor  #: (actions + 1, 128): all heads one after the other, then the value.
     bias3: torch.Tensor
 
 
@@ -62,49 +59,11 @@ class Kernels(Protocol):
     """What a backend's function manager adds to WarpDrive's."""
 
     def pointer(self, tensor: torch.Tensor) -> Any: ...
-    def loss(self, logits: torch.Tensor, loss: Loss) -> None: ...
-    def add_relu(self, x: torch.Tensor, shared: torch.Tensor) -> None: ...
-    def mask_and_sum(self, gradient: torch.Tensor, activation: torch.Tensor | None, sums: torch.Tensor) -> None: ...
-    def network(self, dtype: torch.dtype, hidden: int) -> FusedNetwork | None: ...
+    def loss(self, logits: torch.Tensor, loss: Loss) -> None:
+        """Replace ``logits`` (rows, actions+1) by the loss gradient; add the loss statistics."""
 
-
-class FusedNetwork(Protocol):
-    """The whole network, with its loss, as one kernel; see ``host.py``."""
-
-    def network_logits(
-        self, layers: Layers, shared: torch.Tensor, private: torch.Tensor, out: torch.Tensor
-    ) -> None: ...
-    def network_gradient(
-        self,
-        layers: Layers,
-        shared: torch.Tensor,
-        private: torch.Tensor,
-        loss: Loss,
-        gradient: Layers,
-        shared_gradient: torch.Tensor,
-    ) -> None: ...
-
-
-class TorchNetwork:
-    """The network where torch multiplies its matrices: what stands between the products. Rows come in groups of equal
-    size."""
-
-    def network(self, dtype: torch.dtype, hidden: int) -> FusedNetwork | None:
-        """Return the whole network as one kernel for products and hidden layers like these; None: there is none."""
-        return None
-
-    @staticmethod
-    def add_relu(x: torch.Tensor, shared: torch.Tensor) -> None:
-        """x (rows, columns) becomes max(x + shared, 0), one row of ``shared`` (groups, columns) to each group."""
-        x.view(len(shared), -1, x.shape[1]).add_(shared.unsqueeze(1)).relu_()
-
-    @staticmethod
-    def mask_and_sum(gradient: torch.Tensor, activation: torch.Tensor | None, sums: torch.Tensor) -> None:
-        """Sets the gradient to 0 where the activation is not positive; ``sums`` (groups, columns) float32 becomes the
-        sum of each group's rows."""
-        if activation is not None:
-            torch.ops.aten.threshold_backward.grad_input(gradient, activation, 0.0, grad_input=gradient)
-        torch.sum(gradient.view(len(sums), -1, gradient.shape[1]), dim=1, dtype=torch.float32, out=sums)
+    def network(self, dtype: torch.dtype, hidden: int) -> Any:
+        """Return what runs a whole network with such products and hidden layers as one kernel (``host.py``); None."""
 
 
 class Heads:

@@ -3,8 +3,6 @@
 Importing this module creates a CUDA context, so it is imported only when the backend is chosen.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +21,6 @@ from rbc_warp.warpdrive.kernels import (
     SAMPLE_COLUMNS,
     THREADS_PER_BLOCK,
     Loss,
-    TorchNetwork,
     shared_array,
 )
 
@@ -59,7 +56,7 @@ def loss_block(width: int, num_heads: int) -> tuple[int, int]:
     return rows, rows * per_row
 
 
-class RbcFunctionManager(TorchNetwork, PyCUDAFunctionManager):
+class RbcFunctionManager(PyCUDAFunctionManager):
     """Loads our fatbin; blocks have a fixed number of threads that loop over an environment's agents."""
 
     device = torch.device("cuda")
@@ -89,8 +86,10 @@ class RbcFunctionManager(TorchNetwork, PyCUDAFunctionManager):
         assert tensor.is_contiguous()
         return CudaTensorHolder(tensor)
 
+    def network(self, dtype: torch.dtype, hidden: int) -> None:
+        """There is no kernel that does all."""
+
     def loss(self, logits: torch.Tensor, loss: Loss) -> None:
-        """Replaces ``logits`` (rows, actions+1) by the loss gradient; adds the loss statistics."""
         rows, width = logits.shape
         heads = loss.heads
         rows_per_block, shared = loss_block(width, len(heads.sizes))

@@ -1,7 +1,5 @@
 """Playing given actions: :func:`simulate`, on the reference, the host or the GPU."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from typing import Any

@@ -4,8 +4,6 @@ The headers state an order once, as lists ``#define RBC_NAME(X) X(first) X(secon
 tables by name, and compares the columns of states and choices with the economy's own.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache

@@ -1,7 +1,5 @@
 """How WarpDrive's managers run the kernels: ``host`` on CPU threads, ``pycuda`` on an NVIDIA GPU."""
 
-from __future__ import annotations
-
 import importlib.util
 from typing import Any
 
