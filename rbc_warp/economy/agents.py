@@ -9,14 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from rbc_warp.config import AgentSettings
-
-if TYPE_CHECKING:
-    from rbc_warp.economy.parameters import Economy
 
 AGENT_TYPES = ("consumer", "firm", "government")
 
@@ -105,8 +102,8 @@ class AgentType:
         return self.settings.frozen_action is not None
 
 
-def public_layout(economy: Economy) -> Layout:
-    """The public state, a vector of 4J+3 numbers that every agent sees."""
+def public_layout(economy: Any) -> Layout:
+    """Return the public state's columns, for an Economy: 4J+3 numbers that every agent sees."""
     firms = economy.num_firms
     return Layout(
         Column("prices", float(economy.firm_choices[:, FIRM_PRICE].max()) or 1.0, firms),
@@ -118,8 +115,8 @@ def public_layout(economy: Economy) -> Layout:
     )
 
 
-def agent_types(economy: Economy) -> dict[str, AgentType]:
-    """The types of an economy, by name, in the order in which agents are numbered."""
+def agent_types(economy: Any) -> dict[str, AgentType]:
+    """Return the types of an Economy, by name, in the order in which agents are numbered."""
     firms = economy.num_firms
     types = (
         AgentType(

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from warp_drive.training.trainers.trainer_a2c import TrainerA2C
-
-if TYPE_CHECKING:
-    from rbc_warp.training.trainer import RbcTrainer
 
 Losses = Mapping[str, Mapping[str, torch.Tensor]]
 """Per type that learned: means of the loss's parts, the gradient's norm, the entropy coefficient; scalar tensors."""
 
 
 class Recorder:
-    """Keeps nothing, and lets training run to its end. The trainer's loop and WarpDrive's hooks in it end here."""
+    """Keeps nothing, and lets training run to its end. The loop of ``trainer``, an RbcTrainer, and its hooks end here."""
 
     def keeps_consumption(self, iteration: int) -> bool:
         """Return whether the rollout of an iteration keeps who consumed what."""
         return False
 
-    def played(self, trainer: RbcTrainer, iteration: int) -> None:
+    def played(self, trainer: Any, iteration: int) -> None:
         """Keep the policies that played an iteration, or their rollout, before they learn from it."""
 
-    def learned(self, trainer: RbcTrainer, iteration: int, losses: Losses) -> None:
+    def learned(self, trainer: Any, iteration: int, losses: Losses) -> None:
         """Keep what came of an iteration."""
 
-    def save(self, trainer: RbcTrainer, iteration: int) -> None:
+    def save(self, trainer: Any, iteration: int) -> None:
         """Keep the policies after their updates."""
 
     def wants_to_stop(self) -> bool:
@@ -42,7 +39,7 @@ class WarpDriveFiles(Recorder):
     ``train.save_model_every`` and ``train.log_every`` say how often, and the last iteration is kept, too.
     """
 
-    def learned(self, trainer: RbcTrainer, iteration: int, losses: Losses) -> None:
+    def learned(self, trainer: Any, iteration: int, losses: Losses) -> None:
         if iteration % trainer.settings.train.log_every and iteration != trainer.num_iters - 1:
             return
         metrics: dict[str, dict[str, float]] = {}
@@ -52,5 +49,5 @@ class WarpDriveFiles(Recorder):
             metrics[agent] |= {name: float(value) for name, value in losses.get(agent, {}).items()}
         TrainerA2C._log_metrics(trainer, metrics)
 
-    def save(self, trainer: RbcTrainer, iteration: int) -> None:
+    def save(self, trainer: Any, iteration: int) -> None:
         TrainerA2C.save_model_checkpoint(trainer, iteration)
