@@ -3,7 +3,7 @@
 from typing import Any
 
 from rbc_warp.config.messages import Fault, show
-from rbc_warp.config.types import ALPHA, INTERVALS, MAX_JOINT_ACTIONS
+from rbc_warp.config.types import ALPHA, FIRM_CHOICE, GOVERNMENT_CHOICE, INTERVALS, MAX_JOINT_ACTIONS
 
 
 def agent_faults(agents: Any) -> list[Fault]:
@@ -31,8 +31,8 @@ def agent_faults(agents: Any) -> list[Fault]:
         fault("consumer_mod_threshold", problem="leaves firms no turn", allowed=allowed)
 
     sizes = {
-        "firm": (agents.num_firm_actions, "price_choices × wage_choices × investment_choices"),
-        "government": (agents.num_government_actions, "income_tax_choices × corporate_tax_choices"),
+        "firm": (agents.num_firm_actions, " × ".join(f"{column}_choices" for column in FIRM_CHOICE)),
+        "government": (agents.num_government_actions, " × ".join(f"{column}_choices" for column in GOVERNMENT_CHOICE)),
     }
     for agent_type, (size, grids) in sizes.items():
         if size > MAX_JOINT_ACTIONS:
@@ -49,9 +49,9 @@ def agent_faults(agents: Any) -> list[Fault]:
             problem = "allows no action when annealing begins"
             fault(name, "start", problem=problem, allowed=f"an entry of agents.{grid_key}, {show(grid)}")
     cap = agents.government_anneal_taxes
-    lowest = max(agents.income_tax_choices[0], agents.corporate_tax_choices[0])
+    lowest = max(grid[0] for grid in agents.grids(GOVERNMENT_CHOICE))
     if cap is not None and cap.anneal_on and cap.start < lowest:
-        allowed = f">= {lowest}, the lowest choice of both taxes"
+        allowed = f">= {lowest}, the lowest choice of all taxes"
         fault("government_anneal_taxes", "start", problem="allows no tax when annealing begins", allowed=allowed)
     return faults
 

@@ -20,6 +20,7 @@ from rbc_warp.config.messages import (
 )
 from rbc_warp.config.reading import read_action_arrays
 from rbc_warp.config.schema import Config
+from rbc_warp.config.types import FIRM_CHOICE, GOVERNMENT_CHOICE
 from rbc_warp.config.yaml_files import MAX_DEPTH, parse, read_mapping
 from rbc_warp.errors import ConfigError
 
@@ -95,8 +96,8 @@ def copied(value: Any, depth: int = 0) -> Any:
 _TABLES = {
     "consumption_choices": ("consumption_choices",),
     "work_choices": ("work_choices",),
-    "price_and_wage": ("price_choices", "wage_choices", "investment_choices"),
-    "tax_choices": ("income_tax_choices", "corporate_tax_choices"),
+    "price_and_wage": tuple(f"{column}_choices" for column in FIRM_CHOICE),
+    "tax_choices": tuple(f"{column}_choices" for column in GOVERNMENT_CHOICE),
 }
 
 

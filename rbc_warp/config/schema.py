@@ -6,6 +6,7 @@ key is an error. ``load.py`` has the way in.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -16,6 +17,8 @@ from rbc_warp.config.checks import agent_faults, alpha_faults
 from rbc_warp.config.messages import Faults
 from rbc_warp.config.types import (
     ALPHA,
+    FIRM_CHOICE,
+    GOVERNMENT_CHOICE,
     GRID,
     INTERVALS,
     LARGEST,
@@ -168,12 +171,16 @@ class Agents(_Section):
     @property
     def num_firm_actions(self) -> int:
         """Joint choices of price, wage and investment share."""
-        return len(self.price_choices) * len(self.wage_choices) * len(self.investment_choices)
+        return math.prod(len(grid) for grid in self.grids(FIRM_CHOICE))
 
     @property
     def num_government_actions(self) -> int:
-        """Joint choices of income and corporate tax."""
-        return len(self.income_tax_choices) * len(self.corporate_tax_choices)
+        """Joint choices of all taxes."""
+        return math.prod(len(grid) for grid in self.grids(GOVERNMENT_CHOICE))
+
+    def grids(self, columns: tuple[str, ...]) -> list[tuple[float, ...]]:
+        """Return the grids of a table of joint choices."""
+        return [getattr(self, f"{column}_choices") for column in columns]
 
 
 class World(_Section):
@@ -298,8 +305,8 @@ class Config(_Section):
             "firm_state_dim": public + 3 + num_firms,
             "government_state_dim": public,
             "consumer_action_dim": num_firms + 2,
-            "firm_action_dim": 3,
-            "government_action_dim": 2,
+            "firm_action_dim": len(FIRM_CHOICE),
+            "government_action_dim": len(GOVERNMENT_CHOICE),
             "consumer_num_consume_actions": len(agents.consumption_choices),
             "consumer_num_work_actions": len(agents.work_choices),
             "consumer_num_whichfirm_actions": num_firms,

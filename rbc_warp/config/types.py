@@ -14,6 +14,9 @@ from rbc_warp.config.messages import show
 LARGEST = 1e12
 """Bound on money, quantities and scales: far from overflow in float32, products included."""
 MAX_ITERATIONS = 10**9
+# Columns of the tables of joint choices, first outermost; each has a grid in the section agents, <column>_choices.
+FIRM_CHOICE = ("price", "wage", "investment")
+GOVERNMENT_CHOICE = ("income_tax", "corporate_tax")
 MAX_GRID = 1000
 MAX_JOINT_ACTIONS = 100_000
 

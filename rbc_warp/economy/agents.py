@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from rbc_warp.config import AgentSettings
+from rbc_warp.config.types import FIRM_CHOICE, GOVERNMENT_CHOICE
 
 AGENT_TYPES = ("consumer", "firm", "government")
 
@@ -21,10 +22,8 @@ AGENT_TYPES = ("consumer", "firm", "government")
 CONSUMER_BUDGET, CONSUMER_THETA = range(2)
 FIRM_BUDGET, FIRM_CAPITAL, FIRM_ALPHA, FIRM_ONE_HOT = range(4)
 # The firm's and the government's tables of joint choices.
-FIRM_CHOICE = ("price", "wage", "investment")
-FIRM_PRICE, FIRM_WAGE, FIRM_INVESTMENT = range(3)
-GOVERNMENT_CHOICE = ("income_tax", "corporate_tax")
-GOVERNMENT_INCOME_TAX, GOVERNMENT_CORPORATE_TAX = range(2)
+FIRM_PRICE, FIRM_WAGE, FIRM_INVESTMENT = range(len(FIRM_CHOICE))
+GOVERNMENT_INCOME_TAX, GOVERNMENT_CORPORATE_TAX = range(len(GOVERNMENT_CHOICE))
 
 DIGITS = None
 """Scale of a column that a network sees as digits: money and inventories have no natural scale."""

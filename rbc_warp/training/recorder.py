@@ -13,7 +13,7 @@ Losses = Mapping[str, Mapping[str, torch.Tensor]]
 
 
 class Recorder:
-    """Keeps nothing, and lets training run to its end. The loop of ``trainer``, an RbcTrainer, and its hooks end here."""
+    """Keeps nothing, and lets training run to its end. The loop and hooks of an RbcTrainer, ``trainer``, end here."""
 
     def keeps_consumption(self, iteration: int) -> bool:
         """Return whether the rollout of an iteration keeps who consumed what."""
