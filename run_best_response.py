@@ -17,13 +17,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("num_episodes", nargs="?", type=int, help="iterations of fine-tuning (default: train.best_response_episodes)")
     add("--experiment-dir", nargs="?", const="", metavar="DIR", help="all runs in the folder ROLLOUT_DIR, or DIR")
     add("--ep-strs", nargs="+", metavar="N", help="checkpoints: iterations, or latest (default: first, middle, latest)")
-    add("--agent-type", choices=["all", "consumer", "firm", "government"], default="all", help="who departs")
+    add("--agent-type", choices=["all", "consumer", "firm", "government"], default="all", help="who deviates")
     add("--repeat-runs", type=int, default=1, metavar="N", help="seeds of each fine-tuning")
     add("--checkpoint-model", type=int, metavar="N", help="iterations between policies that compete (default: a tenth)")
     add(
         "--deviator", choices=["type", "individual"], default="type", help="who is fine-tuned: a type, or single agents"
     )
-    add("--agents", nargs="+", type=int, metavar="I", help="single agents that depart (default: ten spread evenly)")
+    add("--agents", nargs="+", type=int, metavar="I", help="single agents that deviate (default: ten spread evenly)")
     add("--scan", action="store_true", help="try every fixed action as well")
     add("--exact", type=int, metavar="PLANS", help="enumerate up to so many plans against deterministic play")
     add("--greedy", action="store_true", help="everybody else always takes the most likely action")

@@ -20,7 +20,7 @@ def usage() -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command with the arguments after its name; 2 where there is no such command."""
+    """Run a command with the arguments after its name; 2 where there is no such command."""
     given = sys.argv[1:] if arguments is None else arguments
     command = given[0] if given else ""
     if command in ("-h", "--help"):

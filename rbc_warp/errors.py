@@ -1,4 +1,4 @@
-"""What a user can do wrong or lack. The launchers turn a :class:`UserError` into one message and its exit code."""
+"""Faults that a user can mend. The launchers turn a :class:`UserError` into one message and its exit code."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Departures from a checkpoint: random numbers, fine-tuning, fixed actions, exact best responses, the launcher."""
+"""Deviations from a checkpoint: random numbers, fine-tuning, fixed actions, exact best responses, the launcher."""
 
 from __future__ import annotations
 

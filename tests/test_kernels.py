@@ -116,7 +116,7 @@ def assert_equal_steps(economy: Economy, state: State, actions: dict[str, np.nda
     money = np.abs(state.firm[..., 0]) + outcome.revenue + outcome.wage_bill + 1.0
     purse = np.abs(state.consumer[..., 0]) + outcome.wage_income + outcome.redistribution[:, None] + 1.0
     spent = (outcome.consumption * state.public[:, None, public.prices]).sum(axis=2)
-    charged = stage.firm_noponzi * money / 100.0, stage.consumer_noponzi * purse / economy.consumer_penalty_scale
+    charged = stage.firm_multiplier * money / 100.0, stage.consumer_multiplier * purse / economy.consumer_penalty_scale
     felt = np.abs(outcome.consumer_reward) + outcome.consumption.sum(axis=2) + state.consumer[..., 1] * outcome.hours
     boost = economy.boost_firm_reward_factor
     total = felt.sum(axis=1, keepdims=True) + economy.firm_reward_for_government_factor * money.sum(1, keepdims=True)
@@ -241,7 +241,7 @@ def test_simulate_replays_recorded_trajectories_from_a_mapping(name: str, backen
     assert result["government"]["aux_array"].size == 0
 
 
-STAGES = {"plain": Stage(), "charged": Stage(theta_factor=0.25, consumer_noponzi=0.5, firm_noponzi=2.0)}
+STAGES = {"plain": Stage(), "charged": Stage(theta_factor=0.25, consumer_multiplier=0.5, firm_multiplier=2.0)}
 RULES: dict[str, dict[str, Any]] = {
     "published": {},
     "closed": {"open_": False},
@@ -306,7 +306,7 @@ def test_any_small_economy_steps_like_the_reference(economy: Economy, seed: int)
     economy = replace(economy, num_periods=2, consumer_penalty_scale=50.0)
     state = to_float32(random_state(economy, num_envs=3, seed=seed))
     actions = dict(zip(AGENT_TYPES, actions_at(random_actions(economy, 3, 1, seed), 0), strict=True))
-    assert_equal_steps(economy, state, actions, Stage(consumer_noponzi=0.3, firm_noponzi=0.7))
+    assert_equal_steps(economy, state, actions, Stage(consumer_multiplier=0.3, firm_multiplier=0.7))
     envs = Envs(economy, 3)
     envs.state = state
     envs.step(actions)
@@ -430,8 +430,8 @@ def test_a_layout_changed_on_one_side_is_refused(
 
 
 def test_the_kernels_have_no_undefined_behaviour(tmp_path: Path) -> None:
-    """A sanitised build runs the step, the sampler and the loss of odd sizes; it aborts at the first fault."""
-    script = tmp_path / "sanitised.py"
+    """A sanitized build runs the step, the sampler and the loss of odd sizes; it aborts at the first fault."""
+    script = tmp_path / "sanitized.py"
     script.write_text(
         "from rbc_warp.warpdrive import build, host\n"
         "built = build.build_host\n"

@@ -125,7 +125,7 @@ def test_identical_policies_gain_exactly_nothing_and_a_bad_one_loses(run: RunDir
     untrained = load_policies(run, smoke(), 0)
 
     def gain(policy: torch.nn.Module) -> Learned:
-        other = Checkpoint("3", 3, {**checkpoint.policies, "consumer": policy}, checkpoint.noponzi)
+        other = Checkpoint("3", 3, {**checkpoint.policies, "consumer": policy}, checkpoint.multipliers)
         found = learned(trainer, CONSUMERS, other, untrained["consumer"], 16)
         assert found is not None
         return found

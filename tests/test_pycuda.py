@@ -51,7 +51,7 @@ SETTINGS = {
     "world": {"maxtime": 5, "initial_wages": 22, "initial_stocks": 5, "interest_rate": 0.1},
     "train": {"batch_size": 6},
 }
-STAGE = Stage(theta_factor=0.25, consumer_noponzi=0.5, firm_noponzi=2.0)
+STAGE = Stage(theta_factor=0.25, consumer_multiplier=0.5, firm_multiplier=2.0)
 
 
 def config(precision: str = "float32") -> Config:

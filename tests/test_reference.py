@@ -144,7 +144,7 @@ def test_identities_hold_in_every_period(variant: str, size: tuple[int, int], op
     economy = make_economy(*size, open_=open_, num_periods=500, **VARIANTS[variant])
     state = initial_state(economy, num_envs=20)
     actions = random_actions(economy, num_envs=20, num_periods=economy.num_periods, seed=1)
-    stage = Stage(consumer_noponzi=0.5, firm_noponzi=0.5)
+    stage = Stage(consumer_multiplier=0.5, firm_multiplier=0.5)
     for t in range(economy.num_periods):
         before = state
         state, outcome = step(economy, before, *actions_at(actions, t), stage)
@@ -218,7 +218,7 @@ def test_permuting_consumers_permutes_their_results(economy: Economy, seed: int)
     order = np.random.default_rng(seed).permutation(economy.num_consumers)
     state = random_state(economy, num_envs=3, seed=seed)
     consumer, firm, government = actions_at(random_actions(economy, 3, 1, seed), 0)
-    stage = Stage(consumer_noponzi=1.0, firm_noponzi=1.0)
+    stage = Stage(consumer_multiplier=1.0, firm_multiplier=1.0)
     economy = replace(economy, num_periods=1)
     after, outcome = step(economy, state, consumer, firm, government, stage)
     permuted_state = replace(state, consumer=state.consumer[:, order])
@@ -477,7 +477,7 @@ def test_only_positive_balances_earn_interest() -> None:
 @pytest.mark.parametrize("factor", [0.0, 0.002])
 def test_the_government_counts_what_the_agents_get(factor: float) -> None:
     economy = make_economy(17, 4, firm_reward_for_government_factor=factor, num_periods=1)
-    stage = Stage(consumer_noponzi=0.3, firm_noponzi=0.7)
+    stage = Stage(consumer_multiplier=0.3, firm_multiplier=0.7)
     _, outcome = act(economy, random_state(economy, num_envs=4, seed=2), stage=stage)
     expected = outcome.consumer_reward.sum(axis=1) + factor * outcome.firm_reward.sum(axis=1)
     np.testing.assert_allclose(outcome.government_reward, expected, rtol=1e-12)
@@ -485,7 +485,7 @@ def test_the_government_counts_what_the_agents_get(factor: float) -> None:
 
 def test_debt_is_charged_in_the_last_period_only() -> None:
     economy = make_economy(17, 4, num_periods=2, consumer_penalty_scale=50.0)
-    stage = Stage(consumer_noponzi=0.3, firm_noponzi=0.7)
+    stage = Stage(consumer_multiplier=0.3, firm_multiplier=0.7)
     state = random_state(economy, num_envs=4, seed=2)
     for is_last in (False, True):
         _, plain = act(economy, state)

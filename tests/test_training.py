@@ -309,7 +309,7 @@ def test_no_ponzi_coefficients_rise_with_debt() -> None:
     expected = 0.5
     for iteration in range(4):
         assert (
-            trainer.curriculum.stage(iteration, trainer.multipliers).firm_noponzi
+            trainer.curriculum.stage(iteration, trainer.multipliers).firm_multiplier
             == trainer.multipliers["firm"]
             == pytest.approx(expected, rel=1e-5)
         )
@@ -320,13 +320,13 @@ def test_no_ponzi_coefficients_rise_with_debt() -> None:
         expected += 0.01 * float(debt) * (iteration % 2 == 0)
     assert trainer.multipliers["consumer"] == 0.0
     # The reward of the last period is short of the coefficient times the debt; others are as without it.
-    trainer.set_stage(replace(trainer.curriculum.stage(0, trainer.multipliers), firm_noponzi=3.0), {})
+    trainer.set_stage(replace(trainer.curriculum.stage(0, trainer.multipliers), firm_multiplier=3.0), {})
     trainer.play(Draw(9))
     charged, final = (
         trainer.rollout.rewards("firm").clone(),
         trainer._data("observations_firm")[..., FIRM_BUDGET].clone(),
     )
-    trainer.set_stage(replace(trainer.curriculum.stage(0, trainer.multipliers), firm_noponzi=0.0), {})
+    trainer.set_stage(replace(trainer.curriculum.stage(0, trainer.multipliers), firm_multiplier=0.0), {})
     trainer.play(Draw(9))
     expected_loss = 3.0 * (-final).clamp_min(0.0) / 100.0
     torch.testing.assert_close(trainer.rollout.rewards("firm")[-1] - charged[-1], expected_loss, rtol=1e-3, atol=1.0)

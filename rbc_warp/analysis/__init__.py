@@ -1,1 +1,1 @@
-"""What an economist reads off a run."""
+"""Analysis of runs, for economists."""

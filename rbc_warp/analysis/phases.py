@@ -1,4 +1,4 @@
-"""What each type of a run learned in its phase, and what changed when firms began to learn.
+"""The phases of a run: the gain of each type in its own, and the changes when firms began to learn.
 
 A type's phase lasts from its first update to the next type's, or to the end of the run. The policies of the phase's
 last checkpoint play at that checkpoint's stage of the curriculum, once as they are and once with this type's policy
@@ -45,7 +45,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Learned:
-    """What its learning is worth to a type. Rewards are means per agent and period."""
+    """The worth of its learning to a type. Rewards are means per agent and period."""
 
     phase: Phase
     checkpoint: str
@@ -57,7 +57,7 @@ class Learned:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the whole 95 % interval is a gain."""
+        """True if the whole 95 % interval is a gain."""
         return self.gain.low > 0.0
 
 
@@ -148,10 +148,10 @@ def checkpoint_at_end(run: RunDir, config: Config, phase: Phase, notes: list[str
 def learned(
     trainer: RbcTrainer, phase: Phase, checkpoint: Checkpoint, untrained: Policy, episodes: int
 ) -> Learned | None:
-    """Plays the checkpoint with and without the type's training; None where the stage leaves the type no choice."""
+    """Play the checkpoint with and without the type's training; None where the stage leaves the type no choice."""
 
     def game(policies: Mapping[str, Policy]) -> Game:
-        return Game(trainer, policies, checkpoint.iteration, episodes, noponzi=checkpoint.noponzi)
+        return Game(trainer, policies, checkpoint.iteration, episodes, multipliers=checkpoint.multipliers)
 
     def rewards(policies: Mapping[str, Policy]) -> np.ndarray:
         return of_deviator(game(policies).baseline(), phase.agent, None)
@@ -166,7 +166,7 @@ def learned(
 
 
 def published_sequence(run: RunDir, config: Config, found: list[Phase], notes: list[str]) -> Sequence | None:
-    """What changed when firms began to learn, None where they did from the start or not at all.
+    """Return the changes when firms began to learn, None where they did from the start or not at all.
 
     The windows touch the beginning on both sides, so that little else of the curriculum changes between them.
 
@@ -201,7 +201,7 @@ def _mean(run: RunDir, records: list[dict], path: str, window: tuple[int, int]) 
 
 
 def examine(run: RunDir, episodes: int, backend: str = "auto") -> Findings:
-    """Measures a run; everything is opened before anything is played.
+    """Measure a run; everything is opened before anything is played.
 
     Raises:
         RunFileError: a checkpoint or metrics are missing or damaged. ConfigError: so is hparams.yaml.

@@ -38,7 +38,7 @@ def series(records: list[dict], path: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def phases(config: Config) -> Iterator[tuple[int, str]]:
-    """When each later phase of the curriculum begins, and what begins."""
+    """Yield the beginning of each later phase of the curriculum, and its name."""
     agents = config.agents
     if agents.firm_training_start > 0 and agents.frozen_firm_action is None:
         yield agents.firm_training_start, "firms learn"
@@ -47,7 +47,7 @@ def phases(config: Config) -> Iterator[tuple[int, str]]:
 
 
 def draw(run: RunDir, target: Path) -> None:
-    """Draws all panels of a run into a PNG, PDF or SVG file."""
+    """Draw all panels of a run into a PNG, PDF or SVG file."""
     import matplotlib
 
     matplotlib.use("Agg")

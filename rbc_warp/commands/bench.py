@@ -158,7 +158,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def machine(backend: str) -> dict[str, object]:
-    """What the figures were taken on."""
+    """Return the machine that the figures were taken on."""
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""What the launchers share: their common options, clean errors, and starting or continuing a run."""
+"""The launchers' common parts: options, clean errors, and starting or continuing a run."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_training_arguments(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Stops with usage where options do not fit together; turns the shorthands into overrides."""
+    """Stop with usage where options do not fit together; turn the shorthands into overrides."""
     shorthands = {"agents.num_consumers": options.num_consumers, "agents.num_firms": options.num_firms}
     shorthands["metadata.group_name"] = None if options.group_name is None else json.dumps(options.group_name)
     options.overrides += [f"{key}={value}" for key, value in shorthands.items() if value is not None]
@@ -105,11 +105,11 @@ def prepare_process(options: argparse.Namespace) -> None:
     """Threads and log level of this process. Under torchrun the processes of a machine share its cores."""
     import torch
 
-    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    neighbors = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if options.threads:
         torch.set_num_threads(options.threads)
-    elif neighbours > 1:
-        torch.set_num_threads(max(1, num_cores() // neighbours))
+    elif neighbors > 1:
+        torch.set_num_threads(max(1, num_cores() // neighbors))
     logging.getLogger().setLevel(logging.ERROR)  # WarpDrive's notes on casts
 
 
@@ -131,7 +131,7 @@ def start(options: argparse.Namespace) -> RunResult:
 
 
 def resume(options: argparse.Namespace) -> RunResult:
-    """Continues the run ``options.resume`` from its last state."""
+    """Continue the run ``options.resume`` from its last state."""
     from rbc_warp.config import load_config
     from rbc_warp.runs.folder import RunDir
 
@@ -140,7 +140,7 @@ def resume(options: argparse.Namespace) -> RunResult:
 
 
 def _train(options: argparse.Namespace, config: Config, run: RunDir | None = None) -> RunResult:
-    """Trains a run, a new one where none is given, alone or with the other processes of torchrun."""
+    """Train a run, a new one where none is given, alone or with the other processes of torchrun."""
     from rbc_warp.runs.folder import RunDir
     from rbc_warp.runs.run import prepare_run, summary, train_run
     from rbc_warp.runs.tracking import check_trackers

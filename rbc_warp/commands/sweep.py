@@ -19,12 +19,12 @@ from rbc_warp.training.processes import under_torchrun
 
 
 def is_sweep(options: argparse.Namespace) -> bool:
-    """Whether options or their config ask for several runs."""
+    """Return whether options or their configuration ask for several runs."""
     return options.many or bool(load_config(options.config, options.overrides).sweep)
 
 
 def run_sweep(options: argparse.Namespace) -> int:
-    """Makes and trains the runs of a sweep; returns 0, or 1 if one failed."""
+    """Make and train the runs of a sweep; returns 0, or 1 if one failed."""
     if under_torchrun():
         raise ConfigError("torchrun shares one run among processes, not a sweep; use --jobs N without torchrun")
     check_trackers(options.track)
@@ -73,7 +73,7 @@ def _train(options: argparse.Namespace, tasks: Sequence[Task], display: Display)
 
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """Lets SIGTERM do what Ctrl-C does."""
+    """Let SIGTERM do what Ctrl-C does."""
 
     def interrupt(signum: int, frame: object) -> None:
         raise KeyboardInterrupt

@@ -23,7 +23,7 @@ UNKNOWN_KEY = "is not a known key"
 MAPPING_LABEL, OVERRIDE_LABEL = "<mapping>", "--set"
 
 KeyPath = tuple[Any, ...]
-"""Where a value sits: section, key, then deeper keys and list indices."""
+"""The place of a value: section, key, then deeper keys and list indices."""
 
 
 @dataclass
@@ -52,7 +52,7 @@ _OUT_OF_RANGE = ("greater_than", "greater_than_equal", "less_than", "less_than_e
 
 
 def show(value: Any) -> str:
-    """A value as the user may have written it, shortened."""
+    """Return a value as the user may have written it, shortened."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, tuple):
@@ -75,7 +75,7 @@ def dotted(path: KeyPath) -> str:
 
 
 def explain(error: ValidationError, model: type[BaseModel], label: str, overridden: set[KeyPath]) -> ConfigError:
-    """The user's view of a failed validation: one line per fault."""
+    """Turn a failed validation into the user's view of it: one line per fault."""
     lines = list(dict.fromkeys(_lines(error, model, label, overridden, ())))
     more = [f"{label}: and {len(lines) - MAX_LINES} more; correct these first"] if len(lines) > MAX_LINES else []
     return ConfigError("\n".join(lines[:MAX_LINES] + more))
@@ -180,7 +180,7 @@ def model_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def allowed_text(field: FieldInfo | None) -> str:
-    """The values a field takes, in words."""
+    """Return the values a field takes, in words."""
     if field is None:
         return ""
     annotation = field.annotation
@@ -213,7 +213,7 @@ def _brief(bound: float | int) -> str:
 
 
 def _suggestion(model: type[BaseModel], path: KeyPath) -> str:
-    """Where an unknown key may have been meant to go."""
+    """Suggest where an unknown key may have been meant to go."""
     name = str(path[-1])
     sections = {key: model_in(field.annotation) for key, field in model.model_fields.items()}
     keys = {section: list(block.model_fields) for section, block in sections.items() if block is not None}

@@ -37,10 +37,10 @@ from rbc_warp.config.types import (
     Shares,
     Switch,
     amount,
+    every,
     iteration,
     key,
     off,
-    period,
     scale,
 )
 
@@ -85,7 +85,7 @@ class EntropyAnneal(_Section):
 
 @dataclass(frozen=True)
 class AgentSettings:
-    """How one agent type learns; see the keys of :class:`Agents` with the type's name in them."""
+    """Settings of one agent type's learning; see the keys of :class:`Agents` with the type's name in them."""
 
     reward_scale: float = 1.0
     lr_multiple: float = 1.0
@@ -99,7 +99,7 @@ class AgentSettings:
 
 
 class Agents(_Section):
-    """Who acts, what they may do, and when they learn."""
+    """The agents: their number, their choices, and the times at which they learn."""
 
     num_consumers: Int = key(100, "Consumers, I [count]", ge=1, le=100_000)
     num_firms: Int = key(10, "Firms, J, one good each [count]", ge=1, le=1000)
@@ -125,9 +125,9 @@ class Agents(_Section):
     consumer_training_start: Int = iteration(0, "First update of consumers")
     firm_training_start: Int = iteration(0, "First update of firms")
     government_training_start: Int = iteration(0, "First update of the government")
-    train_consumers_every: Int = period(1, "Between updates of consumers")
-    train_firms_every: Int = period(1, "Between updates of firms")
-    train_government_every: Int = period(1, "Between updates of the government")
+    train_consumers_every: Int = every(1, "Between updates of consumers")
+    train_firms_every: Int = every(1, "Between updates of firms")
+    train_government_every: Int = every(1, "Between updates of the government")
     consumer_training_list: Intervals | None = off("When consumers learn, instead of start and every", INTERVALS)
     firm_training_list: Intervals | None = off("When firms learn, instead of start and every", INTERVALS)
     government_training_list: Intervals | None = off("When government learns, instead of start and every", INTERVALS)
@@ -146,10 +146,10 @@ class Agents(_Section):
     firm_anneal_entropy: EntropyAnneal | None = off("Decay of firms' entropy weight")
     govt_anneal_entropy: EntropyAnneal | None = off("Decay of the government's entropy weight")
 
-    consumer_noponzi_start: Float = amount(0.0, "Price of a consumer's final debt at first [utility]")
+    consumer_noponzi_start: Float = amount(0.0, "Lagrange multiplier on a consumer's final debt at first [utility]")
     consumer_noponzi_eta: Float = amount(0.0, "Its rise per unit of mean scaled debt [utility]")
     consumer_penalty_scale: Float = scale(1.0, "Divisor of a consumer's final debt [money]")
-    firm_noponzi_start: Float = amount(0.0, "Price of a firm's final debt at first [money]")
+    firm_noponzi_start: Float = amount(0.0, "Lagrange multiplier on a firm's final debt at first [money]")
     firm_noponzi_eta: Float = amount(0.0, "Its rise per unit of mean scaled debt [money]")
 
     def of(self, agent: str) -> AgentSettings:
@@ -197,7 +197,7 @@ class World(_Section):
     paretoscaletheta: Float | None = off("Pareto shape of θ, absent: equal θ [1]", gt=0, le=LARGEST)
     crra_param: Float = key(0.1, "Relative risk aversion, η [1]", ge=0, le=100)
     technology: Float = amount(0.01, "Productivity, A [1]")
-    production_alpha: Alpha = key("fixed_array", "Labour's exponent, α [1]", ALPHA)
+    production_alpha: Alpha = key("fixed_array", "Labor's exponent, α [1]", ALPHA)
     initial_capital: Literal["twolevel", "proportional"] | None = off("First capital, absent: 1 [units]")
     labor_floor: Float = amount(0.0, "Hours below which a firm produces nothing [hours]")
     use_importer: Switch = key(1, "Whether firms can export", "0 or 1", ge=0, le=1)
@@ -214,9 +214,9 @@ class World(_Section):
 
 
 class Train(_Section):
-    """How learning runs, and what it leaves on disk."""
+    """Learning, and the files it leaves."""
 
-    num_episodes: Int = period(200_000, "Length of the run")
+    num_episodes: Int = every(200_000, "Length of the run")
     infinite_episodes: Bool = key(False, "Whether to run until stopped")
     batch_size: Int = key(128, "Environments in parallel [count]", ge=1, le=1_000_000)
     base_seed: Int = key(2345, "Seed of every random number", ge=0, le=2**32 - 1)
@@ -235,12 +235,12 @@ class Train(_Section):
     precision: Literal["auto", "float32", "bfloat16"] = key("auto", "Arithmetic of the networks")
     should_boost_firm_reward: Bool = key(False, "Whether solvent firms' rewards include revenue")
     boost_firm_reward_factor: Float = amount(1.0, "Weight of that revenue [1]")
-    lagr_num_steps: Int = period(1, "Between updates of the no-Ponzi prices")
-    log_every: Int = period(10, "Between lines of metrics")
-    save_dense_every: Int = period(2000, "Between dense rollouts")
-    save_model_every: Int = period(10_000, "Between checkpoints")
-    save_state_every: Int = period(500, "Between resume states")
-    best_response_episodes: Int = period(200, "Length of best-response training")
+    lagr_num_steps: Int = every(1, "Between updates of the multipliers")
+    log_every: Int = every(10, "Between lines of metrics")
+    save_dense_every: Int = every(2000, "Between dense rollouts")
+    save_model_every: Int = every(10_000, "Between checkpoints")
+    save_state_every: Int = every(500, "Between resume states")
+    best_response_episodes: Int = every(200, "Length of best-response training")
 
 
 def _swept(name: str, section: type[BaseModel]) -> Any:

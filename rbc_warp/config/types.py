@@ -1,4 +1,4 @@
-"""What a value of the configuration may be: types with their checks, and how a key states its range.
+"""Types of configuration values, with their checks, and the statement of a key's range.
 
 A boolean is not a number, an integer is fine where a float is expected, and so is 100.0 for an integer.
 """
@@ -101,7 +101,7 @@ def iteration(default: Any, description: str) -> Any:
     return key(default, f"{description} [iteration]", ge=0, le=MAX_ITERATIONS)
 
 
-def period(default: Any, description: str) -> Any:
+def every(default: Any, description: str) -> Any:
     return key(default, f"{description} [iterations]", ge=1, le=MAX_ITERATIONS)
 
 

@@ -71,7 +71,7 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _Loader.construct_mapping)
 
 
 def _is_flat(node: yaml.Node | None) -> bool:
-    """Whether a node holds scalars only, so that repeating it cannot grow without bound."""
+    """Return whether a node holds scalars only, so that repeating it cannot grow without bound."""
     if not isinstance(node, yaml.CollectionNode):
         return True
     parts = [part for child in node.value for part in (child if isinstance(child, tuple) else (child,))]

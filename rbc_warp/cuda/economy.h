@@ -17,7 +17,7 @@ namespace rbc {
 #define RBC_PARAMETERS(X) X(TECHNOLOGY) X(BUDGET_DRIP) X(INTEREST_RATE) X(CRRA) X(LABOR_FLOOR) X(USE_IMPORTER) \
   X(IMPORTER_PRICE) X(IMPORTER_QUANTITY) X(BOOST_FIRM_REWARD_FACTOR) X(FIRM_REWARD_FOR_GOVERNMENT_FACTOR) \
   X(CONSUMER_PENALTY_SCALE) X(FIRM_PENALTY_SCALE)
-#define RBC_STAGE(X) X(THETA_FACTOR) X(CONSUMER_NOPONZI) X(FIRM_NOPONZI)
+#define RBC_STAGE(X) X(THETA_FACTOR) X(CONSUMER_MULTIPLIER) X(FIRM_MULTIPLIER)
 // States: the public one by column and width, then the private ones by column; a firm's last column has J numbers.
 #define RBC_PUBLIC(X) X(prices, J) X(wages, J) X(inventories, J) X(overdemanded, J) X(income_tax, 1) \
   X(corporate_tax, 1) X(time, 1)
@@ -269,7 +269,7 @@ template <class V> RBC_FN V settle_budgets(V balance, float interest_rate) {
 }
 
 // Step 10: the no-Ponzi term. `price` is the coefficient over the scale in the last period, 0 before it.
-RBC_FN float price_of_debt(const Environment& env, StageValue coefficient, Parameter scale) {
+RBC_FN float multiplier_per_debt(const Environment& env, StageValue coefficient, Parameter scale) {
   return env.last_period() ? env.stage[coefficient] / env.parameter(scale) : 0.0f;
 }
 template <class V> RBC_FN V charge_debt(V reward, V budget, float price) {
@@ -286,7 +286,7 @@ template <class Team> RBC_FN void sell(Team& team, const Environment& env, const
 
 // Steps 5, 6, 7 and 10 for firms. Posted prices and wages stay as they are.
 template <class Team> RBC_FN void run_firms(Team& team, const Environment& env, const Scratch& scratch) {
-  const float debt_price = price_of_debt(env, FIRM_NOPONZI, FIRM_PENALTY_SCALE);
+  const float per_debt = multiplier_per_debt(env, FIRM_MULTIPLIER, FIRM_PENALTY_SCALE);
   const int width = firm_size(env.num_firms);
   team.each_lanes(env.num_firms, [&](auto lanes) {
     const auto price = lanes.load(env.prices), labor = lanes.load(scratch.labor), sold = lanes.load(scratch.sold);
@@ -300,7 +300,7 @@ template <class Team> RBC_FN void run_firms(Team& team, const Environment& env, 
     const auto settled = settle_budgets(budget, env.parameter(INTEREST_RATE));
     const auto reward = reward_firms(env, budget, change, accounts.revenue);
     const auto capital = lanes.load(env.firm + FIRM_CAPITAL, width), alpha = lanes.load(env.firm + FIRM_ALPHA, width);
-    lanes.store(env.firm_rewards, charge_debt(reward, settled, debt_price));
+    lanes.store(env.firm_rewards, charge_debt(reward, settled, per_debt));
     lanes.store(env.exports, exported);
     lanes.store(scratch.corporate_tax, accounts.corporate_tax);
     lanes.store(env.inventories, restock(left, exported, produce(env, capital, alpha, labor)));
@@ -313,7 +313,7 @@ template <class Team> RBC_FN void run_firms(Team& team, const Environment& env, 
 template <class Team> RBC_FN void settle_consumers(Team& team, const Environment& env, const Scratch& scratch) {
   const int I = env.num_consumers;
   const float transfer = redistribute(team, env, scratch) / static_cast<float>(I) + env.parameter(BUDGET_DRIP);
-  const float price = price_of_debt(env, CONSUMER_NOPONZI, CONSUMER_PENALTY_SCALE);
+  const float price = multiplier_per_debt(env, CONSUMER_MULTIPLIER, CONSUMER_PENALTY_SCALE);
   team.each_lanes(I, [&](auto lanes) {
     const auto budget = lanes.load(&env.budget(0), CONSUMER_PRIVATE_SIZE);
     const auto change = change_consumer_budgets(lanes, env, transfer);

@@ -39,7 +39,7 @@ template <class V> RBC_FN V to_weights(V* x, int stride, int from, int to, const
   return total;
 }
 
-// First action whose cumulative weight exceeds u·total. Weights need no normalising; masked ones are never drawn.
+// First action whose cumulative weight exceeds u·total. Weights need no normalizing; masked ones are never drawn.
 template <class V> RBC_FN typename Types<V>::Int draw(const V* weight, int stride, int from, int to, V total, V u) {
   using Int = typename Types<V>::Int;
   const V threshold = u * total;

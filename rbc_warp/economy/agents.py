@@ -37,7 +37,7 @@ class Column:
 
     name: str
     scale: float | None = 1.0
-    width: int | None = None  #: How many numbers, one per firm; None for a single one.
+    width: int | None = None  #: Number of entries, one per firm; None for a single one.
 
 
 class Layout:
@@ -78,7 +78,7 @@ class AgentType:
     choice_names: tuple[str, ...]  #: Names of the columns of ``choices``.
     penalty_scale: float | None
     """Divisor of final debt in the no-Ponzi term [money]; None where the type has no budget."""
-    settings: AgentSettings  #: How the type learns.
+    settings: AgentSettings  #: Settings of the type's learning.
 
     @property
     def num_actions(self) -> int:
@@ -97,7 +97,7 @@ class AgentType:
 
     @property
     def is_frozen(self) -> bool:
-        """Whether the type plays one given action for the whole run, without a policy."""
+        """True if the type plays one given action for the whole run, without a policy."""
         return self.settings.frozen_action is not None
 
 

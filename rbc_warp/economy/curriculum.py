@@ -1,4 +1,4 @@
-"""Who may do what when: pure functions of the configuration and the iteration, counted from 0."""
+"""The curriculum: pure functions of the configuration and the iteration, counted from 0."""
 
 import math
 
@@ -33,7 +33,7 @@ def entropy_coefficient(config: Config, agent: AgentType, iteration: int) -> flo
 
 
 def trains(config: Config, agent: AgentType, iteration: int) -> bool:
-    """Whether a type's policy is updated after this iteration's episode."""
+    """Return whether a type's policy is updated after this iteration's episode."""
     if agent.is_frozen:
         return False
     mod, threshold = config.agents.training_schedule_mod, config.agents.consumer_mod_threshold

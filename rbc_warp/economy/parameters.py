@@ -1,4 +1,4 @@
-"""What an economy is, as numbers: sizes, grids, parameters, starting values and the layout of its state.
+"""An economy as numbers: sizes, grids, parameters, starting values and the layout of its state.
 
 Everything that runs an economy (``reference.py``, the CUDA and C++ kernels through ``env.py``) is built from one
 :class:`Economy`; nothing in this file knows a framework.
@@ -60,8 +60,8 @@ class Economy:
     initial_firm_budget: float
     theta: np.ndarray  #: (I,) disutility of an hour's work, before the curriculum's factor.
     capital: np.ndarray  #: (J,) starting capital.
-    alpha: np.ndarray  #: (J,) labour's exponent in production.
-    settings: Mapping[str, AgentSettings] = field(default_factory=dict)  #: How each type learns, where it is known.
+    alpha: np.ndarray  #: (J,) labor's exponent in production.
+    settings: Mapping[str, AgentSettings] = field(default_factory=dict)  #: Settings of each type's learning.
 
     @cached_property
     def agents(self) -> dict[str, AgentType]:

@@ -2,7 +2,7 @@
 
 Read this file first: the kernels in ``cuda/economy.h`` do the same, and ``docs/model.md`` ties each equation to its
 function and its test. Shapes: E environments, T periods, I consumers, J firms. Units: money in currency units, goods
-in units, labour in hours per quarter; rewards have no unit. There are no shocks: a step is a deterministic function of
+in units, labor in hours per quarter; rewards have no unit. There are no shocks: a step is a deterministic function of
 state and actions. The model is that of Curry, Trott, Phade, Bai and Zheng (2022), arXiv 2201.01163.
 """
 
@@ -35,8 +35,8 @@ class Stage:
 
     theta_factor: float = 1.0
     """Share of each consumer's disutility of work that is shown and felt; acts when an episode starts."""
-    consumer_noponzi: float = 0.0  #: Reward that a consumer loses per unit of scaled debt at the end of the episode.
-    firm_noponzi: float = 0.0  #: The same for a firm.
+    consumer_multiplier: float = 0.0  #: Reward that a consumer loses per unit of scaled debt at the end of the episode.
+    firm_multiplier: float = 0.0  #: The same for a firm.
 
 
 DEFAULT_STAGE = Stage()
@@ -44,7 +44,7 @@ DEFAULT_STAGE = Stage()
 
 @dataclass(frozen=True)
 class State:
-    """What the agents see before a period, float64. Columns as in ``economy.PublicLayout`` and the private offsets."""
+    """The state before a period, float64. Columns as in ``Economy.public`` and the types' private layouts."""
 
     public: np.ndarray  #: (E, 4J+3) prices, wages, inventories, overdemanded, income tax, corporate tax, time.
     consumer: np.ndarray  #: (E, I, 2) budget, theta.
@@ -53,7 +53,7 @@ class State:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What happened in one period: rewards, and every flow that the identities in ``docs/model.md`` balance."""
+    """The outcome of one period: rewards, and every flow that the identities in ``docs/model.md`` balance."""
 
     consumer_reward: np.ndarray  #: (E, I) after the no-Ponzi term.
     firm_reward: np.ndarray  #: (E, J) after the no-Ponzi term.
@@ -125,7 +125,7 @@ def affordable_demand(prices: np.ndarray, demand: np.ndarray, budget: np.ndarray
 def total_by_firm(affordable: np.ndarray, hours: np.ndarray, employer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """D_j = Σ_i d_ij in units and H_j = Σ of the hours of those who chose firm j, each (E, J).
 
-    affordable (E, I, J), hours (E, I), employer (E, I) int in 0…J-1. Firms accept all labour.
+    affordable (E, I, J), hours (E, I), employer (E, I) int in 0…J-1. Firms accept all labor.
     Identity: hours paid = hours worked.
     """
     num_firms = affordable.shape[2]
@@ -232,7 +232,7 @@ def reward_firms(budget: np.ndarray, budget_change: np.ndarray, revenue: np.ndar
 def produce(economy: Economy, capital: np.ndarray, alpha: np.ndarray, firm_hours: np.ndarray) -> np.ndarray:
     """Y_j = A k_j^(1−α_j) L_j^(α_j) in units, (E, J); capital is that before this period's investment.
 
-    L_j = H_j, or 0 where H_j < ``labor_floor``. 0^0 = 1, so a firm with α = 0 needs no labour.
+    L_j = H_j, or 0 where H_j < ``labor_floor``. 0^0 = 1, so a firm with α = 0 needs no labor.
     """
     labor = np.where(firm_hours < economy.labor_floor, 0.0, firm_hours)
     return economy.technology * capital ** (1.0 - alpha) * labor**alpha
@@ -374,9 +374,9 @@ def step(
     next_firm[:, :, FIRM_CAPITAL] = capital + accounts.investment
     is_last = next_public[:, layout.time] == economy.num_periods
     consumer_reward = charge_debt(
-        consumer_reward, consumer_final, is_last, stage.consumer_noponzi, economy.consumer_penalty_scale
+        consumer_reward, consumer_final, is_last, stage.consumer_multiplier, economy.consumer_penalty_scale
     )
-    firm_reward = charge_debt(firm_reward, firm_final, is_last, stage.firm_noponzi, FIRM_PENALTY_SCALE)
+    firm_reward = charge_debt(firm_reward, firm_final, is_last, stage.firm_multiplier, FIRM_PENALTY_SCALE)
     # 11: government
     government_reward = reward_government(economy, consumer_reward, firm_reward)
 
@@ -411,7 +411,7 @@ def step(
 
 
 def observations(state: State) -> dict[str, np.ndarray]:
-    """What each agent sees, public part first: type → (E, n, dim), n the number of agents of that type."""
+    """Return observations, public part first: type → (E, n, dim), n the number of agents of that type."""
     public = state.public[:, None, :]
 
     def see(private: np.ndarray) -> np.ndarray:

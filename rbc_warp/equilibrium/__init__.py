@@ -1,1 +1,1 @@
-"""How far a run is from an equilibrium: deviations, best responses and exact plans."""
+"""The distance of a run from an equilibrium: deviations, best responses and exact plans."""

@@ -1,4 +1,4 @@
-"""How far a run's checkpoints are from an equilibrium: what anyone could gain by departing alone.
+"""The distance of a run's checkpoints from an equilibrium: the gain from deviating alone.
 
 For each checkpoint and agent type, :func:`fine_tune` trains the type (or one agent of it) further against the others
 as they are; fixed actions and enumerated plans (``deviations.py``, ``exact.py``) are tried where asked for. The largest
@@ -44,7 +44,7 @@ CHECKPOINTS = 10
 
 
 def run_request(request: Request) -> list[Results]:
-    """Prepares, says what was chosen, measures run by run, and prints each run's tables."""
+    """Prepare, say what was chosen, measure run by run, and print each run's tables."""
     plans = prepare(request)
     for plan in plans:
         labels = ", ".join(checkpoint.label for checkpoint in plan.checkpoints)
@@ -65,11 +65,11 @@ def run_request(request: Request) -> list[Results]:
 
 
 def measure(plan: Plan, request: Request) -> Results:
-    """Measures all that was asked of one run and is not known; files are written as results come in."""
+    """Measure all that was asked of one run and is not known; files are written as results come in."""
     trainer = RbcTrainer(plan.config, request.backend)
     known = 0
     for checkpoint in plan.checkpoints:
-        args = (checkpoint.iteration, request.episodes, request.greedy, checkpoint.noponzi)
+        args = (checkpoint.iteration, request.episodes, request.greedy, checkpoint.multipliers)
         game = Game(trainer, checkpoint.policies, *args)
         steps: dict[str, list[Step]] = {}
         for agent in plan.agent_types:
@@ -111,11 +111,11 @@ def _reward_of(game: Game, agent: str) -> float:
 
 @dataclass(frozen=True)
 class Step:
-    """One departure to measure. ``what``: the fields of its record that say which one, and under what settings."""
+    """One deviation to measure. ``what``: the fields of its record that say which one, and under what settings."""
 
     what: dict[str, Any]
     measure: Callable[[], Record]
-    folder: RunDir | None = None  #: Where it leaves its state while it is not finished.
+    folder: RunDir | None = None  #: Folder of its state while it is not finished.
 
     def forget(self) -> None:
         """Its record is written: its state is not needed any more."""
@@ -167,12 +167,12 @@ def _steps(plan: Plan, request: Request, game: Game, checkpoint: Checkpoint, age
 
 
 def _fingerprint(config: Config, checkpoint: Checkpoint) -> str:
-    """Of all that decides how a checkpoint's agents play: configuration, policies, prices of final debt."""
+    """Of all that decides how a checkpoint's agents play: configuration, policies, multipliers on final debt."""
     sections = config.to_dict()
     # The resumable ones say how far a run goes and what it leaves; the other two are settings of their own.
     free = {*RESUMABLE, "precision", "best_response_episodes"}
     train = {key: value for key, value in sections["train"].items() if key not in free}
-    text = json.dumps([sections["agents"], sections["world"], train, checkpoint.noponzi], sort_keys=True)
+    text = json.dumps([sections["agents"], sections["world"], train, checkpoint.multipliers], sort_keys=True)
     digest = hashlib.sha256(text.encode())
     for agent in AGENT_TYPES:
         digest.update(checkpoint.policies[agent].flat.detach().cpu().numpy().tobytes())
@@ -258,7 +258,7 @@ def _planned(max_plans: int, game: Game, what: Mapping[str, Any]) -> Record:
 
 
 def result_folder(run: RunDir, agent: str, label: str, repeat: int, index: int | None, greedy: bool) -> RunDir:
-    """Where a fine-tuning's files go: ``br<type>/`` for the latest checkpoint's first, else a folder of its own."""
+    """Return the folder of a fine-tuning: ``br<type>/`` for the latest checkpoint's first, else one of its own."""
     base = run.best_response(agent)
     if label == "latest" and repeat == 0 and index is None and not greedy:
         return base

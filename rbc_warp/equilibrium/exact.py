@@ -26,7 +26,7 @@ class BestPlan:
     reward: float  #: Mean per period.
     before: float  #: Of the deviator's own most likely actions.
     num_plans: int
-    is_exact: bool  #: Whether the plan covers every period in which an action can matter.
+    is_exact: bool  #: True if it covers every period in which an action can matter.
 
     @property
     def gain(self) -> float:
@@ -52,7 +52,7 @@ def joint_actions(game: Game, agent: str) -> np.ndarray:
 
 
 def count_joint_actions(game: Game, agent: str) -> int:
-    """How many :func:`joint_actions` there are, without making them."""
+    """Return the number of :func:`joint_actions`, without making them."""
     sizes = game.economy.agents[agent].head_sizes
     counts = [int(mask.sum()) for mask in np.split(game.allowed(agent), np.cumsum(sizes)[:-1])]
     return int(np.prod(np.array(counts, dtype=object)))
@@ -73,9 +73,9 @@ def plan_horizon(game: Game, agent: str, max_plans: int) -> int:
 
 
 def best_plan(game: Game, agent: str, index: int | None, max_plans: int) -> BestPlan:
-    """Plays every plan of as many periods as ``max_plans`` allows; from then on the deviator follows its policy.
+    """Play every plan of as many periods as ``max_plans`` allows; then the deviator follows its policy.
 
-    ``index``: the agent who departs, None for all of its type at once. Everybody else, and the deviator after its plan,
+    ``index``: the agent who deviates, None for all of its type at once. Everybody else, and the deviator after its plan,
     takes the most likely action and reacts to the state that the plan leads to.
     """
     horizon = plan_horizon(game, agent, max_plans)

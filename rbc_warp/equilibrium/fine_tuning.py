@@ -42,7 +42,7 @@ from rbc_warp.training.trainer import RbcTrainer
 
 @dataclass(frozen=True)
 class FineTuned:
-    """What further training of one type, or of one agent, led to. Rewards are per episode, (episodes,)."""
+    """The result of further training of one type, or of one agent. Rewards are per episode, (episodes,)."""
 
     before: np.ndarray
     after: np.ndarray

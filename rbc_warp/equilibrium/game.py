@@ -1,4 +1,4 @@
-"""One checkpoint as a game: what its agents get as they are, and what they get when some of them depart.
+"""One checkpoint as a game: what its agents get as they are, and what they get when some of them deviate.
 
 A :class:`Game` holds the three policies of a checkpoint at the stage of the curriculum that the checkpoint was played
 at. Every evaluation of a game draws the same random numbers (common random numbers), so the difference between two of
@@ -50,7 +50,7 @@ class Estimate:
 class Forced(Intervention):
     """Given actions instead of a policy's. ``actions`` (E or 1, T or 1, heads) are indices; FREE leaves a head alone.
 
-    ``agents``: those of the type who depart, None for all of them.
+    ``agents``: those of the type who deviate, None for all of them.
     """
 
     def __init__(self, agent: str, agents: Sequence[int] | None, actions: np.ndarray):
@@ -108,12 +108,12 @@ class Game:
         iteration: int,
         episodes: int = 64,
         greedy: bool = False,
-        noponzi: Mapping[str, float] | None = None,
+        multipliers: Mapping[str, float] | None = None,
     ):
         self.trainer, self.iteration, self.greedy = trainer, iteration, greedy
         self.economy: Economy = trainer.economy
         self.policies = dict(policies)
-        trainer.multipliers.update(noponzi or {})
+        trainer.multipliers.update(multipliers or {})
         trainer.set_iteration(iteration)
         self.num_plays = 1 if greedy else -(-episodes // trainer.num_local_envs)
         self.num_episodes = self.num_plays * trainer.num_local_envs
@@ -122,7 +122,7 @@ class Game:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Puts the checkpoint's policies back, with fresh optimizers."""
+        """Put the checkpoint's policies back, with fresh optimizers."""
         for agent, policy in self.policies.items():
             self.trainer.models[agent].flat.copy_(policy.flat)
             self.trainer.optimizers[agent].state.clear()
@@ -133,14 +133,14 @@ class Game:
         return self.trainer.heads[agent].allowed.bool().cpu().numpy()
 
     def has_choice(self, agent: str) -> bool:
-        """Whether a type's policy is in use and its stage leaves it more than one action."""
+        """Return whether a type's policy is in use and its stage leaves it more than one action."""
         kind = self.economy.agents[agent]
         heads = np.split(self.allowed(agent), np.cumsum(kind.head_sizes)[:-1])
         return not kind.is_frozen and any(mask.sum() > 1 for mask in heads)
 
     @contextmanager
     def changed(self, *interventions: Intervention) -> Iterator[None]:
-        """The game in which some agents depart."""
+        """The game in which some agents deviate."""
         before, self.trainer.interventions = self.trainer.interventions, interventions
         try:
             yield
@@ -148,7 +148,7 @@ class Game:
             self.trainer.interventions = before
 
     def baseline(self, stream: int = REPORT_STREAM, repeat: int = 0) -> dict[str, np.ndarray]:
-        """:meth:`evaluate` where nobody departs, after :meth:`restore`; played once."""
+        """:meth:`evaluate` where nobody deviates, after :meth:`restore`; played once."""
         if (stream, repeat) not in self._baselines:
             self.restore()
             self._baselines[stream, repeat] = self.evaluate(stream=stream, repeat=repeat)
@@ -158,7 +158,7 @@ class Game:
         self, *interventions: Intervention, stream: int = REPORT_STREAM, repeat: int = 0
     ) -> dict[str, np.ndarray]:
         """Rewards per type, (episodes, n), means over periods. The same for the same stream and repeat, but for who
-        departs."""
+        deviates."""
         rewards: dict[str, list[np.ndarray]] = {agent: [] for agent in AGENT_TYPES}
         with self.changed(*interventions):
             for play in range(self.num_plays):
@@ -224,7 +224,7 @@ class Scan:
 
 
 def scan(game: Game, agent: str, index: int | None) -> Scan:
-    """Tries every constant action of one agent, or of all agents of a type at once."""
+    """Try every constant action of one agent, or of all agents of a type at once."""
     actions = fixed_actions(game, agent)
     start = of_deviator(game.baseline(SELECTION_STREAM), agent, index)
     rewards, gains = {}, {}

@@ -1,4 +1,4 @@
-"""What a best-response measurement is asked to do: everything is read and checked before anything is written."""
+"""A best-response measurement as it is asked for: everything is read and checked before anything is written."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ MAX_REPEATS = 2000
 
 @dataclass(frozen=True)
 class Request:
-    """What to measure. The defaults are those of the command line."""
+    """The measurement that is wanted. The defaults are those of the command line."""
 
     run_dir: Path | None = None
     experiment_dir: Path | None = None
@@ -27,8 +27,8 @@ class Request:
     repeats: int = 1
     checkpoint_every: int | None = None
     """Iterations between the policies that compete for the best; None makes ten of them."""
-    individual: bool = False  #: One agent departs, instead of its whole type.
-    agents: tuple[int, ...] | None = None  #: Who departs alone; None takes ten of each type, spread evenly.
+    individual: bool = False  #: One agent deviates, instead of its whole type.
+    agents: tuple[int, ...] | None = None  #: Agents that deviate alone; None takes ten of each type, spread evenly.
     scan: bool = False
     max_plans: int | None = None  #: Largest number of plans to enumerate; None enumerates none.
     greedy: bool = False  #: Everybody else takes the most likely action.
@@ -46,7 +46,7 @@ class Checkpoint:
     label: str
     iteration: int
     policies: dict[str, Policy]
-    noponzi: dict[str, float]
+    multipliers: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Plan:
 
 
 def prepare(request: Request) -> list[Plan]:
-    """Opens every run and checkpoint asked for. Raises ConfigError or RunFileError at the first that cannot be used."""
+    """Open every run and checkpoint asked for. Raises ConfigError or RunFileError at the first that cannot be used."""
     for name, value in (
         ("NUM_EPISODES", request.iterations),
         ("--repeat-runs", request.repeats),
@@ -138,11 +138,11 @@ def _prepare_run(run: RunDir, request: Request) -> Plan:
 def open_checkpoint(run: RunDir, config: Config, label: str, notes: list[str]) -> Checkpoint:
     """A checkpoint's policies and stage; ``notes`` gets what is not known of it. RunFileError if it cannot be used."""
     iteration = int(label) if label.isdecimal() else last_iteration(run, config)
-    return Checkpoint(label, iteration, load_policies(run, config, label), _noponzi(run, config, label, notes))
+    return Checkpoint(label, iteration, load_policies(run, config, label), _multipliers(run, config, label, notes))
 
 
 def _check_plans(config: Config, request: Request, types: list[str], notes: list[str]) -> None:
-    """Leaves nothing to fail later: with all actions open, is each type's plan of one period allowed?"""
+    """Leave nothing to fail later: with all actions open, is each type's plan of one period allowed?"""
     economy = Economy.from_config(config)
     assert request.max_plans is not None
     for agent in list(types):
@@ -170,8 +170,8 @@ def last_iteration(run: RunDir, config: Config) -> int:
     return max([*numbers, *done], default=config.train.num_episodes - 1)
 
 
-def _noponzi(run: RunDir, config: Config, label: str, notes: list[str]) -> dict[str, float]:
-    """Prices of final debt at a checkpoint: they are kept for the latest only."""
+def _multipliers(run: RunDir, config: Config, label: str, notes: list[str]) -> dict[str, float]:
+    """Lagrange multipliers on final debt at a checkpoint: they are kept for the latest only."""
     agents = config.agents
     start = {"consumer": agents.consumer_noponzi_start, "firm": agents.firm_noponzi_start}
     if agents.consumer_noponzi_eta == agents.firm_noponzi_eta == 0.0:
@@ -179,5 +179,7 @@ def _noponzi(run: RunDir, config: Config, label: str, notes: list[str]) -> dict[
     if label == "latest" and run.state_path.exists():
         kept = run.load_state()[0].get("trainer", {}).get("noponzi", {})
         return {agent: float(kept.get(agent, price)) for agent, price in start.items()}
-    notes.append(f"checkpoint {label}: the price of final debt is not kept, its starting value is taken")
+    notes.append(
+        f"checkpoint {label}: the Lagrange multipliers on final debt are not kept, their starting values are taken"
+    )
     return start

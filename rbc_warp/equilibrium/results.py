@@ -22,28 +22,28 @@ PUBLISHED_BARS = {"consumer": 3.0, "firm": 10.0, "government": 1.0}
 
 @dataclass(frozen=True)
 class Record:
-    """What one deviator gained in one way. Rewards and gains are means per agent and period."""
+    """The gain of one deviator by one method. Rewards and gains are means per agent and period."""
 
     checkpoint: str
     iteration: int
     agent: str
     method: str
-    found: str  #: What was found: after which update, which action, which plan.
+    found: str  #: The update, action or plan that was found.
     before: float
     after: float
     gain: float
     low: float
     high: float  #: 95 % interval of the gain, over episodes.
-    index: int | None = None  #: The agent who departs alone, None for the whole type.
+    index: int | None = None  #: The agent who deviates alone, None for the whole type.
     repeat: int = 0
     greedy: bool = False
     before_std: float | None = None
     after_std: float | None = None  #: Over episodes.
     training_gain: float | None = None
-    """What the type gained over training: this checkpoint's self-play against checkpoint 0's."""
+    """The type's gain over training: this checkpoint's self-play against checkpoint 0's."""
     percent: float | None = None  #: The gain as a share of that, None where it is unknown or not positive [%].
     learning_gain: float | None = None
-    """What its own learning is worth to the type: against these others, its policy here less that of checkpoint 0."""
+    """The worth of its own learning to the type: against these others, its policy here less that of checkpoint 0."""
     learning_percent: float | None = None  #: The gain as a share of that [%].
     seconds_per_iteration: float | None = None
     settings: dict[str, Any] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Record:
 
     @property
     def place(self) -> tuple[str, int, str, bool]:
-        """What the record is about: checkpoint, iteration, type, and whether others take the most likely action."""
+        """Its subject: checkpoint, iteration, type, and whether others take the most likely action."""
         return self.checkpoint, self.iteration, self.agent, self.greedy
 
     @property
@@ -101,7 +101,7 @@ class Results:
 
     @classmethod
     def read(cls, run: RunDir) -> Results:
-        """What earlier measurements left; RunFileError where that cannot be used."""
+        """Read the results of earlier measurements; RunFileError where they cannot be used."""
         content = run.read_best_response()
         names = {entry.name for entry in fields(Record)}
         try:
@@ -131,11 +131,11 @@ class Results:
                 write_text(run.best_response_output_path(agent), "\n".join([OUTPUT_HEADER, *lines]) + "\n")
 
     def hold(self, what: Mapping[str, Any]) -> bool:
-        """Whether there is a record with these fields."""
+        """Return whether there is a record with these fields."""
         return any(all(getattr(record, name) == value for name, value in what.items()) for record in self.records)
 
     def add(self, new: Record) -> None:
-        """Takes the place of the same measurement made before, and of those that the run or the settings outdate."""
+        """Take the place of the same measurement made before, and of those that the run or the settings outdate."""
 
         def outdated(old: Record) -> bool:
             if (old.checkpoint, old.agent) != (new.checkpoint, new.agent):
@@ -148,7 +148,7 @@ class Results:
         self.records = [old for old in self.records if not outdated(old)] + [new]
 
     def add_scan(self, scan: Mapping[str, Any]) -> None:
-        """Takes the place of the same scan made before."""
+        """Take the place of the same scan made before."""
         self.scans = [old for old in self.scans if _scan_key(old) != _scan_key(scan)] + [dict(scan)]
 
     def ordered(self) -> list[Record]:
@@ -253,7 +253,7 @@ def _gains_table(groups: Iterable[Sequence[Record]]) -> str:
                 rows.append(_alone_row(alone))
     head = (
         "checkpoint",
-        "who departs",
+        "who deviates",
         "how",
         "before",
         "after",

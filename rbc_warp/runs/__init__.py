@@ -1,1 +1,1 @@
-"""What is kept: one run's folder, its files and metrics; and many runs, as a sweep."""
+"""Files: one run's folder, its files and metrics; and many runs, as a sweep."""

@@ -1,4 +1,4 @@
-"""What the terminal shows: tables as text, and the progress of a long computation."""
+"""Output on a terminal: tables as text, and the progress of a long computation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 LINES = 10
-"""How many lines tell of a progress where there is no terminal."""
+"""Number of lines that tell of a progress where there is no terminal."""
 
 
 def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,4 +1,4 @@
-"""Where the runs of a sweep are carried out: in processes on this machine, or as tasks of Ray.
+"""Executors of a sweep's runs: in processes on this machine, or as tasks of Ray.
 
 Either way a run is one process of ``run_training.py --resume RUN``, which can die without harm to another, and which
 stops by itself, saving its state, when the process that started it is gone.

@@ -46,7 +46,7 @@ class Episode:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """How far a run is: ``status`` is one of STATUSES, ``time`` in seconds since 1970."""
+    """The progress of a run: ``status`` is one of STATUSES, ``time`` in seconds since 1970."""
 
     status: str
     iteration: int
@@ -95,7 +95,7 @@ class RunDir:
         return self.path / "best_response.json"
 
     def read_best_response(self) -> dict[str, Any]:
-        """What was measured so far in best_response.json, an empty dict where there is no file."""
+        """Read the measurements so far in best_response.json; an empty dict where there is no file."""
         if not self.best_response_path.exists():
             return {}
         with reading(self.best_response_path, "results of best responses", "move it away to measure anew"):
@@ -322,7 +322,7 @@ def _check_episode(path: Path, arrays: Mapping[str, np.ndarray], agent_type: str
 
 
 def _holds_objects(file: Any, key: str) -> bool:
-    """Whether an array of an open .npz would have to be unpickled."""
+    """Return whether an array of an open .npz would have to be unpickled."""
     with file.zip.open(f"{key}.npy") as stream:
         read_header = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
         return bool(read_header[np.lib.format.read_magic(stream)[0]](stream)[2].hasobject)

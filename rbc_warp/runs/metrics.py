@@ -1,4 +1,4 @@
-"""What a run reports of an iteration: rewards per type, the economy in a few figures, and the losses."""
+"""The metrics of an iteration: rewards per type, the economy in a few figures, and the losses."""
 
 import torch
 

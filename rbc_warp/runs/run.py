@@ -27,7 +27,7 @@ PATIENCE = 60.0
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended. ``iterations``: completed, from the start of the run; ``start``: those completed before."""
+    """The end of a run. ``iterations``: completed, from the start of the run; ``start``: those completed before."""
 
     run: RunDir
     status: str
@@ -136,7 +136,7 @@ def _train(run: RunDir, trainer: RbcTrainer, start: int, end: int | None, record
 
 
 def summary(result: RunResult, threads: int | None = None) -> str:
-    """What to tell the user at the end: rewards, where the files are, what to do next."""
+    """Return the closing words for the user: rewards, where the files are, what to do next."""
     run = result.run
     if result.status == "finished" and result.start == result.iterations:
         longer = f"python run_training.py --resume {run.path} --set train.num_episodes={2 * result.iterations}"

@@ -75,11 +75,11 @@ class Task:
 
     run: RunDir
     config: Config
-    overrides: tuple[str, ...] = ()  #: What extends the run on resume.
+    overrides: tuple[str, ...] = ()  #: Overrides that extend the run on resume.
     state: str = "waiting"  #: waiting, running, finished, interrupted or failed
     message: str = ""
     is_new: bool = False
-    began: tuple[float, int] | None = None  #: When it was started, and how many iterations it had done before.
+    began: tuple[float, int] | None = None  #: Time of its start, and the iterations done before.
 
     @property
     def name(self) -> str:
@@ -104,7 +104,7 @@ def plan(folder: Path, config: Config, seed_from_timestamp: bool = False, overri
 
 
 def _identity(config: Config, free: set[str]) -> dict[str, Any]:
-    """What makes two configurations the same run: all but names, length and files."""
+    """Return the part of a configuration that makes it the same run as another: all but names, length and files."""
     data = config.to_dict()
     train = {key: value for key, value in data["train"].items() if key not in free}
     seeded = data["metadata"].get("seed_from_timestamp", False)
@@ -200,7 +200,7 @@ def _cell(value: Any) -> Any:
 
 
 def execute(tasks: Sequence[Task], engine: Engine, command: Sequence[str], display: Display) -> None:
-    """Runs what is waiting; an interruption stops what is running, lets it save its state, and is raised again."""
+    """Run what is waiting; an interruption stops what is running, lets it save its state, and is raised again."""
     waiting = deque(task for task in tasks if task.state == "waiting")
     active: list[tuple[Task, Any]] = []
     try:
@@ -228,7 +228,7 @@ def execute(tasks: Sequence[Task], engine: Engine, command: Sequence[str], displ
 
 
 def _conclude(task: Task, code: int) -> None:
-    """Notes how a run's process ended, also in the run's folder if it could not do so itself."""
+    """Note how a run's process ended, also in the run's folder if it could not do so itself."""
     task.state = {0: "finished", INTERRUPTED: "interrupted"}.get(code, "failed")
     if task.state == "failed":
         task.message = f"killed by signal {-code}" if code < 0 else _last_words(task.run.path / LOG_NAME)
@@ -242,7 +242,7 @@ def _last_words(log: Path) -> str:
 
 
 class Display:
-    """What the user sees: a live table on a terminal, a line per change elsewhere. Keeps index.csv up to date."""
+    """The display of a sweep: a live table on a terminal, a line per change elsewhere. Keeps index.csv up to date."""
 
     def __init__(self, folder: Path, tasks: Sequence[Task], console: Console | None = None) -> None:
         self._folder, self._tasks = folder, tasks

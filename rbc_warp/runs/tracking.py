@@ -1,4 +1,4 @@
-"""Where metrics go beside metrics.jsonl: TensorBoard event files always, Weights & Biases or MLflow on request."""
+"""Trackers of metrics beside metrics.jsonl: TensorBoard event files always, Weights & Biases or MLflow on request."""
 
 import importlib.util
 import json

@@ -113,7 +113,7 @@ class FusedLearner(Learner):
                 out[rows] = torch.addmm(layers.bias3, second, layers.weight3.T)
 
     def _loss(self, batch: Batch, weights: LossWeights) -> Loss:
-        """What the kernels compute the loss of a batch from."""
+        """Return the arguments from which the kernels compute the loss of a batch."""
         figures = {
             "clip": weights.clip,
             "entropy_weight": weights.entropy,
@@ -143,7 +143,7 @@ class FusedLearner(Learner):
     def _gradient_by_blocks(
         self, batch: Batch, shared: torch.Tensor, loss: Loss, grad: Layers, shared_grad: torch.Tensor
     ) -> None:
-        """Adds to ``grad`` all but the first layer's public part, whose gradient goes to ``shared_grad``."""
+        """Add to ``grad`` all but the first layer's public part, whose gradient goes to ``shared_grad``."""
         layers, agents = self._rounded_layers(), len(batch.actions) // len(batch.public)
         for observations, rows in self._blocks(len(batch.public), agents):
             private = batch.private[rows]

@@ -19,7 +19,7 @@ MASKED = -1.0e30
 
 @dataclass
 class Batch:
-    """What an update reads. N = T·E observations of a type with n agents each, rows = N·n in that order."""
+    """The data of an update. N = T·E observations of a type with n agents each, rows = N·n in that order."""
 
     public: torch.Tensor  #: (N, num_public) encoded public states, float32.
     private: torch.Tensor  #: (rows, num_private) encoded private states, in the learner's precision.

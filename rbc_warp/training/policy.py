@@ -101,9 +101,9 @@ class Policy(nn.Module):
             (self.num_actions + 1,),
         ]
         self.flat = nn.Parameter(torch.empty(sum(math.prod(shape) for shape in self._shapes)))
-        self._initialise(seed)
+        self._initialize(seed)
 
-    def _initialise(self, seed: int) -> None:
+    def _initialize(self, seed: int) -> None:
         """Uniform on ±1/sqrt(inputs), torch's default for linear layers, from this type's own seed."""
         generator = torch.Generator().manual_seed(seed)
         layers = self.layers(self.flat.data)
@@ -177,7 +177,7 @@ class Policy(nn.Module):
     def load_state_dict(
         self, state_dict: Mapping[str, torch.Tensor], strict: bool = True, assign: bool = False
     ) -> None:
-        """Takes parameters under the file format's names; shapes and names must fit exactly."""
+        """Take parameters under the file format's names; shapes and names must fit exactly."""
         expected = self.file_shapes()
         found = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
         if found != expected:

@@ -24,16 +24,16 @@ class Processes:
     def __init__(self, rank: int = 0, world_size: int = 1, device: torch.device | None = None) -> None:
         self.rank, self.world_size = rank, world_size
         self.is_first = rank == 0
-        self._device = device  #: Where exchanged values must lie; None outside torchrun.
+        self._device = device  #: Device of exchanged values; None outside torchrun.
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Adds a tensor up over the processes, in place."""
+        """Add a tensor up over the processes, in place."""
         if self._device is not None:
             dist.all_reduce(tensor)
         return tensor
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is up in any process."""
+        """Return whether the flag is up in any process."""
         if self._device is None:
             return flag
         return bool(self.sum(torch.tensor(float(flag), device=self._device)) > 0)

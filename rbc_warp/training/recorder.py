@@ -1,4 +1,4 @@
-"""What is kept of a training while it goes on, and when it ends early."""
+"""Recorders: they keep a training's results while it goes on, and can end it early."""
 
 from __future__ import annotations
 

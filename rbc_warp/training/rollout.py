@@ -1,4 +1,4 @@
-"""What one iteration's episodes leave: the arrays that learning, metrics and files read.
+"""The record of one iteration's episodes: the arrays that learning, metrics and files read.
 
 T periods, E environments, n agents of a type, I consumers, J firms.
 """
@@ -22,7 +22,7 @@ TRAINING_STREAM, EVALUATION_STREAM = 0, 1
 
 @dataclass(frozen=True)
 class Draw:
-    """Where a rollout's random numbers lie. Equal draws of equal policies give equal episodes."""
+    """The place of a rollout's random numbers. Equal draws of equal policies give equal episodes."""
 
     iteration: int
     stream: int = TRAINING_STREAM
@@ -31,7 +31,7 @@ class Draw:
 
 
 class Intervention:
-    """Changes what some agents do while a rollout is played: their logits before the draw, or what was drawn."""
+    """Change what some agents do while a rollout is played: their logits before the draw, or what was drawn."""
 
     def change_logits(self, period: int, logits: Mapping[str, torch.Tensor]) -> None:
         """Work on logits and values in place, per type (E·n, actions+1)."""

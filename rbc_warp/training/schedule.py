@@ -1,4 +1,4 @@
-"""What a training asks of each iteration: the stage, the allowed actions, the draws, and who learns."""
+"""The schedule of a training: each iteration's stage, allowed actions, draws and updates."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

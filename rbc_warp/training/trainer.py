@@ -127,7 +127,7 @@ class RbcTrainer(TrainerA2C):
         }
 
     def _warpdrive_config(self, folder: Path) -> dict:
-        """What WarpDrive's constructor and hooks read; how types learn stands in ``settings``."""
+        """Return the entries that WarpDrive's constructor and hooks read; the rest stands in ``settings``."""
         train, periods = self.settings.train, self.economy.num_periods
         policy = {
             name: {

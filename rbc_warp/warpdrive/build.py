@@ -20,7 +20,7 @@ DEVICE_FLAGS = ("--fatbin", "-O3", "-std=c++17", "--fmad=false")
 
 
 def cache_folder() -> Path:
-    """Where built kernels are kept: ``$RBC_WARP_CACHE``, else the user's cache folder."""
+    """Return the folder of built kernels: ``$RBC_WARP_CACHE``, else the user's cache folder."""
     chosen = os.environ.get("RBC_WARP_CACHE")
     if chosen:
         return Path(chosen)
@@ -89,7 +89,7 @@ def _compile(compiler: str, flags: Sequence[str], source: Path, target: Path) ->
 
 
 def _processor() -> str:
-    """What -march=native depends on, so that a cache shared between machines keeps their builds apart."""
+    """Return what -march=native depends on, so that a cache shared between machines keeps their builds apart."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -50,7 +50,7 @@ class RbcEnv(CUDAEnvironmentContext):
         self._state: reference.State | None = None
 
     def _observations(self, public: np.ndarray, private: Mapping[str, np.ndarray]) -> dict[int, np.ndarray]:
-        """What each agent observes, by its number."""
+        """Return observations by agent number."""
         seen: dict[int, np.ndarray] = {}
         for name, ids in self.agent_ids.items():
             rows = np.asarray(private.get(name, np.broadcast_to(public, (len(ids), len(public)))), dtype=np.float32)

@@ -33,7 +33,7 @@ class HostDataManager(CUDADataManager):
         super().__init__(**sizes)
 
     def _type_warning_helper(self, *unused: Any, **unused_too: Any) -> None:
-        """That 64-bit values become 32-bit ones is meant here."""
+        """Say nothing: 64-bit values become 32-bit ones on purpose."""
 
     def _to_device(self, name: str, name_on_device: str | None = None, torch_accessible: bool = False) -> None:
         target = name if name_on_device is None else name_on_device
@@ -147,7 +147,7 @@ class HostFunctionManager(CUDAFunctionManager):
         gradient: Layers,
         shared_gradient: torch.Tensor,
     ) -> None:
-        """Adds the loss gradient to ``gradient``, but for the first layer's public part and bias: their
+        """Add the loss gradient to ``gradient``, but for the first layer's public part and bias: their
         gradients follow from that of ``shared``, which ``shared_gradient`` becomes. Adds the loss statistics."""
         rows = len(private)
         self.library.RbcNetworkGradient(

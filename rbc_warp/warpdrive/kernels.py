@@ -1,4 +1,4 @@
-"""What both backends share: WarpDrive's reset and sampler, run by our own kernels, and the fused loss.
+"""The parts that both backends share: WarpDrive's reset and sampler, run by our own kernels, and the fused loss.
 
 A kernel is called as WarpDrive calls its own, ``kernel(*arguments, block=…, grid=(environments, 1))``; pointers come
 from the data manager or from :meth:`Kernels.pointer`.
@@ -29,7 +29,7 @@ SAMPLE_COLUMNS = ("actions", "log_probability", "advantage", "target", "value")
 
 @dataclass(frozen=True)
 class Loss:
-    """What the loss of a batch is computed from, besides the network's outputs, and where its parts are added up."""
+    """The data of a batch's loss, besides the network's outputs, and the place where its parts are added up."""
 
     heads: Heads
     sample: Mapping[str, torch.Tensor]
@@ -38,7 +38,7 @@ class Loss:
     statistics: torch.Tensor  #: (5,) float32, in the order of LOSS_STATISTICS: a kernel adds the sums over its rows.
 
     def of(self, rows: slice) -> Loss:
-        """That of some of the rows."""
+        """Return the loss of some of the rows."""
         return replace(self, sample={name: column[rows] for name, column in self.sample.items()})
 
 
@@ -56,7 +56,7 @@ class Layers:
 
 
 class Kernels(Protocol):
-    """What a backend's function manager adds to WarpDrive's."""
+    """The methods that a backend's function manager adds to WarpDrive's."""
 
     def pointer(self, tensor: torch.Tensor) -> Any: ...
     def loss(self, logits: torch.Tensor, loss: Loss) -> None:

@@ -45,7 +45,7 @@ class DeviceDataManager(PyCUDADataManager):
         self._device_data_pointer[name] = CudaTensorHolder(tensor)
 
     def _type_warning_helper(self, *unused: Any, **unused_too: Any) -> None:
-        """That 64-bit values become 32-bit ones is meant here."""
+        """Say nothing: 64-bit values become 32-bit ones on purpose."""
 
 
 def loss_block(width: int, num_heads: int) -> tuple[int, int]:

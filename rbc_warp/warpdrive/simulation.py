@@ -22,7 +22,7 @@ def simulate(
     actions: Mapping[str, np.ndarray],
     backend: str = "auto",
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Plays given actions for whole episodes.
+    """Play given actions for whole episodes.
 
     Args:
         config: a :class:`~rbc_warp.config.schema.Config`, a mapping or the path of a YAML file.
@@ -89,13 +89,13 @@ def make_envs(economy: Economy, num_envs: int, backend: str) -> RbcEnvWrapper:
 
 
 def set_stage(wrapper: RbcEnvWrapper, stage: reference.Stage) -> None:
-    """Puts the curriculum's values where the kernels read them."""
+    """Put the curriculum's values where the kernels read them."""
     values = torch.from_numpy(stage_table(stage))
     wrapper.cuda_data_manager.data_on_device_via_torch("stage").copy_(values)
 
 
 def observations(wrapper: RbcEnvWrapper) -> dict[str, torch.Tensor]:
-    """What each type sees now, (E, n, d): the public state, then the private one."""
+    """Return the present observations of each type, (E, n, d): the public state, then the private one."""
     data = wrapper.cuda_data_manager.data_on_device_via_torch
     seen = {}
     for name, agent in wrapper.env.economy.agents.items():

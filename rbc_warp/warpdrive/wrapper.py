@@ -1,4 +1,4 @@
-"""How WarpDrive's managers run the kernels: ``host`` on CPU threads, ``pycuda`` on an NVIDIA GPU."""
+"""WarpDrive's environment wrapper, and the backends: ``host`` on CPU threads, ``pycuda`` on an NVIDIA GPU."""
 
 import importlib.util
 from typing import Any
@@ -15,7 +15,7 @@ BACKENDS = ("auto", "host", "pycuda")
 
 
 def missing_for_pycuda() -> str | None:
-    """Why the pycuda backend cannot run here, with the remedy; None where it can."""
+    """Return the reason why the pycuda backend cannot run here, with the remedy; None where it can."""
     if not torch.cuda.is_available():
         return "torch sees no CUDA GPU; run on a machine with an NVIDIA GPU and a CUDA build of torch, or use host"
     if importlib.util.find_spec("pycuda") is None:
@@ -76,7 +76,7 @@ class RbcEnvWrapper(EnvWrapper):
             cuda_step_function_feed=self.cuda_function_feed,
             step_function_name=f"Cuda{self.name}Step",
         ):
-            raise BackendError("the step kernel could not be initialised; the log says why")
+            raise BackendError("the step kernel could not be initialized; the log says why")
         self.env_resetter = RbcReset(self.cuda_function_manager)
         self.env_resetter.register_custom_reset_function(self.cuda_data_manager)
 

@@ -1,10 +1,10 @@
 // The network of one agent type on a CPU with AVX-512: two ReLU layers, then the heads' logits and the value. Forward
 // and backward run over blocks of rows whose activations stay in a core's cache.
 //
-// Matrices are held in units of 32 bits: one float, or two neighbouring bfloat16 numbers that a product adds up (Float32,
+// Matrices are held in units of 32 bits: one float, or two neighboring bfloat16 numbers that a product adds up (Float32,
 // Bfloat16). Every product is C[m][n] = sum over u of A[m][u] B[u][n], sixteen n to a vector; A is read unit by unit in
 // any layout (Operand), B lies in panels of columns, [panel][unit][column]. An activation is kept twice: `rows`,
-// [row][unit] with units of neighbouring columns, and `pairs`, panels with units of neighbouring rows. Sums are float32.
+// [row][unit] with units of neighboring columns, and `pairs`, panels with units of neighboring rows. Sums are float32.
 #pragma once
 
 #include "../numerics.h"
@@ -28,7 +28,7 @@ struct Float32 {
   }
   RBC_FN static Unit unit(float first, float) { return bits<Unit>(first); }
   RBC_FN static Unit pair(const float* first, const float*) { return bits<Unit>(*first); }
-  // Keeps sixteen columns of two neighbouring rows.
+  // Keeps sixteen columns of two neighboring rows.
   RBC_FN static void keep(Floats even, Floats odd, Unit* even_row, Unit* odd_row, Unit* pairs, size_t pairs_stride) {
     _mm512_storeu_ps(even_row, (__m512)even);
     _mm512_storeu_ps(odd_row, (__m512)odd);
