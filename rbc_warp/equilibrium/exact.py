@@ -75,7 +75,7 @@ def plan_horizon(game: Game, agent: str, max_plans: int) -> int:
 def best_plan(game: Game, agent: str, index: int | None, max_plans: int) -> BestPlan:
     """Play every plan of as many periods as ``max_plans`` allows; then the deviator follows its policy.
 
-    ``index``: the agent who deviates, None for all of its type at once. Everybody else, and the deviator after its plan,
+    ``index``: the agent who deviates, None for all of its type. Everybody else, and the deviator after its plan,
     takes the most likely action and reacts to the state that the plan leads to.
     """
     horizon = plan_horizon(game, agent, max_plans)
