@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from episodes import read_episode
 
 import run_training
 from rbc_warp.commands.scaling import efficiency
 from rbc_warp.config import load_config
 from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.errors import ConfigError
-from rbc_warp.runs.folder import RunDir, find_runs, read_episode
+from rbc_warp.runs.folder import RunDir, find_runs
 from rbc_warp.training.processes import Processes, claim_gpu, joined, visible_gpus
 
 ROOT = Path(__file__).parents[1]
@@ -166,7 +167,8 @@ def test_a_shared_run_that_was_stopped_resumes_exactly(tmp_path):
 
 @pytest.mark.slow
 def test_the_benchmark_reports_speed_and_efficiency():
-    rows = efficiency(SMOKE, (1, 2), iterations=5, backend="host")
+    worker = ["--config", str(SMOKE), "--iterations=5", "--threads=1", "--backend", "host"]
+    rows = efficiency((1, 2), worker)
     assert [row["processes"] for row in rows] == [1, 2]
     assert rows[0]["speedup"] == rows[0]["efficiency"] == 1.0
     assert rows[1]["efficiency"] == pytest.approx(

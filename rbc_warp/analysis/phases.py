@@ -231,43 +231,23 @@ def _learned_table(rows: list[Learned]) -> str:
         "Each type's policy at its phase's end against its untrained self, everything else equal: mean reward per\n"
         f"agent and period, {rows[0].episodes} episodes with common random numbers"
     )
+    lines = []
+    for row in rows:
+        gain, low, high = map(_number, (row.gain.mean, row.gain.low, row.gain.high))
+        phase = f"{row.phase.start}-{row.phase.end}"
+        figures = (_number(row.untrained), _number(row.trained), f"{gain} [{low}, {high}]")
+        lines.append((row.phase.agent, phase, row.checkpoint, *figures, "yes" if row.is_clear else "no"))
     head = ("type", "phase", "checkpoint", "untrained", "trained", "gain [95 %]", "clear of 0")
-    table = text_table(
-        head,
-        [
-            (
-                row.phase.agent,
-                f"{row.phase.start}-{row.phase.end}",
-                row.checkpoint,
-                _number(row.untrained),
-                _number(row.trained),
-                f"{_number(row.gain.mean)} [{_number(row.gain.low)}, {_number(row.gain.high)}]",
-                "yes" if row.is_clear else "no",
-            )
-            for row in rows
-        ],
-    )
-    return f"{title}\n\n{table}"
+    return f"{title}\n\n{text_table(head, lines)}"
 
 
 def _sequence_table(sequence: Sequence) -> str:
+    (first, last), (begin, end) = sequence.before, sequence.after
     title = (
-        f"Firms begin to learn at iteration {sequence.start}: means over iterations "
-        f"{sequence.before[0]}-{sequence.before[1]} and {sequence.after[0]}-{sequence.after[1]}"
+        f"Firms begin to learn at iteration {sequence.start}: means over iterations {first}-{last} and {begin}-{end}"
     )
-    head = ("figure", "before", "after", "change", "in the paper", "holds")
-    table = text_table(
-        head,
-        [
-            (
-                shift.figure,
-                _number(shift.before),
-                _number(shift.after),
-                _number(shift.after - shift.before),
-                shift.expected,
-                "yes" if shift.holds else "no",
-            )
-            for shift in sequence.shifts
-        ],
-    )
-    return f"{title}\n\n{table}"
+    lines = []
+    for shift in sequence.shifts:
+        figures = map(_number, (shift.before, shift.after, shift.after - shift.before))
+        lines.append((shift.figure, *figures, shift.expected, "yes" if shift.holds else "no"))
+    return f"{title}\n\n{text_table(('figure', 'before', 'after', 'change', 'in the paper', 'holds'), lines)}"

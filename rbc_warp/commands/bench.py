@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from rbc_warp.commands.launch import prepare_process
-from rbc_warp.config import Config, load_config
+from rbc_warp.config import Agents, Config, load_config
 from rbc_warp.economy import reference
 from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.economy.parameters import Economy
@@ -30,29 +30,20 @@ from rbc_warp.training.trainer import RbcTrainer
 from rbc_warp.warpdrive.simulation import make_envs
 from rbc_warp.warpdrive.wrapper import choose_backend
 
-# The published open economy with all three types learning; see configs/paper_open.yaml.
-PUBLISHED: dict[str, dict[str, object]] = {
-    "agents": {
-        "consumer_reward_scale": 5.0,
-        "firm_reward_scale": 30000.0,
-        "government_reward_scale": 1000.0,
-        "government_counts_firm_reward": 1,
-        "government_lr_multiple": 0.05,
-    },
-    "world": {"initial_capital": "twolevel", "paretoscaletheta": 4.0},
-    "train": {"batch_size": 128, "ppo_num_updates": 4},
-}
+# The published open economy, with all types learning and everything allowed from the start.
+PUBLISHED = Path(__file__).parents[2] / "configs" / "paper_open.yaml"
 PRECISIONS = ("float32", "bfloat16")
 ROLLOUT_PARTS = ("forward", "sampling", "step")
 PARTS = ("iteration", "rollout", *ROLLOUT_PARTS, *(f"update {agent}" for agent in AGENT_TYPES))
 
 
-def published_config(num_envs: int = 128, precision: str = "auto", **agents: int) -> Config:
-    """The published settings at another size or precision."""
-    settings = {section: dict(values) for section, values in PUBLISHED.items()}
-    settings["agents"] |= agents
-    settings["train"] |= {"batch_size": num_envs, "precision": precision}
-    return load_config(settings)
+def published_config(num_envs: int = 128, precision: str = "auto", num_consumers: int = 100) -> Config:
+    """Return the published settings at another size or precision."""
+    blocks = [name for name in Agents.model_fields if "_anneal_" in name and "begin" not in name]
+    settings: dict[str, object] = {f"agents.{name}": "null" for name in blocks}
+    settings |= {f"agents.{agent}_training_start": 0 for agent in AGENT_TYPES}
+    settings |= {"agents.num_consumers": num_consumers, "train.batch_size": num_envs, "train.precision": precision}
+    return load_config(PUBLISHED, [f"{key}={value}" for key, value in settings.items()])
 
 
 def fastest(parts: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:

@@ -19,27 +19,17 @@ from rbc_warp.training.trainer import RbcTrainer
 from rbc_warp.warpdrive.wrapper import choose_backend
 
 
-def efficiency(
-    config_path: Path | str,
-    counts: Sequence[int] = (1, 2),
-    iterations: int = 20,
-    threads: int = 1,
-    backend: str = "auto",
-    overrides: Sequence[str] = (),
-) -> list[dict[str, float]]:
-    """Speed with each number of processes, of ``threads`` threads each, that share the configured batch.
+def efficiency(counts: Sequence[int], arguments: Sequence[str]) -> list[dict[str, float]]:
+    """Return the speed with each number of processes that share the configured batch.
 
     Per count: ``processes``, ``iterations_per_second``, ``speedup`` over the first count, and ``efficiency``, the
-    speedup divided by the growth in processes (1: perfect).
+    speedup divided by the growth in processes (1: perfect). ``arguments`` are those of a worker.
     """
     rows: list[dict[str, float]] = []
     for count in counts:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-        command += ["-m", "rbc_warp.commands.scaling", "--worker", "--config", str(config_path), "--backend", backend]
-        command += [f"--iterations={iterations}", f"--threads={threads}"]
-        command += [word for override in overrides for word in ("--set", override)]
-        root = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        command += ["-m", "rbc_warp.commands.scaling", "--worker", *arguments]
+        path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
         if done.returncode:
             raise RuntimeError(f"{count} processes failed: {' '.join(command)}")
@@ -52,16 +42,14 @@ def efficiency(
 
 
 def _measure(config: Config, backend: str, iterations: int) -> None:
-    """One process of a measurement; rank 0 prints iterations per second."""
+    """Train as one process of a measurement; rank 0 prints iterations per second."""
     backend = choose_backend(backend)
     with joined(config, backend) as processes:
         trainer = RbcTrainer(config, backend, processes=processes, recorder=Recorder())
-        began = 0.0
-        for iteration in range(-2, iterations):  # two to warm up
-            if iteration == 0:
-                processes.any(False)  # all together
-                began = time.perf_counter()
-            trainer.train(max(iteration, 0), max(iteration, 0) + 1)
+        trainer.train(0, 2)  # to warm up
+        processes.any(False)  # all together
+        began = time.perf_counter()
+        trainer.train(2, 2 + iterations)
         processes.any(False)
         if trainer.device.type == "cuda":
             torch.cuda.synchronize()
@@ -71,9 +59,7 @@ def _measure(config: Config, backend: str, iterations: int) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m rbc_warp scaling", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--config", type=Path, default=Path("configs/rbc.yaml"), help="YAML file that describes the run"
-    )
+    parser.add_argument("--config", default="configs/rbc.yaml", help="YAML file that describes the run")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], metavar="N", help="numbers to compare")
     parser.add_argument("--iterations", type=int, default=20, metavar="N", help="how many to time")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -85,10 +71,10 @@ def main(arguments: list[str] | None = None) -> int:
         prepare_process(options)
         _measure(config, options.backend, options.iterations)
         return 0
-    rows = efficiency(
-        options.config, options.processes, options.iterations, options.threads or 1, options.backend, options.overrides
-    )
-    for row in rows:
+    worker = ["--config", options.config, "--backend", options.backend, f"--iterations={options.iterations}"]
+    worker += [f"--threads={options.threads or 1}"]
+    worker += [word for override in options.overrides for word in ("--set", override)]
+    for row in efficiency(options.processes, worker):
         print("  ".join(f"{name} {value:.4g}" for name, value in row.items()))
     return 0
 

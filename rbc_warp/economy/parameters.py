@@ -23,6 +23,8 @@ from rbc_warp.economy.agents import (
     public_layout,
 )
 
+# Parameters that have the name of their key.
+SAME_NAMES = ("technology", "budget_drip", "interest_rate", "labor_floor", "importer_price", "importer_quantity")
 FIXED_ALPHAS = (0.2, 0.3, 0.4, 0.6, 0.8)
 
 
@@ -102,14 +104,9 @@ class Economy:
             work_choices=np.asarray(agents.work_choices, dtype=np.float64),
             firm_choices=_product(*agents.grids(FIRM_CHOICE)),
             government_choices=_product(*agents.grids(GOVERNMENT_CHOICE)),
-            technology=world.technology,
-            budget_drip=world.budget_drip,
-            interest_rate=world.interest_rate,
+            **{name: getattr(world, name) for name in SAME_NAMES},
             crra=world.crra_param,
-            labor_floor=world.labor_floor,
             use_importer=bool(world.use_importer),
-            importer_price=world.importer_price,
-            importer_quantity=world.importer_quantity,
             boost_firm_reward_factor=train.boost_firm_reward_factor if train.should_boost_firm_reward else 0.0,
             firm_reward_for_government_factor=(
                 agents.firm_reward_for_government_factor if agents.government_counts_firm_reward else 0.0

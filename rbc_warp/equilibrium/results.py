@@ -191,13 +191,8 @@ class Results:
         """Both tables, and the best fixed taxes where they were scanned."""
         bars = ", ".join(f"{agent} < {bar:g} %" for agent, bar in PUBLISHED_BARS.items())
         paper = f"paper: fine-tuning of a whole type, worst of 10 seeds, of the training gain: {bars}"
-        tables = [
-            _gains_table(self.groups()),
-            paper,
-            _exploitability_table(self.exploitability()),
-            *self._fixed_taxes(),
-        ]
-        return "\n\n".join(tables)
+        tables = [_gains_table(self.groups()), paper, _exploitability_table(self.exploitability())]
+        return "\n\n".join([*tables, *self._fixed_taxes()])
 
     def _fixed_taxes(self) -> list[str]:
         lines = []
@@ -251,19 +246,8 @@ def _gains_table(groups: Iterable[Sequence[Record]]) -> str:
                 rows.append(_type_row(of_type))
             if alone:
                 rows.append(_alone_row(alone))
-    head = (
-        "checkpoint",
-        "who deviates",
-        "how",
-        "before",
-        "after",
-        "gain [95 %]",
-        "of training gain",
-        "of own learning",
-        "paper",
-        "s/update",
-    )
-    return text_table(head, rows)
+    head = ("checkpoint", "who deviates", "how", "before", "after", "gain [95 %]")
+    return text_table((*head, "of training gain", "of own learning", "paper", "s/update"), rows)
 
 
 def _type_row(repeats: Sequence[Record]) -> tuple[str, ...]:
@@ -286,16 +270,9 @@ def _alone_row(records: Sequence[Record]) -> tuple[str, ...]:
     """The agent who gains most."""
     worst = max(records, key=lambda record: record.gain)
     tried = len({record.index for record in records})
-    estimate = Estimate(worst.gain, worst.low, worst.high)
     how = f"{worst.method}, {worst.found}; largest of {tried}"
-    return _row(
-        worst,
-        how,
-        worst.before,
-        worst.after,
-        estimate,
-        [_percent_text(p) for p in (worst.percent, worst.learning_percent)],
-    )
+    percents = [_percent_text(percent) for percent in (worst.percent, worst.learning_percent)]
+    return _row(worst, how, worst.before, worst.after, Estimate(worst.gain, worst.low, worst.high), percents)
 
 
 def _row(
@@ -317,18 +294,12 @@ def _row(
 
 
 def _exploitability_table(rows: Iterable[Mapping[str, Any]]) -> str:
-    head = ("checkpoint", "type", "exploitability", "of training gain", "of own learning", "found by")
+    lines = []
+    for row in rows:
+        checkpoint = row["checkpoint"] + (" (most likely)" if row["greedy"] else "")
+        gain = f"{row['gain']:.4g} [{row['low']:.3g}, {row['high']:.3g}]"
+        percents = [_percent_text(row[name]) for name in ("percent", "learning_percent")]
+        lines.append((checkpoint, row["agent"], gain, *percents, row["how"]))
     return text_table(
-        head,
-        [
-            (
-                row["checkpoint"] + (" (most likely)" if row["greedy"] else ""),
-                row["agent"],
-                f"{row['gain']:.4g} [{row['low']:.3g}, {row['high']:.3g}]",
-                _percent_text(row["percent"]),
-                _percent_text(row["learning_percent"]),
-                row["how"],
-            )
-            for row in rows
-        ],
+        ("checkpoint", "type", "exploitability", "of training gain", "of own learning", "found by"), lines
     )

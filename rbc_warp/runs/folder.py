@@ -34,17 +34,6 @@ EPISODE_RANKS = {"consumer": (4, 4, 3, 2, 4), "firm": (4, 3, 3, 2, 3), "governme
 
 
 @dataclass(frozen=True)
-class Episode:
-    """One dense rollout of one agent type. E environments, T periods, A agents of the type."""
-
-    states: np.ndarray  #: (E, T, A, observation) float32
-    actions: np.ndarray  #: (E, T, A) indices, int32; (E, T, I, J+2) for consumers
-    rewards: np.ndarray  #: (E, T, A) float32
-    action_array: np.ndarray  #: (n, columns) float32, the action behind each index
-    aux_array: np.ndarray  #: float32: units consumed (E, T, I, J), units exported (E, T, J), empty for the government
-
-
-@dataclass(frozen=True)
 class RunStatus:
     """The progress of a run: ``status`` is one of STATUSES, ``time`` in seconds since 1970."""
 
@@ -121,10 +110,6 @@ class RunDir:
         """Checkpoints of a type: iterations ascending, then 'best' and 'latest' where they exist."""
         return _labels(self.saved_models_path, rf"{_agent_type(agent_type)}_policy_([0-9]+|best|latest)\.pt")
 
-    def episode_labels(self, agent_type: str) -> list[str]:
-        """Dense rollouts of a type: iterations ascending, then 'final' where it exists."""
-        return _labels(self.path, rf"episode_([0-9]+|final)_{_agent_type(agent_type)}\.npz")
-
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
         """Write the effective configuration (plain Python values) in the order given."""
         write_text(self.hparams_path, yaml.safe_dump(dict(hparams), sort_keys=False, allow_unicode=True))
@@ -144,12 +129,12 @@ class RunDir:
         action_array: np.ndarray,
         aux_array: np.ndarray | None = None,
     ) -> Path:
-        """Write one type's rollout, shapes as in :class:`Episode`; the government's ``aux_array`` is written empty."""
+        """Write one type's rollout: states, actions (E, T, n, …), rewards (E, T, n); no ``aux_array`` is an empty one."""
         path = self.episode_path(label, agent_type)
         aux = np.empty(0) if aux_array is None or agent_type == "government" else aux_array
         given = zip(EPISODE_KEYS, (states, actions, rewards, action_array, aux), strict=True)
         arrays: Any = {key: np.asarray(array, np.int32 if key == "actions" else np.float32) for key, array in given}
-        _check_episode(path, arrays, agent_type)
+        check_episode(path, arrays, agent_type)
         write_atomically(path, lambda file: np.savez(file, **arrays))
         return path
 
@@ -279,23 +264,6 @@ def newest_finished_run(root: Path | str) -> RunDir:
     raise RunFileError(root, "holds no finished run", "train one first, or name the rollout-… folder of a run")
 
 
-def read_episode(path: Path | str) -> Episode:
-    """A dense rollout, checked against the agent type in the file's name; an aux_array that is None reads as empty."""
-    path = Path(path)
-    match = re.fullmatch(rf"episode_\w+_({'|'.join(AGENT_TYPES)})\.npz", path.name)
-    with (
-        reading(path, "a dense rollout (.npz of number arrays)", COPY_AGAIN),
-        np.load(path, allow_pickle=False) as file,
-    ):
-        if missing := [key for key in EPISODE_KEYS if f"{key}.npy" not in file.zip.namelist()]:
-            raise RunFileError(path, f"expected {', '.join(EPISODE_KEYS)}; missing: {', '.join(missing)}", COPY_AGAIN)
-        # The public code pickles None for the government; the header tells so without unpickling.
-        keys = EPISODE_KEYS[:-1] if _holds_objects(file, "aux_array") else EPISODE_KEYS
-        arrays = {"aux_array": np.empty(0, np.float32)} | {key: file[key] for key in keys}
-    _check_episode(path, arrays, match[1] if match else None)
-    return Episode(**arrays)
-
-
 def _check_weight(path: Path, key: str, value: Any, shape: tuple[int, ...]) -> None:
     wanted = f"{key}: expected float32 of shape {shape}"
     if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.device.type != "cpu":
@@ -307,7 +275,7 @@ def _check_weight(path: Path, key: str, value: Any, shape: tuple[int, ...]) -> N
         raise RunFileError(path, f"{key}: expected finite numbers, found NaN or infinity", "use an earlier checkpoint")
 
 
-def _check_episode(path: Path, arrays: Mapping[str, np.ndarray], agent_type: str | None) -> None:
+def check_episode(path: Path, arrays: Mapping[str, np.ndarray], agent_type: str | None) -> None:
     for index, key in enumerate(EPISODE_KEYS):
         array, kinds = arrays[key], "iu" if key == "actions" else "f"
         ranks = [EPISODE_RANKS[agent_type][index]] if agent_type else sorted({r[index] for r in EPISODE_RANKS.values()})
@@ -319,13 +287,6 @@ def _check_episode(path: Path, arrays: Mapping[str, np.ndarray], agent_type: str
         if per_agent and array.shape[:3] != arrays["rewards"].shape:
             problem = f"{key}: expected shape {arrays['rewards'].shape}… as of rewards, found {array.shape}"
             raise RunFileError(path, problem, COPY_AGAIN)
-
-
-def _holds_objects(file: Any, key: str) -> bool:
-    """Return whether an array of an open .npz would have to be unpickled."""
-    with file.zip.open(f"{key}.npy") as stream:
-        read_header = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
-        return bool(read_header[np.lib.format.read_magic(stream)[0]](stream)[2].hasobject)
 
 
 def _agent_type(agent_type: str) -> str:

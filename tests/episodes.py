@@ -1,0 +1,51 @@
+"""Reading dense rollouts, as tests do."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rbc_warp.config.reading import reading
+from rbc_warp.economy.agents import AGENT_TYPES
+from rbc_warp.errors import RunFileError
+from rbc_warp.runs.files import COPY_AGAIN
+from rbc_warp.runs.folder import EPISODE_KEYS, check_episode
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One dense rollout of one agent type. E environments, T periods, A agents of the type."""
+
+    states: np.ndarray  #: (E, T, A, observation) float32
+    actions: np.ndarray  #: (E, T, A) indices, int32; (E, T, I, J+2) for consumers
+    rewards: np.ndarray  #: (E, T, A) float32
+    action_array: np.ndarray  #: (n, columns) float32, the action behind each index
+    aux_array: np.ndarray  #: float32: units consumed (E, T, I, J), units exported (E, T, J), empty for the government
+
+
+def read_episode(path: Path | str) -> Episode:
+    """A dense rollout, checked against the agent type in the file's name; an aux_array that is None reads as empty."""
+    path = Path(path)
+    match = re.fullmatch(rf"episode_\w+_({'|'.join(AGENT_TYPES)})\.npz", path.name)
+    with (
+        reading(path, "a dense rollout (.npz of number arrays)", COPY_AGAIN),
+        np.load(path, allow_pickle=False) as file,
+    ):
+        if missing := [key for key in EPISODE_KEYS if f"{key}.npy" not in file.zip.namelist()]:
+            raise RunFileError(path, f"expected {', '.join(EPISODE_KEYS)}; missing: {', '.join(missing)}", COPY_AGAIN)
+        # The public code pickles None for the government; the header tells so without unpickling.
+        keys = EPISODE_KEYS[:-1] if _holds_objects(file, "aux_array") else EPISODE_KEYS
+        arrays = {"aux_array": np.empty(0, np.float32)} | {key: file[key] for key in keys}
+    check_episode(path, arrays, match[1] if match else None)
+    return Episode(**arrays)
+
+
+def _holds_objects(file: Any, key: str) -> bool:
+    """Return whether an array of an open .npz would have to be unpickled."""
+    with file.zip.open(f"{key}.npy") as stream:
+        read_header = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
+        return bool(read_header[np.lib.format.read_magic(stream)[0]](stream)[2].hasobject)
