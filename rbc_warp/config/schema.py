@@ -146,10 +146,10 @@ class Agents(_Section):
     firm_anneal_entropy: EntropyAnneal | None = off("Decay of firms' entropy weight")
     govt_anneal_entropy: EntropyAnneal | None = off("Decay of the government's entropy weight")
 
-    consumer_noponzi_start: Float = amount(0.0, "Lagrange multiplier on a consumer's final debt at first [utility]")
+    consumer_noponzi_start: Float = amount(0.0, "Multiplier on a consumer's final debt at first [utility]")
     consumer_noponzi_eta: Float = amount(0.0, "Its rise per unit of mean scaled debt [utility]")
     consumer_penalty_scale: Float = scale(1.0, "Divisor of a consumer's final debt [money]")
-    firm_noponzi_start: Float = amount(0.0, "Lagrange multiplier on a firm's final debt at first [money]")
+    firm_noponzi_start: Float = amount(0.0, "Multiplier on a firm's final debt at first [money]")
     firm_noponzi_eta: Float = amount(0.0, "Its rise per unit of mean scaled debt [money]")
 
     def of(self, agent: str) -> AgentSettings:

@@ -129,7 +129,7 @@ class RunDir:
         action_array: np.ndarray,
         aux_array: np.ndarray | None = None,
     ) -> Path:
-        """Write one type's rollout: states, actions (E, T, n, …), rewards (E, T, n); no ``aux_array`` is an empty one."""
+        """Write one type's rollout; states, actions (E, T, n, …), rewards (E, T, n); aux_array: None is empty."""
         path = self.episode_path(label, agent_type)
         aux = np.empty(0) if aux_array is None or agent_type == "government" else aux_array
         given = zip(EPISODE_KEYS, (states, actions, rewards, action_array, aux), strict=True)
