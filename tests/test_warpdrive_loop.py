@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,16 @@ def test_the_configuration_holds_what_is_read_and_no_more(trainer: RbcTrainer) -
         assert set(policy) == {"to_train", "lr", "model"}
     written = json.loads((Path(trainer.save_dir) / "run_config.json").read_text())
     assert written["policy"] == trainer.config["policy"] and written["saving"]["model_params_save_freq"] == 3
+
+
+def test_the_example_in_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).parents[1]
+    (example,) = re.findall(r"^```python\n(.*?)^```", (root / "docs" / "warpdrive.md").read_text(), re.M | re.S)
+    (tmp_path / "configs").symlink_to(root / "configs")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(example, names)  # noqa: S102
+    assert names["rewards"]["firm"].shape == (8, 4) and names["states"]["public_state"].shape == (11, 19)
 
 
 def test_the_temporary_folder_goes_with_the_trainer() -> None:
