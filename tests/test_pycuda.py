@@ -91,7 +91,7 @@ def test_gpu_draws_equal_the_host_s() -> None:
         logits = {agent: torch.randn(trainers[0]._logits[agent].shape, generator=generator) for agent in AGENT_TYPES}
         for trainer in trainers:
             trainer.set_iteration(iteration)
-            words = torch.tensor([7, iteration, 0, 0, 0], dtype=torch.int32)
+            words = torch.tensor([7, iteration, 0, 0, 0, 0], dtype=torch.int32)
             trainer._data("draw_words").copy_(words)
             trainer.cuda_envs.reset_all_envs()
             trainer._sample_actions({agent: rows.to(trainer.device) for agent, rows in logits.items()})

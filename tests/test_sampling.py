@@ -207,6 +207,15 @@ def test_a_draw_depends_on_nothing_but_its_coordinates(monkeypatch: pytest.Monke
             np.testing.assert_array_equal(getattr(threaded, part)[agent], whole, err_msg=f"{part} {agent}")
 
 
+def test_draws_repeat_after_as_many_environments_as_are_asked_for() -> None:
+    inputs = {agent: np.repeat(rows[:1], 12, axis=0) for agent, rows in logits(1).items()}
+    repeated, plain = draw(inputs, first_environment=7, repeat=4), draw(inputs, first_environment=7)
+    for agent in AGENT_TYPES:
+        blocks = repeated.actions[agent].reshape(3, 4, *repeated.actions[agent].shape[1:])
+        np.testing.assert_array_equal(blocks[1:], np.broadcast_to(blocks[0], blocks[1:].shape))
+        np.testing.assert_array_equal(blocks[0], plain.actions[agent][:4])
+
+
 def test_a_draw_does_not_depend_on_the_other_actions_of_its_agent() -> None:
     plain = logits(16)
     changed = {agent: rows.copy() for agent, rows in plain.items()}

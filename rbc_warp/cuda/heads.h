@@ -70,8 +70,9 @@ template <class V> RBC_FN V pick(const V* x, int stride, int from, int to, typen
   return picked;
 }
 
-// The words of a draw: seed, iteration (the key), the first environment's global number, the stream, the flags.
-#define RBC_DRAW(X) X(SEED) X(ITERATION) X(FIRST_ENVIRONMENT) X(STREAM) X(FLAGS)
+// The words of a draw: seed, iteration (the key), the first environment's global number, after how many environments the
+// numbers repeat (0: never), the stream, the flags.
+#define RBC_DRAW(X) X(SEED) X(ITERATION) X(FIRST_ENVIRONMENT) X(REPEAT) X(STREAM) X(FLAGS)
 #define RBC_DRAW_FLAGS(X) X(GREEDY, 1) X(FROM_PROBABILITIES, 2)
 #define RBC_ENUMERATOR(name) DRAW_##name,
 enum DrawWord { RBC_DRAW(RBC_ENUMERATOR) NUM_DRAW_WORDS };
@@ -79,6 +80,12 @@ enum DrawWord { RBC_DRAW(RBC_ENUMERATOR) NUM_DRAW_WORDS };
 #define RBC_ENUMERATOR(name, value) DRAW_##name = value,
 enum DrawFlags { RBC_DRAW_FLAGS(RBC_ENUMERATOR) };
 #undef RBC_ENUMERATOR
+
+// The number of environment e, by which its random numbers are drawn.
+RBC_FN uint32_t environment_number(const int* draw_words, int e) {
+  const int repeat = draw_words[DRAW_REPEAT];
+  return static_cast<uint32_t>(draw_words[DRAW_FIRST_ENVIRONMENT] + (repeat > 0 ? e % repeat : e));
+}
 
 // Where a draw is recorded: a finished episode that is not reset keeps to its last slot.
 RBC_FN int recorded_period(int timestep, int num_periods) {

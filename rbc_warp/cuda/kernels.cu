@@ -63,8 +63,8 @@ __device__ void sample_type(int e, int num_envs, int period, const int* draw_wor
     float* const x = logits + row * (heads.num_actions() + 1);
     const float value = x[heads.num_actions()];
     const float log_probability = draw_actions<float>(
-        x, 1, heads, key, static_cast<uint32_t>(first + i),
-        static_cast<uint32_t>(draw_words[DRAW_FIRST_ENVIRONMENT] + e), draw_words[DRAW_FLAGS], [&](int h, int chosen) {
+        x, 1, heads, key, static_cast<uint32_t>(first + i), environment_number(draw_words, e), draw_words[DRAW_FLAGS],
+        [&](int h, int chosen) {
           actions[row * heads.num_heads + h] = chosen;
           if (actions_batch) actions_batch[slot * heads.num_heads + h] = chosen;
         });

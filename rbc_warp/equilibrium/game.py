@@ -39,11 +39,11 @@ class Estimate:
     high: float
 
     @classmethod
-    def of(cls, values: np.ndarray) -> Estimate:
-        """From independent values; a single one has an interval of no width."""
+    def of(cls, values: np.ndarray, level: float = 0.95) -> Estimate:
+        """Estimate from independent values, with Student's interval; that of a single one has no width."""
         mean, count = float(np.mean(values)), len(values)
         spread = float(np.std(values, ddof=1)) if count > 1 else 0.0
-        half = float(stdtrit(count - 1, 0.975)) * spread / count**0.5 if count > 1 else 0.0
+        half = float(stdtrit(count - 1, 0.5 + level / 2)) * spread / count**0.5 if count > 1 else 0.0
         return cls(mean, mean - half, mean + half)
 
 
@@ -118,6 +118,7 @@ class Game:
         self.num_plays = 1 if greedy else -(-episodes // trainer.num_local_envs)
         self.num_episodes = self.num_plays * trainer.num_local_envs
         self._baselines: dict[tuple[int, int], dict[str, np.ndarray]] = {}
+        self._values: dict[tuple[int, int, int], dict[str, np.ndarray]] = {}
         self.restore()
 
     @torch.no_grad()
@@ -168,6 +169,24 @@ class Game:
                     rewards[agent].append(self.trainer.rollout.rewards(agent).double().mean(dim=0).cpu().numpy())
         return {agent: np.concatenate(parts) for agent, parts in rewards.items()}
 
+    def with_policies(self, policies: Mapping[str, Policy]) -> Game:
+        """Return the game of other policies at the same stage; the trainer now holds theirs, until :meth:`restore`."""
+        return Game(self.trainer, policies, self.iteration, greedy=self.greedy)
+
+    def values(self, episodes: int, stream: int = REPORT_STREAM, repeat: int = 0) -> dict[str, np.ndarray]:
+        """Return rewards per type, (episodes, n), means over periods, where nobody deviates; played once."""
+        key = (stream, repeat, episodes)
+        if key not in self._values:
+            self.restore()
+            rewards: dict[str, list[np.ndarray]] = {agent: [] for agent in self.economy.agents}
+            for first in range(0, episodes, self.trainer.num_local_envs):
+                place = repeat * ENVIRONMENTS_PER_REPEAT + first
+                self.trainer.play(Draw(self.iteration, stream, self.greedy, place))
+                for agent, parts in rewards.items():
+                    parts.append(self.trainer.rollout.rewards(agent).double().mean(dim=0).cpu().numpy())
+            self._values[key] = {agent: np.concatenate(parts)[:episodes] for agent, parts in rewards.items()}
+        return self._values[key]
+
 
 def of_deviator(rewards: Mapping[str, np.ndarray], agent: str, index: int | None) -> np.ndarray:
     """Per episode (episodes,), the reward of one agent, or the mean of its type."""
@@ -198,11 +217,11 @@ def fixed_actions(game: Game, agent: str) -> list[FixedAction]:
         pairs = itertools.product(range(len(economy.work_choices)), range(economy.num_firms))
         return [FixedAction(f"{economy.work_choices[h]:g} hours at firm {j}", (*free, h, j)) for h, j in pairs]
     allowed = [int(index) for index in np.flatnonzero(game.allowed(agent))]
-    return [FixedAction(_name(economy.agents[agent], index), (index,)) for index in allowed]
+    return [FixedAction(choice_name(economy.agents[agent], index), (index,)) for index in allowed]
 
 
-def _name(agent: AgentType, index: int) -> str:
-    """A joint choice in words: the columns in which choices differ."""
+def choice_name(agent: AgentType, index: int) -> str:
+    """Return a joint choice in words: the columns in which choices differ."""
     varied = [column for column in range(len(agent.choice_names)) if len(np.unique(agent.choices[:, column])) > 1]
     varied = varied or list(range(len(agent.choice_names)))
     names = [agent.choice_names[column].replace("_", " ") for column in varied]

@@ -28,6 +28,7 @@ class Draw:
     stream: int = TRAINING_STREAM
     greedy: bool = False
     first_environment: int = 0
+    repeat: int = 0  #: Environments after which the draws begin again, so that the same episodes go on; 0: never.
 
 
 class Intervention:

@@ -288,8 +288,9 @@ class RbcTrainer(TrainerA2C):
         seed -= (seed >> 31) << 32  # all 32 bits, as a signed word
         first = draw.first_environment + self.processes.rank * self.num_local_envs
         flags |= DRAW_GREEDY if draw.greedy else 0
-        words = {"seed": seed, "iteration": draw.iteration, "first_environment": first, "stream": draw.stream}
-        self._data("draw_words").copy_(torch.from_numpy(tables.filled("DRAW", {**words, "flags": flags}, np.int32)))
+        words = {"seed": seed, "iteration": draw.iteration, "first_environment": first, "repeat": draw.repeat}
+        words |= {"stream": draw.stream, "flags": flags}
+        self._data("draw_words").copy_(torch.from_numpy(tables.filled("DRAW", words, np.int32)))
 
     @torch.no_grad()
     def forward(self, period: int) -> dict[str, torch.Tensor]:

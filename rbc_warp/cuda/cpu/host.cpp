@@ -69,7 +69,7 @@ void sample_type(Rows& rows, int e, int num_envs, int period, const int* draw_wo
   const int width = heads.num_actions() + 1, flags = draw_words[DRAW_FLAGS];
   const DrawKey key = {static_cast<uint32_t>(draw_words[DRAW_SEED]), static_cast<uint32_t>(draw_words[DRAW_ITERATION]),
                        static_cast<uint32_t>(period), static_cast<uint32_t>(draw_words[DRAW_STREAM])};
-  const Unsigneds environment = Unsigneds{} + static_cast<uint32_t>(draw_words[DRAW_FIRST_ENVIRONMENT] + e);
+  const Unsigneds environment = Unsigneds{} + environment_number(draw_words, e);
   const size_t row = static_cast<size_t>(e) * num_agents;
   const size_t slot = (static_cast<size_t>(period) * num_envs + e) * num_agents;
   rows.widen(width);

@@ -1,0 +1,185 @@
+"""Deviations of single agents, many side by side: each environment of a batch has a deviator of its own.
+
+A :class:`Deviation` is a plan of one agent, or of a whole type: given actions in some periods, else its policy.
+:func:`values_of` plays any number of them on the same episodes (common random numbers). A searcher lists deviations and
+:func:`search` chooses each agent's best on one stream of draws and scores it on another, so that the best is not the
+luckiest, with intervals that hold for all agents at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from rbc_warp.economy.agents import AgentType
+from rbc_warp.equilibrium.game import (
+    ENVIRONMENTS_PER_REPEAT,
+    FREE,
+    REPORT_STREAM,
+    SELECTION_STREAM,
+    Estimate,
+    Game,
+    Intervention,
+    choice_name,
+    of_deviator,
+)
+from rbc_warp.training.rollout import Draw
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """What one agent does instead of following its policy."""
+
+    agent: str
+    index: int | None  #: The agent, None for the whole type.
+    actions: (
+        np.ndarray
+    )  #: (T or 1, heads) indices, FREE where the policy goes on choosing; one row holds in every period.
+    name: str
+
+
+class ForcedEach(Intervention):
+    """In every environment e, the plan of ``deviations[e]``; environments beyond them play as they are."""
+
+    def __init__(self, deviations: Sequence[Deviation], device: torch.device):
+        self._plans = {}
+        for agent in dict.fromkeys(deviation.agent for deviation in deviations):
+            rows = [e for e, deviation in enumerate(deviations) if deviation.agent == agent]
+            length = max(len(deviations[e].actions) for e in rows)
+            plans = np.stack(
+                [np.broadcast_to(deviations[e].actions, (length, deviations[e].actions.shape[1])) for e in rows]
+            )
+            who = [-1 if deviations[e].index is None else deviations[e].index for e in rows]
+            self._plans[agent] = [
+                torch.as_tensor(array, device=device) for array in (rows, who, plans.astype(np.int32))
+            ]
+
+    def change_actions(self, period: int, actions: Mapping[str, torch.Tensor]) -> None:
+        for agent, (rows, who, plans) in self._plans.items():
+            drawn = actions[agent]
+            given = plans[:, min(period, plans.shape[1] - 1), None]  # (rows, 1, heads)
+            everyone = torch.arange(drawn.shape[1], device=drawn.device)
+            deviates = (who[:, None] == everyone) | (who[:, None] < 0)
+            drawn[rows] = torch.where(deviates[..., None] & (given != FREE), given, drawn[rows])
+
+
+def values_of(
+    game: Game, deviations: Sequence[Deviation], episodes: int, stream: int = SELECTION_STREAM, repeat: int = 0
+) -> np.ndarray:
+    """Return the deviators' rewards per episode, (deviations, episodes), means over periods.
+
+    Each is played on the same ``episodes``, which are those that :meth:`Game.evaluate` plays on this stream.
+    """
+    trainer = game.trainer
+    together = min(episodes, trainer.num_local_envs)
+    side_by_side = trainer.num_local_envs // together
+    values = np.empty((len(deviations), episodes))
+    for first_episode in range(0, episodes, together):
+        wanted = min(together, episodes - first_episode)
+        for first in range(0, len(deviations), side_by_side):
+            chosen = deviations[first : first + side_by_side]
+            each = [deviation for deviation in chosen for _ in range(together)]
+            place = repeat * ENVIRONMENTS_PER_REPEAT + first_episode
+            with game.changed(ForcedEach(each, trainer.device)):
+                trainer.play(Draw(game.iteration, stream, game.greedy, place, repeat=together))
+            rewards: dict[str, np.ndarray] = {}
+            for k, deviation in enumerate(chosen):
+                if deviation.agent not in rewards:
+                    played = trainer.rollout.rewards(deviation.agent).double().mean(dim=0).cpu().numpy()
+                    rewards[deviation.agent] = played
+                mine = {deviation.agent: rewards[deviation.agent][k * together : k * together + wanted]}
+                values[first + k, first_episode : first_episode + wanted] = of_deviator(
+                    mine, deviation.agent, deviation.index
+                )
+    return values
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best deviation that a searcher found for one agent, scored on draws that had no part in choosing it."""
+
+    deviation: Deviation
+    before: float
+    gain: Estimate  #: With an interval that holds for all agents of the search at once.
+
+
+def search(
+    game: Game, deviations: Sequence[Deviation], screening: int, scoring: int, level: float = 0.95
+) -> list[Found]:
+    """Return each agent's best deviation: chosen on ``screening`` episodes, scored on ``scoring`` others.
+
+    Intervals are simultaneous (Bonferroni over the agents): with probability ``level`` all of them hold.
+    """
+    screened = values_of(game, deviations, screening).mean(axis=1)
+    best: dict[tuple, int] = {}
+    for k, deviation in enumerate(deviations):
+        key = (deviation.agent, deviation.index)
+        if key not in best or screened[k] > screened[best[key]]:
+            best[key] = k
+    chosen = [deviations[k] for k in best.values()]
+    after = values_of(game, chosen, scoring, REPORT_STREAM)
+    own = game.values(scoring, REPORT_STREAM)
+    before = [of_deviator(own, *key) for key in best]
+    level = 1.0 - (1.0 - level) / len(best)
+    return [
+        Found(deviation, float(old.mean()), Estimate.of(new - old, level))
+        for deviation, new, old in zip(chosen, after, before, strict=True)
+    ]
+
+
+# Searchers: which deviations of an agent are tried.
+
+
+def single_agents(game: Game, agent: str, indices: Sequence[int] | None = None) -> list[int | None]:
+    """Return the agents of a type that deviate alone; None for the one agent that is its type."""
+    count = game.economy.agents[agent].count
+    return [None] if count == 1 else list(range(count) if indices is None else indices)
+
+
+def constant_deviations(game: Game, agent: str, index: int | None) -> list[Deviation]:
+    """Return every constant action that the stage allows: joint choices, or hours and employer of a consumer."""
+    return [
+        Deviation(agent, index, np.array([indices], dtype=np.int32), name)
+        for name, indices in _actions(game, agent, goods=False)
+    ]
+
+
+def one_step_deviations(game: Game, agent: str, index: int | None) -> list[Deviation]:
+    """Return every action in every single period: also the units of each good, for a consumer."""
+    periods, heads = game.economy.num_periods, len(game.economy.agents[agent].head_sizes)
+    found = []
+    for name, indices in _actions(game, agent, goods=True):
+        for period in range(periods):
+            plan = np.full((periods, heads), FREE, dtype=np.int32)
+            plan[period] = indices
+            found.append(Deviation(agent, index, plan, f"{name} in period {period}"))
+    return found
+
+
+SEARCHERS: dict[str, Callable[[Game, str, int | None], list[Deviation]]] = {
+    "constant": constant_deviations,
+    "one-step": one_step_deviations,
+}
+
+
+def _actions(game: Game, agent: str, goods: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and indices of the actions that the stage allows a type, FREE in heads that it leaves to the policy."""
+    kind: AgentType = game.economy.agents[agent]
+    allowed = game.allowed(agent)
+    if len(kind.head_sizes) == 1:
+        for index in np.flatnonzero(allowed):
+            yield choice_name(kind, int(index)), (int(index),)
+        return
+    economy = game.economy
+    firms, free = economy.num_firms, (FREE,) * economy.num_firms
+    for hours, units in enumerate(economy.work_choices):
+        for firm in range(firms):
+            yield f"{units:g} hours at firm {firm}", (*free, hours, firm)
+    for good in range(firms if goods else 0):
+        for demand, units in enumerate(economy.consumption_choices):
+            wanted = [FREE] * (firms + 2)
+            wanted[good] = demand
+            yield f"{units:g} units of good {good}", tuple(wanted)
