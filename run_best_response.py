@@ -28,6 +28,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--exact", type=int, metavar="PLANS", help="enumerate up to so many plans against deterministic play")
     add("--greedy", action="store_true", help="everybody else always takes the most likely action")
     add("--eval-episodes", type=int, default=64, metavar="N", help="episodes of each evaluation (default: 64)")
+    add("--verdict", action="store_true", help="judge by constant and one-step deviations of every single agent")
     add("--restart", action="store_true", help="ignore earlier results: measure again what is known or begun")
     add_common_arguments(parser)
     options = parser.parse_args(arguments)
@@ -67,6 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
         backend=options.backend,
         overrides=tuple(options.overrides),
         quiet=options.quiet,
+        verdict=options.verdict,
         restart=options.restart,
     )
     run_request(request)

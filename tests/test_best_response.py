@@ -24,6 +24,10 @@ from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.economy.parameters import Economy
 from rbc_warp.equilibrium import exact
 from rbc_warp.equilibrium.best_response import fine_tune
+from rbc_warp.equilibrium.deviations import (
+    constant_deviations,
+    scan,
+)
 from rbc_warp.equilibrium.game import (
     FREE,
     SELECTION_STREAM,
@@ -32,9 +36,7 @@ from rbc_warp.equilibrium.game import (
     Game,
     MostLikely,
     OwnPolicy,
-    fixed_actions,
     sample_of_agents,
-    scan,
 )
 from rbc_warp.equilibrium.results import Record, Results
 from rbc_warp.runs.folder import RunDir
@@ -254,10 +256,11 @@ def test_fine_tuning_keeps_the_best_and_leaves_the_others(game: Game) -> None:
 def test_a_scan_finds_the_best_fixed_action(game: Game) -> None:
     game.restore()
     found = scan(game, "government", None)
-    assert len(found.rewards) == 6 and found.gains[found.best.name] == max(found.gains.values())
-    after = game.evaluate(found.best.forced("government", None))["government"]
-    np.testing.assert_allclose(after.mean() - found.before, found.gain.mean)
-    assert len(fixed_actions(game, "consumer")) == 4 and len(fixed_actions(game, "firm")) == 4
+    best = found.found.deviation
+    assert len(found.rewards) == 6 and found.gains[best.name] == max(found.gains.values())
+    after = game.evaluate(Forced("government", None, best.actions))["government"]
+    np.testing.assert_allclose(after.mean() - found.found.before, found.found.gain.mean)
+    assert len(constant_deviations(game, "consumer", 0)) == 4 and len(constant_deviations(game, "firm", 0)) == 4
 
 
 @pytest.mark.parametrize(("agent", "index"), [("firm", 0), ("firm", 1), ("government", None), ("consumer", 0)])

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from rbc_warp.config import Config
+from rbc_warp.config import Config, load_config
 from rbc_warp.economy.agents import AGENT_TYPES
+from rbc_warp.equilibrium.deviations import scan
 from rbc_warp.equilibrium.exact import best_plan
 from rbc_warp.equilibrium.fine_tuning import ResumeState, fine_tune
 from rbc_warp.equilibrium.game import (
@@ -28,14 +29,15 @@ from rbc_warp.equilibrium.game import (
     of_deviator,
     paired_gain,
     sample_of_agents,
-    scan,
 )
 from rbc_warp.equilibrium.request import Checkpoint, Plan, Request, prepare
 from rbc_warp.equilibrium.results import Record, Results
+from rbc_warp.equilibrium.verdict import ENVIRONMENTS, Candidate, Verdict, judge
 from rbc_warp.runs.folder import RunDir
 from rbc_warp.runs.recorder import save_episode
 from rbc_warp.runs.resume import RESUMABLE
 from rbc_warp.training.policy import Policy
+from rbc_warp.training.recorder import Recorder
 from rbc_warp.training.rollout import Draw
 from rbc_warp.training.trainer import RbcTrainer
 
@@ -58,10 +60,34 @@ def run_request(request: Request) -> list[Results]:
     results = []
     for plan in plans:
         results.append(measure(plan, request))
-        print(
-            f"{plan.run.path}\n\n{results[-1].summary()}\n\nfiles: {plan.run.best_response_path}, br_<type>_output.txt"
-        )
+        words = [results[-1].summary()]
+        if request.verdict:
+            verdict = judged(plan, request)
+            words.insert(0, verdict.sentence())
+            found = max(verdict.largest.items(), key=lambda each: not each[1].passed)[1]
+            words.append(f"look at: {found.who}, {found.how}; docs/equilibrium.md says what the tables mean")
+        files = f"files: {plan.run.best_response_path}, br_<type>_output.txt"
+        print("\n\n".join([str(plan.run.path), *words, files]))
     return results
+
+
+def judged(plan: Plan, request: Request) -> Verdict:
+    """Judge a run's last checkpoint by all single agents' deviations and by its fine-tuned types; keep the verdict."""
+    last = max(plan.checkpoints, key=lambda checkpoint: checkpoint.iteration)
+    config = load_config(plan.config, [f"train.batch_size={ENVIRONMENTS}"])
+    trainer = RbcTrainer(config, request.backend, recorder=Recorder())
+    game = Game(trainer, last.policies, last.iteration, multipliers=last.multipliers)
+    tuned: dict[str, list[Candidate]] = {agent: [] for agent in plan.agent_types}
+    for record in plan.results.records:
+        if record.checkpoint == last.label and record.method == "fine-tuned" and not record.greedy:
+            estimate = Estimate(record.gain, record.low, record.high)
+            tuned.setdefault(record.agent, []).append(
+                Candidate(estimate, record.deviator, f"fine-tuned, {record.found}")
+            )
+    verdict = judge(game, plan.untrained, plan.agent_types, last.label, more=tuned, quiet=request.quiet)
+    plan.results.verdict = verdict.to_dict()
+    plan.results.write(plan.run)
+    return verdict
 
 
 def measure(plan: Plan, request: Request) -> Results:
@@ -225,13 +251,14 @@ def _fine_tuned(plan: Plan, request: Request, game: Game, folder: RunDir, what: 
 
 
 def _scanned(plan: Plan, game: Game, what: Mapping[str, Any]) -> Record:
-    """The best fixed action; all that were tried go to the scans."""
+    """Measure the best constant action; all that were tried go to the scans."""
     game.restore()
     found = scan(game, what["agent"], what["index"])
     place = {name: what[name] for name in ("checkpoint", "iteration", "agent", "greedy", "settings", "index")}
     plan.results.add_scan({**place, "gains": found.gains, "rewards": found.rewards})
-    after = found.before + found.gain.mean
-    return Record(found=found.best.name, before=found.before, after=after, **_interval(found.gain), **what)
+    best = found.found
+    after = best.before + best.gain.mean
+    return Record(found=best.deviation.name, before=best.before, after=after, **_interval(best.gain), **what)
 
 
 def _planned(max_plans: int, game: Game, what: Mapping[str, Any]) -> Record:

@@ -16,7 +16,6 @@ import torch
 
 from rbc_warp.economy.agents import AgentType
 from rbc_warp.equilibrium.game import (
-    ENVIRONMENTS_PER_REPEAT,
     FREE,
     REPORT_STREAM,
     SELECTION_STREAM,
@@ -25,6 +24,7 @@ from rbc_warp.equilibrium.game import (
     Intervention,
     choice_name,
     of_deviator,
+    paired_gain,
 )
 from rbc_warp.training.rollout import Draw
 
@@ -66,34 +66,47 @@ class ForcedEach(Intervention):
             drawn[rows] = torch.where(deviates[..., None] & (given != FREE), given, drawn[rows])
 
 
-def values_of(
-    game: Game, deviations: Sequence[Deviation], episodes: int, stream: int = SELECTION_STREAM, repeat: int = 0
-) -> np.ndarray:
-    """Return the deviators' rewards per episode, (deviations, episodes), means over periods.
+def played(
+    game: Game, deviations: Sequence[Deviation], episodes: int, stream: int = SELECTION_STREAM
+) -> Iterator[tuple[int, slice, dict[str, np.ndarray]]]:
+    """Play each deviation on the same ``episodes``, those of :meth:`Game.values` on this stream, many side by side.
 
-    Each is played on the same ``episodes``, which are those that :meth:`Game.evaluate` plays on this stream.
+    Yield the number of a deviation, a slice of its episodes, and every type's rewards there (episodes, n), means over
+    periods.
     """
     trainer = game.trainer
     together = min(episodes, trainer.num_local_envs)
     side_by_side = trainer.num_local_envs // together
-    values = np.empty((len(deviations), episodes))
+    game.restore()
     for first_episode in range(0, episodes, together):
         wanted = min(together, episodes - first_episode)
         for first in range(0, len(deviations), side_by_side):
             chosen = deviations[first : first + side_by_side]
             each = [deviation for deviation in chosen for _ in range(together)]
-            place = repeat * ENVIRONMENTS_PER_REPEAT + first_episode
             with game.changed(ForcedEach(each, trainer.device)):
-                trainer.play(Draw(game.iteration, stream, game.greedy, place, repeat=together))
-            rewards: dict[str, np.ndarray] = {}
-            for k, deviation in enumerate(chosen):
-                if deviation.agent not in rewards:
-                    played = trainer.rollout.rewards(deviation.agent).double().mean(dim=0).cpu().numpy()
-                    rewards[deviation.agent] = played
-                mine = {deviation.agent: rewards[deviation.agent][k * together : k * together + wanted]}
-                values[first + k, first_episode : first_episode + wanted] = of_deviator(
-                    mine, deviation.agent, deviation.index
-                )
+                trainer.play(Draw(game.iteration, stream, game.greedy, first_episode, repeat=together))
+            rewards = {
+                agent: trainer.rollout.rewards(agent).double().mean(dim=0).cpu().numpy()
+                for agent in game.economy.agents
+            }
+            for k in range(len(chosen)):
+                rows = slice(k * together, k * together + wanted)
+                here = slice(first_episode, first_episode + wanted)
+                yield first + k, here, {agent: values[rows] for agent, values in rewards.items()}
+
+
+def values_of(
+    game: Game,
+    deviations: Sequence[Deviation],
+    episodes: int,
+    stream: int = SELECTION_STREAM,
+    advance: Callable[[int], None] = lambda episodes: None,
+) -> np.ndarray:
+    """Return the deviators' rewards per episode, (deviations, episodes); ``advance`` is told of episodes played."""
+    values = np.empty((len(deviations), episodes))
+    for k, here, rewards in played(game, deviations, episodes, stream):
+        values[k, here] = of_deviator(rewards, deviations[k].agent, deviations[k].index)
+        advance(here.stop - here.start)
     return values
 
 
@@ -107,20 +120,25 @@ class Found:
 
 
 def search(
-    game: Game, deviations: Sequence[Deviation], screening: int, scoring: int, level: float = 0.95
+    game: Game,
+    deviations: Sequence[Deviation],
+    screening: int,
+    scoring: int,
+    level: float = 0.95,
+    advance: Callable[[int], None] = lambda episodes: None,
 ) -> list[Found]:
     """Return each agent's best deviation: chosen on ``screening`` episodes, scored on ``scoring`` others.
 
     Intervals are simultaneous (Bonferroni over the agents): with probability ``level`` all of them hold.
     """
-    screened = values_of(game, deviations, screening).mean(axis=1)
+    screened = values_of(game, deviations, screening, SELECTION_STREAM, advance).mean(axis=1)
     best: dict[tuple, int] = {}
     for k, deviation in enumerate(deviations):
         key = (deviation.agent, deviation.index)
         if key not in best or screened[k] > screened[best[key]]:
             best[key] = k
     chosen = [deviations[k] for k in best.values()]
-    after = values_of(game, chosen, scoring, REPORT_STREAM)
+    after = values_of(game, chosen, scoring, REPORT_STREAM, advance)
     own = game.values(scoring, REPORT_STREAM)
     before = [of_deviator(own, *key) for key in best]
     level = 1.0 - (1.0 - level) / len(best)
@@ -183,3 +201,31 @@ def _actions(game: Game, agent: str, goods: bool) -> Iterator[tuple[str, tuple[i
             wanted = [FREE] * (firms + 2)
             wanted[good] = demand
             yield f"{units:g} units of good {good}", tuple(wanted)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Every constant action of one deviator."""
+
+    rewards: dict[str, dict[str, float]]  #: Per action, the mean reward of each type with it, on the selection draws.
+    gains: dict[str, float]  #: Per action, the deviator's gain there.
+    found: Found  #: The best action, scored on the report draws.
+
+
+def scan(game: Game, agent: str, index: int | None) -> Scan:
+    """Try every constant action of one agent, or of all agents of a type at once."""
+    deviations, episodes = constant_deviations(game, agent, index), game.num_episodes
+    start = of_deviator(game.values(episodes, SELECTION_STREAM), agent, index).mean()
+    totals: list[dict[str, float]] = [dict.fromkeys(game.economy.agents, 0.0) for _ in deviations]
+    gains = np.zeros(len(deviations))
+    for k, here, rewards in played(game, deviations, episodes):
+        share = (here.stop - here.start) / episodes
+        for name, values in rewards.items():
+            totals[k][name] += share * float(values.mean())
+        gains[k] += share * (of_deviator(rewards, agent, index).mean())
+    best = deviations[int(gains.argmax())]
+    before = of_deviator(game.values(episodes), agent, index)
+    (after,) = values_of(game, [best], episodes, REPORT_STREAM)
+    found = Found(best, float(before.mean()), paired_gain(after, before, game.greedy))
+    names = [deviation.name for deviation in deviations]
+    return Scan(dict(zip(names, totals, strict=True)), dict(zip(names, map(float, gains - start), strict=True)), found)

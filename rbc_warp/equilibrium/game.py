@@ -7,7 +7,6 @@ them is paired episode by episode. Rewards are means per agent and period.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -198,63 +197,12 @@ def paired_gain(after: np.ndarray, before: np.ndarray, greedy: bool) -> Estimate
     return Estimate.of((after - before)[:1] if greedy else after - before)
 
 
-@dataclass(frozen=True)
-class FixedAction:
-    """An action that a deviator could always take: its indices per head, FREE where the policy goes on choosing."""
-
-    name: str
-    indices: tuple[int, ...]
-
-    def forced(self, agent: str, index: int | None) -> Forced:
-        return Forced(agent, None if index is None else [index], np.array(self.indices)[None, None])
-
-
-def fixed_actions(game: Game, agent: str) -> list[FixedAction]:
-    """Every constant action that the stage allows a type: tax pairs, firm actions, or pairs of hours and employer."""
-    economy = game.economy
-    if agent == "consumer":
-        free = (FREE,) * economy.num_firms
-        pairs = itertools.product(range(len(economy.work_choices)), range(economy.num_firms))
-        return [FixedAction(f"{economy.work_choices[h]:g} hours at firm {j}", (*free, h, j)) for h, j in pairs]
-    allowed = [int(index) for index in np.flatnonzero(game.allowed(agent))]
-    return [FixedAction(choice_name(economy.agents[agent], index), (index,)) for index in allowed]
-
-
 def choice_name(agent: AgentType, index: int) -> str:
     """Return a joint choice in words: the columns in which choices differ."""
     varied = [column for column in range(len(agent.choice_names)) if len(np.unique(agent.choices[:, column])) > 1]
     varied = varied or list(range(len(agent.choice_names)))
     names = [agent.choice_names[column].replace("_", " ") for column in varied]
     return ", ".join(f"{name} {agent.choices[index, column]:g}" for name, column in zip(names, varied, strict=True))
-
-
-@dataclass(frozen=True)
-class Scan:
-    """Every constant action of one deviator."""
-
-    agent: str
-    index: int | None  #: The agent, None for the whole type.
-    rewards: dict[str, dict[str, float]]
-    """Per action, the mean reward of each type with that action, on the selection draws."""
-    gains: dict[str, float]  #: Per action, the deviator's gain there.
-    best: FixedAction
-    before: float
-    gain: Estimate  #: Of the best action, on the report draws, which had no part in choosing it.
-
-
-def scan(game: Game, agent: str, index: int | None) -> Scan:
-    """Try every constant action of one agent, or of all agents of a type at once."""
-    actions = fixed_actions(game, agent)
-    start = of_deviator(game.baseline(SELECTION_STREAM), agent, index)
-    rewards, gains = {}, {}
-    for action in actions:
-        outcome = game.evaluate(action.forced(agent, index), stream=SELECTION_STREAM)
-        rewards[action.name] = {name: float(values.mean()) for name, values in outcome.items()}
-        gains[action.name] = float((of_deviator(outcome, agent, index) - start).mean())
-    best = max(actions, key=lambda action: gains[action.name])
-    before = of_deviator(game.baseline(), agent, index)
-    after = of_deviator(game.evaluate(best.forced(agent, index)), agent, index)
-    return Scan(agent, index, rewards, gains, best, float(before.mean()), paired_gain(after, before, game.greedy))
 
 
 def sample_of_agents(count: int, at_most: int = 10) -> list[int]:

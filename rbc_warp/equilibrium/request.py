@@ -36,6 +36,7 @@ class Request:
     backend: str = "auto"
     overrides: tuple[str, ...] = ()
     quiet: bool = False
+    verdict: bool = False  #: Tries constant and one-step deviations of every single agent at the last checkpoint.
     restart: bool = False  #: Measures again what is known, and begins anew what was begun.
 
 

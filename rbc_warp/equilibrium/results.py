@@ -96,6 +96,7 @@ class Results:
     """All that was measured of one run."""
 
     records: list[Record] = field(default_factory=list)
+    verdict: dict[str, Any] | None = None  #: Of the latest checkpoint; see ``verdict.py``.
     scans: list[dict[str, Any]] = field(default_factory=list)
     """Every fixed action tried: its deviator's gain and each type's reward, on the selection draws."""
 
@@ -116,7 +117,8 @@ class Results:
             scans = [dict(row) for row in content.get("scans", [])]
             for row in scans:
                 _scan_key(row)
-            return cls(records, scans)
+            verdict = content.get("verdict")
+            return cls(records, None if verdict is None else dict(verdict), scans)
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             problem = f"does not hold results of best responses ({error})"
             raise RunFileError(run.best_response_path, problem, "move it away to measure anew") from None
@@ -124,7 +126,8 @@ class Results:
     def write(self, run: RunDir) -> None:
         """best_response.json, and br_<type>_output.txt for each type measured."""
         records = [asdict(record) for record in self.records]
-        run.write_best_response({"exploitability": self.exploitability(), "records": records, "scans": self.scans})
+        tables = {"exploitability": self.exploitability(), "records": records, "scans": self.scans}
+        run.write_best_response(tables if self.verdict is None else {"verdict": self.verdict, **tables})
         for agent in AGENT_TYPES:
             lines = [text for record in self.ordered() if record.agent == agent for text in [_output_line(record)]]
             if lines:

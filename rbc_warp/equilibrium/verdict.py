@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from rbc_warp.equilibrium.deviations import SEARCHERS, Found, search, single_agents
-from rbc_warp.equilibrium.game import Game, sample_of_agents
+from rbc_warp.equilibrium.deviations import SEARCHERS, search, single_agents
+from rbc_warp.equilibrium.game import Estimate, Game, sample_of_agents
 from rbc_warp.equilibrium.results import PUBLISHED_BARS
+from rbc_warp.runs.console import ProgressBar
 from rbc_warp.training.policy import Policy
 
 LEVEL = 0.95
@@ -16,15 +17,18 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Effort:
-    """How hard is searched. Episodes per deviation while choosing, by searcher and type; and while scoring."""
+    """The extent of a search."""
 
-    searchers: Sequence[str] = ("constant", "one-step")
-    screening: Mapping[str, int] = field(default_factory=lambda: {"constant": 8, "one-step": 2})
-    scoring: int = 512
+    searchers: Sequence[str]
+    screening: Mapping[str, int]  #: By searcher, episodes of each deviation while the best is chosen.
+    scoring: int  #: Episodes of each agent's best.
     agents: int | None = None  #: Single agents tried of each type; None: all.
 
 
-QUICK = Effort(searchers=("constant",), screening={"constant": 4}, scoring=128, agents=20)
+FULL = Effort(("constant", "one-step"), {"constant": 8, "one-step": 2}, 512)
+QUICK = Effort(("constant",), {"constant": 4}, 128, agents=20)
+ENVIRONMENTS = 512
+"""Environments side by side in which deviations are played."""
 
 
 @dataclass(frozen=True)
@@ -70,66 +74,72 @@ class Verdict:
         )
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """One tried deviation's gain for its deviator."""
+
+    gain: Estimate
+    who: str
+    how: str
+
+
 def judge(
     game: Game,
     untrained: Mapping[str, Policy] | None,
     types: Sequence[str],
     checkpoint: str,
-    effort: Effort = Effort(),
-    progress: Callable[[str], None] = lambda what: None,
+    effort: Effort = FULL,
+    more: Mapping[str, Sequence[Candidate]] | None = None,
+    quiet: bool = False,
 ) -> Verdict:
-    """Search every agent's deviations and compare the best with the type's training gain.
+    """Search every agent's deviations and compare the largest gains with their types' bars.
 
-    ``untrained``: policies of checkpoint 0, by which training gains and own learning are measured at this stage; None
-    where they are unknown, so that nothing passes. Types that the stage leaves no choice gain nothing.
+    Args:
+        untrained: policies of checkpoint 0, by which training gains and own learning are measured at this stage; None
+            where they are unknown, so that nothing passes.
+        types: that are judged; one that the stage leaves no choice gains nothing.
+        more: per type, deviations measured elsewhere, such as fine-tuned policies.
+        quiet: shows no progress.
     """
-    bases = {agent: _bases(game, untrained, agent, effort.scoring) for agent in types}
-    game.restore()
-    found: dict[str, list[tuple[str, Found]]] = {agent: [] for agent in types}
-    tried, agents = 0, 0
     searched = [agent for agent in types if game.has_choice(agent)]
     level = 1.0 - (1.0 - LEVEL) / max(1, len(searched) * len(effort.searchers))
+    tasks = []
     for agent in searched:
         count = game.economy.agents[agent].count
-        some = None if effort.agents is None else sample_of_agents(count, effort.agents)
-        indices = single_agents(game, agent, some)
-        agents += len(indices)
+        indices = single_agents(game, agent, None if effort.agents is None else sample_of_agents(count, effort.agents))
         for name in effort.searchers:
-            progress(f"{agent}: {name} deviations of {len(indices)} agents")
             deviations = [deviation for index in indices for deviation in SEARCHERS[name](game, agent, index)]
-            tried += len(deviations)
-            best = search(game, deviations, effort.screening[name], effort.scoring, level)
-            found[agent] += [(name, each) for each in best]
-    largest = {agent: _largest(agent, found[agent], *bases[agent]) for agent in types}
-    return Verdict(checkpoint, all(each.passed for each in largest.values()), agents, tried, largest)
+            tasks.append((agent, name, len(indices), deviations))
+    candidates = {agent: list((more or {}).get(agent, ())) for agent in types}
+    total = sum(len(tried) * effort.screening[name] + many * effort.scoring for _, name, many, tried in tasks)
+    with ProgressBar(total, quiet=quiet) as bar:
+        for agent, name, many, tried in tasks:
+            bar.show(f"{name} deviations of {many} {agent}s")
+            for best in search(game, tried, effort.screening[name], effort.scoring, level, bar.advance):
+                index = best.deviation.index
+                who = agent if index is None else f"{agent} {index}"
+                candidates[agent].append(Candidate(best.gain, who, f"{name}, {best.deviation.name}"))
+    largest = {agent: _largest(game, untrained, agent, candidates[agent], effort.scoring) for agent in types}
+    agents = sum(many for _, name, many, _ in tasks if name == effort.searchers[0])
+    count = sum(len(tried) for *_, tried in tasks) + sum(map(len, (more or {}).values()))
+    return Verdict(checkpoint, all(each.passed for each in largest.values()), agents, count, largest)
 
 
-def _bases(game: Game, untrained: Mapping[str, Policy] | None, agent: str, episodes: int) -> tuple[float | None, ...]:
-    """A type's training gain and what its own learning is worth, in reward per agent and period."""
-    if untrained is None:
-        return None, None
-    value = float(game.values(episodes)[agent].mean())
-    others = ({**untrained}, {**game.policies, agent: untrained[agent]})
-    return tuple(value - float(game.with_policies(policies).values(episodes)[agent].mean()) for policies in others)
-
-
-def _largest(agent: str, found: list[tuple[str, Found]], training: float | None, learning: float | None) -> Largest:
-    """The deviation whose gain may be largest, and whether all stay below the type's bar."""
-    name = "government" if agent == "government" else f"any {agent}"
-    if not found:
-        return Largest(0.0, 0.0, 0.0, 0.0, 0.0, name, "only one action is allowed", True)
-    how, best = max(found, key=lambda each: each[1].gain.high)
-    base = next((base for base in (training, learning) if base is not None and base > 0.0), None)
-    high = max(0.0, best.gain.high)
-    passed = base is not None and high <= PUBLISHED_BARS[agent] / 100.0 * base
-    index = best.deviation.index
-    return Largest(
-        gain=best.gain.mean,
-        low=best.gain.low,
-        high=best.gain.high,
-        of_training_gain=100.0 * best.gain.mean / training if training is not None and training > 0.0 else None,
-        of_own_learning=100.0 * best.gain.mean / learning if learning is not None and learning > 0.0 else None,
-        who=agent if index is None else f"{agent} {index}",
-        how=f"{how}, {best.deviation.name}",
-        passed=passed,
-    )
+def _largest(
+    game: Game, untrained: Mapping[str, Policy] | None, agent: str, candidates: Sequence[Candidate], episodes: int
+) -> Largest:
+    """The deviation whose gain may be largest, and whether it stays below the type's bar."""
+    if not candidates:
+        return Largest(0.0, 0.0, 0.0, 0.0, 0.0, agent, "only one action is allowed", True)
+    best = max(candidates, key=lambda candidate: candidate.gain.high)
+    bases: list[float | None] = [None, None]
+    if untrained is not None:
+        value = float(game.values(episodes)[agent].mean())
+        others = (untrained, {**game.policies, agent: untrained[agent]})
+        gains = [value - float(game.with_policies(policies).values(episodes)[agent].mean()) for policies in others]
+        bases = [gain if gain > 0.0 else None for gain in gains]
+        game.restore()
+    base = bases[0] or bases[1]  # of the training gain; of own learning where that is not positive
+    passed = base is not None and best.gain.high <= PUBLISHED_BARS[agent] / 100.0 * base
+    training, learning = (base and 100.0 * best.gain.mean / base for base in bases)
+    return Largest(best.gain.mean, best.gain.low, best.gain.high, training, learning, best.who, best.how, passed)

@@ -59,13 +59,13 @@ class ProgressBar:
         """Show a text beside the bar from now on."""
         self._text = text
 
-    def advance(self) -> None:
-        """Count one iteration more."""
-        self._done += 1
+    def advance(self, count: int = 1) -> None:
+        """Count more iterations."""
+        before, self._done = self._done, self._done + count
         if not self._bar.disable:
             speed = f"{(self._done - self._start) / max(time.monotonic() - self._began, 1e-9):.3g} it/s"
             self._bar.update(self._task, completed=self._done, text=self._text, speed=speed)
-        elif self._every and (self._done - self._start) % self._every == 0:
+        elif self._every and (self._done - self._start) // self._every > (before - self._start) // self._every:
             seconds = time.monotonic() - self._began
             left = seconds / (self._done - self._start) * ((self._total or 0) - self._done)
             print(f"{self._done}/{self._total} in {seconds:.0f} s, {left:.0f} s left  {self._text}", file=sys.stderr)

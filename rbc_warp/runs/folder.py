@@ -89,8 +89,8 @@ class RunDir:
             return {}
         with reading(self.best_response_path, "results of best responses", "move it away to measure anew"):
             content = json.loads(read_bytes(self.best_response_path, limit=None))
-            if not isinstance(content, dict) or not all(isinstance(part, list) for part in content.values()):
-                raise TypeError("expected an object of lists")
+            if not isinstance(content, dict) or not all(isinstance(part, list | dict) for part in content.values()):
+                raise TypeError("expected an object of lists and objects")
             return content
 
     def write_best_response(self, results: Mapping[str, Any]) -> None:
