@@ -62,7 +62,7 @@ def make_trainer(
 def load_policies(run_dir: str | os.PathLike, episode: int | str = "latest") -> dict[str, Policy]:
     """Load the policies of a checkpoint, by type.
 
-    ``module.probabilities(states)`` takes raw states (…, d) and returns the probabilities of all heads, one after the
+    ``policy.probabilities(states)`` takes raw states (…, d) and returns the probabilities of all heads, one after the
     other (…, actions).
 
     Raises:

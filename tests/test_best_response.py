@@ -574,6 +574,7 @@ def nothing(run_dir: Path) -> None:
         (nothing, ["{run}", "3", "--agents", "2", "--agent-type", "firm"], "--agents 2: the run has firm 0 to 1"),
         (nothing, ["{run}", "3", "--repeat-runs", "0"], "--repeat-runs 0"),
         (nothing, ["{run}", "3", "--set", "train.lrr=1"], "lrr"),
+        (nothing, ["{run}", "3", "--verdict", "--greedy"], "give one of them"),
         (nothing, ["{run}", "3", "--agent-type", "firm", "--exact", "2"], "a firm has 4 joint actions"),
         (nothing, ["--experiment-dir", "{run}"], "holds no runs"),
         (damage, ["{run}", "3", "--ep-strs", "0", "latest"], "firm_policy_latest.pt"),

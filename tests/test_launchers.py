@@ -362,6 +362,22 @@ def test_the_package_lists_its_commands(arguments: list[str], code: int, capsys:
     assert all(name in (shown.out if code == 0 else shown.err) for name in ("doctor", "bench"))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["scaling", "--config", "configs/smoke.yaml", "--processes", "3"], "cannot be shared by 3 processes; --set a"),
+        (["scaling", "--processes", "0"], "argument --processes: 0 is not a positive number"),
+        (["phases", "nowhere", "--threads", "-1"], "argument --threads: -1 is not a positive number"),
+        (["bench", "--threads", "0"], "argument --threads: 0 is not a positive number"),
+    ],
+)
+def test_bad_numbers_of_the_commands_get_one_line(arguments: list[str], says: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "rbc_warp", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
+
+
 def test_metrics_are_json_that_any_reader_takes(smoke: tuple[subprocess.CompletedProcess[str], RunDir]) -> None:
     def refuse(constant: str) -> None:
         raise ValueError(constant)

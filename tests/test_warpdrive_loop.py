@@ -13,7 +13,7 @@ import torch
 import rbc_warp
 from rbc_warp.config import load_config
 from rbc_warp.economy.agents import AGENT_TYPES, FIRM_BUDGET
-from rbc_warp.errors import RunFileError
+from rbc_warp.errors import ConfigError, RunFileError
 from rbc_warp.runs.folder import RunDir
 from rbc_warp.runs.run import prepare_run, train_run
 from rbc_warp.training.rollout import EVALUATION_STREAM, Draw
@@ -132,6 +132,44 @@ def test_checkpoints_are_saved_and_loaded(trainer: RbcTrainer, tmp_path: Path) -
         other.load_model_checkpoint({"firm": str(tmp_path / "nowhere.state_dict")})
     with pytest.raises(RunFileError, match="cannot be read as a policy"):
         other.load_model_checkpoint({"firm": latest["consumer"]})
+    with pytest.raises(ConfigError, match="no policy is called 'bank'; there are: consumer, firm, government"):
+        other.load_model_checkpoint({"bank": latest["firm"]})
+    spoiled = torch.load(latest["firm"])
+    spoiled["fc4.bias"] += torch.nan
+    torch.save(spoiled, tmp_path / "firm_1.state_dict")
+    with pytest.raises(RunFileError, match="firm_1.state_dict: holds NaN or infinity; use an earlier checkpoint"):
+        other.load_model_checkpoint({"firm": str(tmp_path / "firm_1.state_dict")})
+
+
+def test_a_part_of_a_training_is_kept_and_counted(trainer: RbcTrainer) -> None:
+    assert trainer.train(4, 6) == 6  # iteration 5 is neither a third one nor the configured last
+    folder = Path(trainer.save_dir)
+    assert {path.name for path in folder.glob("firm_*.state_dict")} == {"firm_40.state_dict"}
+    (line,) = (json.loads(text) for text in (folder / "results.json").read_text().splitlines())
+    assert trainer.perf_stats.iters == line["Iterations Completed"] == 2 and trainer.perf_stats.steps == 40
+    assert trainer.train() == 7  # as configured, whatever was trained before
+
+
+def test_a_trainer_that_never_trained_plays_the_curriculum() -> None:
+    frozen = {**CONFIG, "agents": {**CONFIG["agents"], "frozen_government_action": 7}}
+    trainer = rbc_warp.make_trainer(frozen, "host")
+    fetch = {"include_rewards_actions": True, "policy": "government"}
+    assert (trainer.fetch_episode_states(["_timestep_"], **fetch)[1] == 7).all()
+    trained = rbc_warp.make_trainer(CONFIG, "host")
+    trained.train(0, 3)
+    loaded = rbc_warp.make_trainer(CONFIG, "host")
+    loaded.load_model_checkpoint({name: f"{trained.save_dir}/{name}_60.state_dict" for name in AGENT_TYPES})
+    loaded.set_iteration(2)
+    for agent, rewards in trained.evaluate_episodes(use_argmax=True)[0].items():
+        np.testing.assert_array_equal(loaded.evaluate_episodes(use_argmax=True)[0][agent], rewards)
+
+
+def test_a_policy_that_is_not_to_be_trained_stays(trainer: RbcTrainer) -> None:
+    trainer.config["policy"]["consumer"]["to_train"] = False
+    before = weights(trainer)
+    trainer.train()
+    after = weights(trainer)
+    assert torch.equal(before["consumer"], after["consumer"]) and not torch.equal(before["firm"], after["firm"])
 
 
 def test_the_configuration_holds_what_is_read_and_no_more(trainer: RbcTrainer) -> None:
@@ -159,6 +197,7 @@ def test_the_temporary_folder_goes_with_the_trainer() -> None:
     assert (folder / "firm_20.state_dict").exists()
     trainer.graceful_close()
     assert not folder.exists()
+    trainer.graceful_close()
 
 
 def test_a_run_s_checkpoint_loads_into_a_trainer(tmp_path: Path) -> None:

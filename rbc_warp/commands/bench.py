@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rbc_warp.commands.launch import prepare_process
+from rbc_warp.commands.launch import add_machine_arguments, prepare_process
 from rbc_warp.config import Agents, Config, load_config
 from rbc_warp.economy import reference
 from rbc_warp.economy.agents import AGENT_TYPES
@@ -247,11 +247,10 @@ def _scaling_row(config: Config, num_envs: int, backend: str, quick: bool) -> di
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m rbc_warp bench", description=__doc__.splitlines()[0])
-    parser.add_argument("--backend", choices=["auto", "host", "pycuda"], default="auto", help="where kernels run")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions and sizes, about a minute")
     parser.add_argument("--published", action="store_true", help="the published iteration only, no scaling table")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+    add_machine_arguments(parser)
     options = parser.parse_args(arguments)
     prepare_process(options)
     result = run_benchmark(choose_backend(options.backend), options.quick, options.published, print)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that every launcher has."""
-    parser.add_argument("--backend", choices=["auto", "host", "pycuda"], default="auto", help="where kernels run")
+    add_machine_arguments(parser)
     parser.add_argument(
         "--set",
         action="append",
@@ -32,8 +32,13 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         dest="overrides",
         help="override a config key",
     )
-    parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that say what of this machine is used."""
+    parser.add_argument("--backend", choices=["auto", "host", "pycuda"], default="auto", help="where kernels run")
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,8 +46,8 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, help="YAML file that describes the run, or the runs of a sweep")
     parser.add_argument("--experiment-dir", type=Path, help="folder for the runs (default: experiment/<config's name>)")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="continue this rollout-… folder instead")
-    parser.add_argument("--num-consumers", type=_positive, metavar="N", help="same as --set agents.num_consumers=N")
-    parser.add_argument("--num-firms", type=_positive, metavar="N", help="same as --set agents.num_firms=N")
+    parser.add_argument("--num-consumers", type=positive, metavar="N", help="same as --set agents.num_consumers=N")
+    parser.add_argument("--num-firms", type=positive, metavar="N", help="same as --set agents.num_firms=N")
     parser.add_argument("--group-name", metavar="NAME", help="same as --set metadata.group_name=NAME")
     parser.add_argument("--track", action="append", default=[], choices=["wandb", "mlflow"], help="report there too")
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # a sweep: stop when this process is gone
@@ -52,7 +57,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     sweep.add_argument("--run-only", action="store_true", help="train what is in the folder and unfinished")
     sweep.add_argument("--seed-from-timestamp", action="store_true", help="seed each run by its folder's time")
     sweep.add_argument(
-        "--jobs", type=_positive, metavar="N", help="runs at the same time (default: 1; ray: as many as fit)"
+        "--jobs", type=positive, metavar="N", help="runs at the same time (default: 1; ray: as many as fit)"
     )
     sweep.add_argument("--executor", choices=["local", "ray"], default="local", help="what runs them")
     sweep.add_argument("--ray-address", metavar="ADDRESS", help="a Ray cluster, or auto (default: Ray on this machine)")
@@ -80,7 +85,7 @@ def check_training_arguments(parser: argparse.ArgumentParser, options: argparse.
     options.many = many
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from rbc_warp.analysis.phases import examine
-from rbc_warp.commands.launch import prepare_process
+from rbc_warp.commands.launch import add_machine_arguments, prepare_process
 from rbc_warp.runs.files import write_text
 from rbc_warp.runs.folder import RunDir
 
@@ -15,8 +15,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, metavar="RUN", help="a rollout-… folder")
     parser.add_argument("--episodes", type=int, default=128, metavar="N", help="of each evaluation (default: 128)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
-    parser.add_argument("--backend", choices=["auto", "host", "pycuda"], default="auto", help="where kernels run")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+    add_machine_arguments(parser)
     options = parser.parse_args(arguments)
     if options.episodes < 2:
         parser.error(f"--episodes {options.episodes}: an interval needs 2 or more")

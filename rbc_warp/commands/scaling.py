@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from rbc_warp.commands.launch import add_common_arguments, clean_errors, prepare_process
+from rbc_warp.commands.launch import add_common_arguments, clean_errors, positive, prepare_process
 from rbc_warp.config import Config, load_config
-from rbc_warp.training.processes import claim_gpu, joined
+from rbc_warp.training.processes import check_shares, claim_gpu, joined
 from rbc_warp.training.recorder import Recorder
 from rbc_warp.training.trainer import RbcTrainer
 from rbc_warp.warpdrive.wrapper import choose_backend
@@ -60,8 +60,8 @@ def _measure(config: Config, backend: str, iterations: int) -> None:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m rbc_warp scaling", description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="configs/rbc.yaml", help="YAML file that describes the run")
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], metavar="N", help="numbers to compare")
-    parser.add_argument("--iterations", type=int, default=20, metavar="N", help="how many to time")
+    parser.add_argument("--processes", type=positive, nargs="+", default=[1, 2], metavar="N", help="numbers to compare")
+    parser.add_argument("--iterations", type=positive, default=20, metavar="N", help="how many to time")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     add_common_arguments(parser)
     options = parser.parse_args(arguments)
@@ -71,6 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
         prepare_process(options)
         _measure(config, options.backend, options.iterations)
         return 0
+    for count in options.processes:
+        check_shares(config, count)
     worker = ["--config", options.config, "--backend", options.backend, f"--iterations={options.iterations}"]
     worker += [f"--threads={options.threads or 1}"]
     worker += [word for override in options.overrides for word in ("--set", override)]

@@ -64,8 +64,7 @@ def run_request(request: Request) -> list[Results]:
         if request.verdict:
             verdict = judged(plan, request)
             words.insert(0, verdict.sentence())
-            found = max(verdict.largest.items(), key=lambda each: not each[1].passed)[1]
-            words.append(f"look at: {found.who}, {found.how}; docs/equilibrium.md says what the tables mean")
+            words += [f"look at: {found.who}, {found.how}" for found in verdict.largest.values() if not found.passed]
         files = f"files: {plan.run.best_response_path}, br_<type>_output.txt"
         print("\n\n".join([str(plan.run.path), *words, files]))
     return results

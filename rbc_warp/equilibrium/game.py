@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from scipy.special import stdtrit
 
-from rbc_warp.economy.agents import AGENT_TYPES, AgentType
+from rbc_warp.economy.agents import AgentType
 from rbc_warp.economy.parameters import Economy
 from rbc_warp.training.policy import Policy
 from rbc_warp.training.rollout import EVALUATION_STREAM, Draw, Intervention
@@ -114,9 +114,8 @@ class Game:
         self.policies = dict(policies)
         trainer.multipliers.update(multipliers or {})
         trainer.set_iteration(iteration)
-        self.num_plays = 1 if greedy else -(-episodes // trainer.num_local_envs)
-        self.num_episodes = self.num_plays * trainer.num_local_envs
-        self._baselines: dict[tuple[int, int], dict[str, np.ndarray]] = {}
+        plays = 1 if greedy else -(-episodes // trainer.num_local_envs)
+        self.num_episodes = plays * trainer.num_local_envs
         self._values: dict[tuple[int, int, int], dict[str, np.ndarray]] = {}
         self.restore()
 
@@ -148,25 +147,27 @@ class Game:
             self.trainer.interventions = before
 
     def baseline(self, stream: int = REPORT_STREAM, repeat: int = 0) -> dict[str, np.ndarray]:
-        """:meth:`evaluate` where nobody deviates, after :meth:`restore`; played once."""
-        if (stream, repeat) not in self._baselines:
-            self.restore()
-            self._baselines[stream, repeat] = self.evaluate(stream=stream, repeat=repeat)
-        return self._baselines[stream, repeat]
+        """Return :meth:`values` of the game's own number of episodes."""
+        return self.values(self.num_episodes, stream, repeat)
 
     def evaluate(
         self, *interventions: Intervention, stream: int = REPORT_STREAM, repeat: int = 0
     ) -> dict[str, np.ndarray]:
-        """Rewards per type, (episodes, n), means over periods. The same for the same stream and repeat, but for who
-        deviates."""
-        rewards: dict[str, list[np.ndarray]] = {agent: [] for agent in AGENT_TYPES}
+        """Return rewards per type (episodes, n), means over periods, with the policies that the trainer now holds.
+
+        They are the same for the same stream and repeat, but for who deviates.
+        """
         with self.changed(*interventions):
-            for play in range(self.num_plays):
-                first = repeat * ENVIRONMENTS_PER_REPEAT + play * self.trainer.num_local_envs
-                self.trainer.play(Draw(self.iteration, stream, self.greedy, first))
-                for agent in AGENT_TYPES:
-                    rewards[agent].append(self.trainer.rollout.rewards(agent).double().mean(dim=0).cpu().numpy())
-        return {agent: np.concatenate(parts) for agent, parts in rewards.items()}
+            return self._play(self.num_episodes, stream, repeat)
+
+    def _play(self, episodes: int, stream: int, repeat: int) -> dict[str, np.ndarray]:
+        rewards: dict[str, list[np.ndarray]] = {agent: [] for agent in self.economy.agents}
+        for first in range(0, episodes, self.trainer.num_local_envs):
+            place = repeat * ENVIRONMENTS_PER_REPEAT + first
+            self.trainer.play(Draw(self.iteration, stream, self.greedy, place))
+            for agent, parts in rewards.items():
+                parts.append(self.trainer.rollout.rewards(agent).double().mean(dim=0).cpu().numpy())
+        return {agent: np.concatenate(parts)[:episodes] for agent, parts in rewards.items()}
 
     def with_policies(self, policies: Mapping[str, Policy]) -> Game:
         """Return the game of other policies at the same stage; the trainer now holds theirs, until :meth:`restore`."""
@@ -177,13 +178,7 @@ class Game:
         key = (stream, repeat, episodes)
         if key not in self._values:
             self.restore()
-            rewards: dict[str, list[np.ndarray]] = {agent: [] for agent in self.economy.agents}
-            for first in range(0, episodes, self.trainer.num_local_envs):
-                place = repeat * ENVIRONMENTS_PER_REPEAT + first
-                self.trainer.play(Draw(self.iteration, stream, self.greedy, place))
-                for agent, parts in rewards.items():
-                    parts.append(self.trainer.rollout.rewards(agent).double().mean(dim=0).cpu().numpy())
-            self._values[key] = {agent: np.concatenate(parts)[:episodes] for agent, parts in rewards.items()}
+            self._values[key] = self._play(episodes, stream, repeat)
         return self._values[key]
 
 

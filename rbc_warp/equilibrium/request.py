@@ -75,6 +75,8 @@ def prepare(request: Request) -> list[Plan]:
     ):
         if value is not None and value < 1:
             raise ConfigError(f"{name} {value} is not a positive number; give 1 or more")
+    if request.verdict and request.greedy:
+        raise ConfigError("--verdict judges play that is drawn, --greedy the most likely play; give one of them")
     if request.repeats > MAX_REPEATS:
         raise ConfigError(f"--repeat-runs {request.repeats} is too many; give at most {MAX_REPEATS}")
     if request.run_dir is not None and request.experiment_dir is not None:
@@ -155,17 +157,21 @@ def _check_plans(config: Config, request: Request, types: list[str], notes: list
             notes.append(f"{text}, so none of its plans is enumerated")
 
 
+def _labels(run: RunDir) -> list[str]:
+    """Labels of the checkpoints that are saved, by the first type that has any."""
+    return next(filter(None, map(run.labels, AGENT_TYPES)), [])
+
+
 def _first_middle_last(run: RunDir) -> list[str]:
     """The first and the middle numbered checkpoint, and the latest."""
-    labels = run.labels("consumer")
-    numbers = [label for label in labels if label.isdecimal()]
+    numbers = [label for label in _labels(run) if label.isdecimal()]
     chosen = [numbers[0], numbers[len(numbers) // 2]] if numbers else []
     return list(dict.fromkeys([*chosen, "latest"]))
 
 
 def last_iteration(run: RunDir, config: Config) -> int:
     """The iteration that 'latest' was saved at."""
-    numbers = [int(label) for label in run.labels("consumer") if label.isdecimal()]
+    numbers = [int(label) for label in _labels(run) if label.isdecimal()]
     status = run.read_status()
     done = [status.iteration - 1] if status is not None and status.iteration > 0 else []
     return max([*numbers, *done], default=config.train.num_episodes - 1)
@@ -173,13 +179,13 @@ def last_iteration(run: RunDir, config: Config) -> int:
 
 def _multipliers(run: RunDir, config: Config, label: str, notes: list[str]) -> dict[str, float]:
     """Lagrange multipliers on final debt at a checkpoint: they are kept for the latest only."""
-    agents = config.agents
-    start = {"consumer": agents.consumer_noponzi_start, "firm": agents.firm_noponzi_start}
-    if agents.consumer_noponzi_eta == agents.firm_noponzi_eta == 0.0:
+    payers = {name: agent.settings for name, agent in Economy.from_config(config).agents.items() if agent.penalty_scale}
+    start = {name: settings.noponzi_start for name, settings in payers.items()}
+    if not any(settings.noponzi_eta for settings in payers.values()):
         return start
     if label == "latest" and run.state_path.exists():
         kept = run.load_state()[0].get("trainer", {}).get("noponzi", {})
-        return {agent: float(kept.get(agent, price)) for agent, price in start.items()}
+        return {agent: float(kept.get(agent, first)) for agent, first in start.items()}
     notes.append(
         f"checkpoint {label}: the Lagrange multipliers on final debt are not kept, their starting values are taken"
     )

@@ -26,7 +26,6 @@ class Effort:
 
 
 FULL = Effort(("constant", "one-step"), {"constant": 8, "one-step": 2}, 512)
-QUICK = Effort(("constant",), {"constant": 4}, 128, agents=20)
 ENVIRONMENTS = 512
 """Environments side by side in which deviations are played."""
 
@@ -60,6 +59,8 @@ class Verdict:
 
     def sentence(self) -> str:
         """Return the verdict in one sentence."""
+        if not self.num_deviations:
+            return "No agent has a choice at this stage, so none can gain."
         bars = ", ".join(f"{agent} {PUBLISHED_BARS[agent]:g} %" for agent in self.largest)
         parts = []
         for agent, found in self.largest.items():

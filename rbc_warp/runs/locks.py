@@ -24,7 +24,8 @@ def locked(path: Path, owner: Path, problem: str, remedy: str, patience: float =
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            print(f"{owner}: {problem}; waiting up to {patience:g} s", file=sys.stderr)
+            if patience:
+                print(f"{owner}: {problem}; waiting up to {patience:g} s", file=sys.stderr)
             try:
                 lock.acquire(timeout=patience, poll_interval=0.1)
             except Timeout:

@@ -28,7 +28,7 @@ def indicators(rollout: Rollout) -> dict[str, float]:
     economy = rollout.economy
     chosen = {name: _chosen(rollout, name) for name in ("firm", "government")}
     work = torch.as_tensor(economy.work_choices, dtype=torch.float32, device=rollout.public.device)
-    public = rollout.states("government")
+    public = rollout.public_states()
     last = {name: rollout.private_states(name)[-1] for name in ("consumer", "firm")}
     figures = {
         "price": chosen["firm"][..., FIRM_PRICE],

@@ -16,7 +16,7 @@ from rbc_warp.training.trainer import RbcTrainer
 class RunRecorder(Recorder):
     """Writes a run's files as the trainer's hooks come by; of several processes, the first one writes.
 
-    A checkpoint or dense rollout of an iteration is what played it; the last iteration's are what came of it.
+    A checkpoint or dense rollout of an iteration is what played it; ``latest`` and ``final`` are what came of the last.
     """
 
     def __init__(

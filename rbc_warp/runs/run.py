@@ -89,7 +89,7 @@ def train_run(
             remedy = "wait until it ends, or stop it"
             lock = run.state_path.with_name("lock")
             stack.enter_context(locked(lock, run.path, "is trained by another process", remedy, PATIENCE))
-        state = processes.share(resumable_state(run, config) if resume and processes.is_first else None)
+        state = processes.shared(lambda: resumable_state(run, config) if resume else None)
         if state and state["iteration"] == end:
             done = int(state["iteration"])
             if processes.is_first:
@@ -128,7 +128,7 @@ def _train(run: RunDir, trainer: RbcTrainer, start: int, end: int | None, record
     except BaseException as error:
         with suppress(RunFileError):  # a full disk, say, must not hide the error
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            note(status, max(start, trainer.perf_stats.iters), repr(error))
+            note(status, start + trainer.perf_stats.iters, repr(error))
         raise
     status = "finished" if end is not None and done >= end else "interrupted"
     note(status, done)

@@ -10,8 +10,6 @@ from rbc_warp.errors import ConfigError
 from rbc_warp.runs.files import write_text
 from rbc_warp.runs.folder import RunDir
 
-TRACKERS = ("wandb", "mlflow")
-
 
 class Tracker(Protocol):
     """One destination of metrics."""

@@ -84,7 +84,7 @@ class FusedLearner(Learner):
             yield slice(start, stop), slice(start * agents, stop * agents)
 
     def _hidden(self, shared: torch.Tensor, private: torch.Tensor, layers: Layers) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both hidden layers of one block. shared: (observations, 128), the first layer's public part."""
+        """Both hidden layers of one block. shared: (observations, hidden), the first layer's public part."""
         rows = max(len(private), len(shared))
         first, second = self._buffer("first", rows), self._buffer("second", rows)
         if private.shape[1]:

@@ -20,9 +20,6 @@ from rbc_warp.economy.agents import DIGITS, Layout
 from rbc_warp.economy.parameters import Economy
 from rbc_warp.warpdrive.kernels import Layers
 
-HIDDEN = 128
-"""Width of both hidden layers in the published settings and in the fused kernels."""
-
 
 @cache
 def _moduli(num_digits: int, device: torch.device) -> torch.Tensor:
@@ -86,7 +83,7 @@ class Encoder:
 class Policy(nn.Module):
     """The policy and value function of one agent type."""
 
-    def __init__(self, encoder: Encoder, head_sizes: list[int], seed: int = 0, hidden: int = HIDDEN):
+    def __init__(self, encoder: Encoder, head_sizes: list[int], seed: int = 0, hidden: int = 128):
         super().__init__()
         self.encoder, self.hidden = encoder, hidden
         self.head_sizes = list(head_sizes)
@@ -197,7 +194,7 @@ class Policy(nn.Module):
             own.copy_(given)
 
     def _head_names(self) -> list[str]:
-        if self.encoder.agent != "consumer":
+        if len(self.head_sizes) == 1:
             return ["fc3", "fc4"]
         return [*(f"action_heads.{n}" for n in range(len(self.head_sizes))), "fc4"]
 

@@ -7,7 +7,7 @@ r·batch_size/N on. Rank 0 alone writes files.
 
 import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from rbc_warp.config import Config
-from rbc_warp.errors import ConfigError
+from rbc_warp.errors import ConfigError, UserError
 
 
 class Processes:
@@ -65,6 +65,19 @@ class Processes:
         dist.broadcast_object_list(values, src=0, device=self._device)
         return values[0]
 
+    def shared(self, find: Callable[[], Any]) -> Any:
+        """Rank 0 finds a value for all; where that is the user's fault, the error is everybody's."""
+        found: Any = None
+        if self.is_first:
+            try:
+                found = find()
+            except UserError as error:
+                found = error
+        found = self.share(found)
+        if isinstance(found, UserError):
+            raise found
+        return found
+
 
 def _parts(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield record
@@ -95,6 +108,15 @@ def claim_gpu() -> None:
         os.environ["RBC_WARP_OWN_GPU"] = str(int(os.environ["LOCAL_WORLD_SIZE"]) <= len(gpus))
 
 
+def check_shares(config: Config, world_size: int) -> None:
+    """:class:`ConfigError` where so many processes cannot share the batch equally."""
+    if config.train.batch_size % world_size:
+        raise ConfigError(
+            f"train.batch_size = {config.train.batch_size} cannot be shared by {world_size} processes; "
+            f"--set a multiple of {world_size}, or start another number of processes"
+        )
+
+
 @contextmanager
 def joined(config: Config, backend: str) -> Iterator[Processes]:
     """Meets the other processes of torchrun: nccl where each has a GPU of its own, gloo otherwise."""
@@ -102,11 +124,7 @@ def joined(config: Config, backend: str) -> Iterator[Processes]:
         yield Processes()
         return
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    if config.train.batch_size % world_size:
-        raise ConfigError(
-            f"train.batch_size = {config.train.batch_size} cannot be shared by {world_size} processes; "
-            f"--set a multiple of {world_size}, or start another number of processes"
-        )
+    check_shares(config, world_size)
     # torch.optim imports this module, whose functions take the group of that moment as a default: imported after the
     # group exists, it would keep the group and gloo's threads alive into the interpreter's end, where they can abort.
     importlib.import_module("torch.distributed.nn.functional")

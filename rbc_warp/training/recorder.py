@@ -36,11 +36,12 @@ class Recorder:
 class WarpDriveFiles(Recorder):
     """Keeps what WarpDrive's trainer keeps in its ``save_dir``: ``<policy>_<timestep>.state_dict`` and results.json.
 
-    ``train.save_model_every`` and ``train.log_every`` say how often, and the last iteration is kept, too.
+    ``train.save_model_every`` and ``train.log_every`` say how often; the last iteration of a call of ``train`` is kept,
+    too.
     """
 
     def learned(self, trainer: Any, iteration: int, losses: Losses) -> None:
-        if iteration % trainer.settings.train.log_every and iteration != trainer.num_iters - 1:
+        if iteration % trainer.config["saving"]["metrics_log_freq"] and iteration != trainer.num_iters - 1:
             return
         metrics: dict[str, dict[str, float]] = {}
         for agent in trainer.economy.agents:

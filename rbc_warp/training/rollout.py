@@ -125,9 +125,13 @@ class Rollout:
         """Return the private part of what consumers or firms saw, (T, E, n, d)."""
         return self._array(f"processed_observations_batch_{agent}")
 
+    def public_states(self) -> torch.Tensor:
+        """Return the public state, (T, E, 1, d)."""
+        return self._array("processed_observations_batch_government")
+
     def states(self, agent: str) -> torch.Tensor:
         """Return what a type saw, (T, E, n, d), public state first."""
-        public = self._array("processed_observations_batch_government")
+        public = self.public_states()
         if not self.economy.agents[agent].private.size:
             return public
         private = self.private_states(agent)

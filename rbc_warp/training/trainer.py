@@ -24,6 +24,7 @@ from rbc_warp.config import Config
 from rbc_warp.config.reading import reading
 from rbc_warp.economy.parameters import Economy
 from rbc_warp.economy.reference import Stage
+from rbc_warp.errors import ConfigError, RunFileError
 from rbc_warp.training.fused import FusedLearner
 from rbc_warp.training.learner import AutogradLearner, Learner
 from rbc_warp.training.losses import LossWeights
@@ -125,6 +126,7 @@ class RbcTrainer(TrainerA2C):
             name: torch.zeros(self.num_local_envs * agent.count, agent.num_actions + 1, device=self.device)
             for name, agent in agents.items()
         }
+        self.set_iteration(0)
 
     def _warpdrive_config(self, folder: Path) -> dict:
         """Return the entries that WarpDrive's constructor and hooks read; the rest stands in ``settings``."""
@@ -198,10 +200,13 @@ class RbcTrainer(TrainerA2C):
         """Train iterations ``start`` to ``stop`` - 1; return how many iterations are done, counted from 0.
 
         ``stop`` None: the configured length, or without end where ``train.infinite_episodes`` says so. These are the
-        lines of WarpDrive's loop; they stand here because a run can begin late and be told to stop.
+        lines of WarpDrive's loop; they stand here because a run can begin late and be told to stop. ``perf_stats``
+        counts what this trainer has done.
         """
         if stop is None and not self.settings.train.infinite_episodes:
-            stop = self.num_iters
+            stop = self.settings.train.num_episodes
+        if stop is not None:
+            self.num_iters = stop  # WarpDrive keeps what comes of iteration num_iters - 1
         done = start
         for self.iteration in itertools.count(start) if stop is None else range(start, stop):
             began = time.perf_counter()
@@ -212,7 +217,8 @@ class RbcTrainer(TrainerA2C):
             losses = self._update_model_params(self.iteration)
             seconds = time.perf_counter() - began
             done = self.iteration + 1
-            self.perf_stats.iters, self.perf_stats.steps = done, done * self.training_batch_size
+            self.perf_stats.iters += 1
+            self.perf_stats.steps += self.training_batch_size
             self.perf_stats.training_time += seconds
             self.perf_stats.total_time += seconds
             self._log_metrics(losses)
@@ -227,9 +233,11 @@ class RbcTrainer(TrainerA2C):
         self.play(self.schedule.draw(self.iteration), self.recorder.keeps_consumption(self.iteration))
 
     def _update_model_params(self, iteration: int) -> dict[str, dict[str, torch.Tensor]]:
-        """Update every type that is due; return its loss statistics as scalar tensors."""
+        """Update every type that is due and is to be trained; return its loss statistics as scalar tensors."""
         losses = {}
         for update in self.schedule.updates(iteration):
+            if not self.config["policy"][update.agent]["to_train"]:
+                continue
             losses[update.agent] = self.update(update, iteration)
             self.current_timestep[update.agent] += self.training_batch_size
             if self.schedule.raises_multipliers(iteration):
@@ -256,7 +264,7 @@ class RbcTrainer(TrainerA2C):
             self.heads[agent].allowed.copy_(torch.from_numpy(mask.astype(np.uint8)))
 
     def set_iteration(self, iteration: int) -> None:
-        """Put the curriculum's values of an iteration in force."""
+        """Put the curriculum's values of an iteration in force, for playing without training; a new trainer is at 0."""
         self.iteration = iteration
         self.set_stage(self.curriculum.stage(iteration, self.multipliers), self.curriculum.allowed(iteration))
 
@@ -418,6 +426,13 @@ class RbcTrainer(TrainerA2C):
         self.cuda_envs.reset_all_envs()
         return fetched
 
+    def load_model_checkpoint(self, ckpts_dict: Mapping[str, str] | None = None) -> None:
+        """Load policies from files, by type; None: from those that ``config["policy"]`` names. The stage stays."""
+        for name in ckpts_dict or ():
+            if name not in self.models:
+                raise ConfigError(f"no policy is called {name!r}; there are: {', '.join(self.models)}")
+        super().load_model_checkpoint(ckpts_dict)
+
     def _load_model_checkpoint_helper(self, policy: str, ckpt_filepath: str) -> None:
         """Load a policy file, of WarpDrive or of a run; the policy keeps its place, its optimizer starts anew."""
         if not ckpt_filepath:
@@ -425,6 +440,8 @@ class RbcTrainer(TrainerA2C):
         path = Path(ckpt_filepath)
         with reading(path, "a policy", "give a file that save_model_checkpoint or a run wrote", show_reason=False):
             state = torch.load(path, map_location="cpu", weights_only=True)
+            if not all(torch.isfinite(weights).all() for weights in state.values()):
+                raise RunFileError(path, "holds NaN or infinity", "use an earlier checkpoint")
             self.models[policy].load_state_dict(state)
             timestep = path.stem.rpartition("_")[2]
             if path.suffix == ".state_dict" and timestep.isdecimal():
@@ -433,8 +450,9 @@ class RbcTrainer(TrainerA2C):
             self.optimizers[policy].state.clear()
 
     def graceful_close(self) -> None:
-        """Let go of the sampler and of the temporary folder."""
-        super().graceful_close()
+        """Let go of the sampler and of the temporary folder; a second time, do nothing."""
+        if hasattr(self, "cuda_sample_controller"):
+            super().graceful_close()
         if self._scratch:
             self._scratch.cleanup()
 

@@ -1,6 +1,5 @@
 """Builds the kernels from ``rbc_warp/cuda`` into a cache, once per source, compiler and flags, under a lock."""
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -8,6 +7,8 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+from filelock import FileLock
 
 from rbc_warp.errors import BuildError
 
@@ -68,8 +69,7 @@ def _build(compiler: str, flags: Sequence[str], source: Path, suffix: str, machi
         return target
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with FileLock(folder / "lock"):
             if not target.exists():
                 _compile(compiler, flags, source, target)
     except OSError as error:

@@ -131,7 +131,7 @@ class HostFunctionManager(CUDAFunctionManager):
         return self if self.library.RbcFusesNetwork(int(dtype == torch.bfloat16), hidden) else None
 
     def network_logits(self, layers: Layers, shared: torch.Tensor, private: torch.Tensor, out: torch.Tensor) -> None:
-        """Logits and values ``out`` (rows, actions+1) float32. shared: (groups, 128) float32, the first layer's part
+        """Logits and values ``out`` (rows, actions+1) float32. shared: (groups, hidden) float32, the first layer's part
         that the rows of a group have in common; private: (rows, num_private) in the products' precision."""
         assert out.dtype == torch.float32
         rows = len(out)
@@ -175,5 +175,4 @@ class HostFunctionManager(CUDAFunctionManager):
 
 def load_library() -> ctypes.CDLL:
     """The built library. torch is loaded before it, so both use one pool of threads."""
-    library = ctypes.CDLL(str(build_host()))
-    return library
+    return ctypes.CDLL(str(build_host()))

@@ -51,7 +51,7 @@ class Layers:
     bias1: torch.Tensor
     weight2: torch.Tensor
     bias2: torch.Tensor
-    weight3: torch.Tensor  #: (actions + 1, 128): all heads one after the other, then the value.
+    weight3: torch.Tensor  #: (actions + 1, hidden): all heads one after the other, then the value.
     bias3: torch.Tensor
 
 

@@ -53,19 +53,15 @@ def check_actions(economy: Economy, actions: Mapping[str, np.ndarray]) -> dict[s
         raise ActionError(f"actions has keys {sorted(actions)}; give exactly {', '.join(AGENT_TYPES)}")
     num_envs = len(np.atleast_1d(actions["consumer"]))
     periods = economy.num_periods
-    shapes = {
-        "consumer": (num_envs, periods, economy.num_consumers, economy.num_firms + 2),
-        "firm": (num_envs, periods, economy.num_firms),
-        "government": (num_envs, periods, 1),
-    }
     checked = {}
     for agent in AGENT_TYPES:
-        given = np.asarray(actions[agent])
-        if given.shape != shapes[agent] or num_envs == 0:
-            raise ActionError(f"actions[{agent!r}] has shape {given.shape}; this economy needs {shapes[agent]}, E >= 1")
+        given, kind = np.asarray(actions[agent]), economy.agents[agent]
+        shape = (num_envs, periods, kind.count, *([len(kind.head_sizes)] if len(kind.head_sizes) > 1 else []))
+        if given.shape != shape or num_envs == 0:
+            raise ActionError(f"actions[{agent!r}] has shape {given.shape}; this economy needs {shape}, E >= 1")
         if not np.issubdtype(given.dtype, np.integer):
             raise ActionError(f"actions[{agent!r}] is {given.dtype}; give integer indices into the grids")
-        limits = np.asarray(economy.agents[agent].head_sizes)
+        limits = np.asarray(kind.head_sizes)
         if (given < 0).any() or (given >= (limits if len(limits) > 1 else limits[0])).any():
             allowed = (limits - 1).tolist()
             raise ActionError(f"actions[{agent!r}] has indices outside its grids; allowed: 0 to {allowed}")
