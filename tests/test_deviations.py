@@ -20,6 +20,7 @@ from rbc_warp.equilibrium.deviations import (
 )
 from rbc_warp.equilibrium.game import FREE, SELECTION_STREAM, Estimate, Forced, Game, of_deviator
 from rbc_warp.equilibrium.verdict import Candidate, Effort, judge
+from rbc_warp.runs.folder import RunDir
 
 SOME = Effort(("constant", "one-step"), {"constant": 4, "one-step": 2}, 16)
 
@@ -126,3 +127,11 @@ def test_the_launcher_gives_a_verdict(run_dir, capsys) -> None:  # noqa: F811
     assert list(content)[0] == "verdict" and verdict["checkpoint"] == "latest" and verdict["num_agents"] == 5
     assert set(verdict["largest"]) == set(AGENT_TYPES)
     assert f"of any of {verdict['num_agents']} agents" in said and "look at: " in said
+
+    assert launch(run_dir, 1, "--ep-strs", "2", "--agent-type", "firm") == 0
+    assert json.loads((run_dir / "best_response.json").read_text())["verdict"] == verdict
+    run = RunDir(run_dir)
+    status = run.read_status()
+    run.write_status(status.status, status.iteration + 3)  # as if it had trained on
+    assert launch(run_dir, 1, "--ep-strs", "4", "--agent-type", "firm") == 0
+    assert "verdict" not in json.loads((run_dir / "best_response.json").read_text())

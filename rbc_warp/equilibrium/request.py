@@ -126,6 +126,10 @@ def _prepare_run(run: RunDir, request: Request) -> Plan:
         notes.append("no checkpoint 0: gains are not given in percent of the training gain")
     if request.max_plans is not None:
         _check_plans(config, request, types, notes)
+    results = Results.read(run)
+    held = results.verdict or {}
+    if held.get("checkpoint") == "latest" and held.get("iteration") != last_iteration(run, config):
+        results.verdict = None  # the run went on: 'latest' is another policy
     return Plan(
         run,
         config,
@@ -133,7 +137,7 @@ def _prepare_run(run: RunDir, request: Request) -> Plan:
         load_policies(run, config, 0) if has_start else None,
         types,
         request.iterations or config.train.best_response_episodes,
-        Results.read(run),
+        results,
         notes,
     )
 

@@ -49,6 +49,7 @@ class Verdict:
     """Whether no tried deviation of any single agent gains more than its type's bar, intervals included."""
 
     checkpoint: str
+    iteration: int
     passed: bool
     num_agents: int
     num_deviations: int
@@ -123,7 +124,7 @@ def judge(
     largest = {agent: _largest(game, untrained, agent, candidates[agent], effort.scoring) for agent in types}
     agents = sum(many for _, name, many, _ in tasks if name == effort.searchers[0])
     count = sum(len(tried) for *_, tried in tasks) + sum(map(len, (more or {}).values()))
-    return Verdict(checkpoint, all(each.passed for each in largest.values()), agents, count, largest)
+    return Verdict(checkpoint, game.iteration, all(each.passed for each in largest.values()), agents, count, largest)
 
 
 def _largest(
