@@ -22,7 +22,7 @@ from rbc_warp.training.rollout import EVALUATION_STREAM, Draw, Intervention
 from rbc_warp.training.trainer import RbcTrainer
 
 # Candidates are compared on one stream of random numbers and reported on another, so the best is not the luckiest.
-FINE_TUNING_STREAM, SELECTION_STREAM, REPORT_STREAM = EVALUATION_STREAM + 1, EVALUATION_STREAM + 2, EVALUATION_STREAM
+REPORT_STREAM, FINE_TUNING_STREAM, SELECTION_STREAM, FINAL_STREAM = range(EVALUATION_STREAM, EVALUATION_STREAM + 4)
 # Each repeat has its own block of environment numbers, larger than any batch.
 ENVIRONMENTS_PER_REPEAT = 1 << 20
 NEVER = -1.0e30
