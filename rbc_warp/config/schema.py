@@ -133,7 +133,7 @@ class Agents(_Section):
     consumer_passes: Int | None = off("Passes over a batch, absent: train.ppo_num_updates [count]", ge=1, le=1000)
     firm_passes: Int | None = off("Passes over a batch, absent: train.ppo_num_updates [count]", ge=1, le=1000)
     government_passes: Int | None = off("Passes over a batch, absent: train.ppo_num_updates [count]", ge=1, le=1000)
-    firm_trials_start: Int | None = off("When firms begin to try actions alone, each episode one", ge=0, le=MAX_ITERATIONS)
+    firm_trials_start: Int | None = off("When single firms begin to try actions", ge=0, le=MAX_ITERATIONS)
     firm_trials_end: Int | None = off("When they end, absent: with the run", ge=1, le=MAX_ITERATIONS)
     firm_trials_weight: Float = amount(1.0, "Weight of a trial that paid [1]")
     firm_one_hot_scale: Float = scale(1.0, "Size of a firm's one-hot number where its network sees it [1]")
@@ -362,8 +362,9 @@ class Config(_Section):
 
 def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
-        held = {key: (getattr(value, key), field) for key, field in type(value).model_fields.items()}
-        return {key: _plain(item) for key, (item, field) in held.items() if item is not None or field.default is not None}
+        held = {key: getattr(value, key) for key in type(value).model_fields}
+        off = {key for key, field in type(value).model_fields.items() if field.default is None and held[key] is None}
+        return {key: _plain(item) for key, item in held.items() if key not in off}
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -23,7 +23,8 @@ def theta_factor(config: Config, iteration: int) -> float:
 def entropy_coefficient(config: Config, agent: AgentType, iteration: int) -> float:
     """Weight of the entropy in a type's loss: ``train.entropy`` · max(exp(−n/length), floor), n since it began.
 
-    From ``fall_start`` on the factor falls in a line, to 0 at ``fall_end``. Where a type learns before its start (by a list, or in a best response), n is 0: the factor never exceeds 1.
+    From ``fall_start`` on the factor falls in a line, to 0 at ``fall_end``. Where a type learns before its start (by a
+    list, or in a best response), n is 0: the factor never exceeds 1.
     """
     anneal = agent.settings.entropy_anneal
     if anneal is None or not anneal.anneal_on:

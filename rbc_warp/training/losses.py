@@ -70,8 +70,8 @@ def advantages_and_targets(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return advantages and the value's targets over the first axis, (T, …) each; nothing is added at the end.
 
-    With δ_t = r_t + γ V_{t+1} − V_t, A_t = Σ_k (γλ)^k δ_{t+k} (Schulman et al. 2016); targets are A + V. With λ = 1 they
-    are the returns.
+    With δ_t = r_t + γ V_{t+1} − V_t, A_t = Σ_k (γλ)^k δ_{t+k} (Schulman et al. 2016); targets are A + V, with λ = 1 the
+    returns.
     """
     if gae_lambda == 1.0:
         returns = discounted_returns(rewards, gamma)

@@ -48,12 +48,12 @@ class Schedule:
     def updates(self, iteration: int) -> list[Update]:
         """Return who learns after the rollout, in order."""
         return [
-            self.update(agent, iteration)
+            self.update_of(agent, iteration)
             for agent in self.economy.agents.values()
             if curriculum.trains(self.config, agent, iteration)
         ]
 
-    def update(self, agent: AgentType, iteration: int) -> Update:
+    def update_of(self, agent: AgentType, iteration: int) -> Update:
         """Return a type's update after an iteration."""
         entropy = curriculum.entropy_coefficient(self.config, agent, iteration)
         rate = curriculum.learning_rate(self.config, agent, iteration)

@@ -407,7 +407,8 @@ class RbcTrainer(TrainerA2C):
             yield from itertools.repeat(batch, passes)
             return
         envs, agents = self.num_local_envs, len(batch.actions) // len(batch.public)
-        generator = torch.Generator().manual_seed(self._seed_of(iteration, MINIBATCHES + list(self.learners).index(agent.name)))
+        purpose = MINIBATCHES + list(self.learners).index(agent.name)
+        generator = torch.Generator().manual_seed(self._seed_of(iteration, purpose))
         part_of, count = (batch.of_agents, agents) if agents > envs else (batch.of_environments, envs)
         for _ in range(passes):
             for part in torch.randperm(count, generator=generator).chunk(agent.settings.minibatches):
