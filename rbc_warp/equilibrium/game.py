@@ -42,8 +42,19 @@ class Estimate:
         """Estimate from independent values, with Student's interval; that of a single one has no width."""
         mean, count = float(np.mean(values)), len(values)
         spread = float(np.std(values, ddof=1)) if count > 1 else 0.0
-        half = float(stdtrit(count - 1, 0.5 + level / 2)) * spread / count**0.5 if count > 1 else 0.0
+        half = _student(count, level) * spread / count**0.5
         return cls(mean, mean - half, mean + half)
+
+    def at(self, level: float, was: float, count: int) -> Estimate:
+        """Return the estimate at another level than it ``was`` made at from ``count`` values."""
+        factor = _student(count, level) / _student(count, was) if count > 1 else 0.0
+        half = factor * (self.high - self.low) / 2
+        return Estimate(self.mean, self.mean - half, self.mean + half)
+
+
+def _student(count: int, level: float) -> float:
+    """Student's two-sided quantile for the mean of ``count`` values; 0 for a single one."""
+    return float(stdtrit(count - 1, 0.5 + level / 2)) if count > 1 else 0.0
 
 
 class Forced(Intervention):

@@ -237,8 +237,12 @@ class RbcTrainer(TrainerA2C):
         draw = self.schedule.draw(self.iteration)
         self._trials = None
         if self.schedule.tries(self.iteration):
-            self._trials = Trials.drawn(self, self._seed_of(self.iteration, TRIALS + self.processes.rank))
-            self._trials.play(self, draw)
+            firm, seed = self.economy.agents["firm"], self._seed_of(self.iteration, TRIALS + self.processes.rank)
+            self._trials = Trials(firm, self.economy.num_periods, self.num_local_envs, self.learners["firm"], seed)
+            before, self.interventions = self.interventions, (*self.interventions, self._trials)
+            self.play(draw)
+            self.interventions = before
+            self._trials.note(self.rollout, self.settings.train.gamma)
         self.play(draw, self.recorder.keeps_consumption(self.iteration))
 
     def _update_model_params(self, iteration: int) -> dict[str, dict[str, torch.Tensor]]:
@@ -387,7 +391,7 @@ class RbcTrainer(TrainerA2C):
         discounts = train.gamma, train.gae_lambda
         batch = self.rollout.batch(update.agent, *discounts, self.processes, update.index, chosen)
         if self._trials and update.agent == "firm":
-            batch = self._trials.learned_from(self, batch, self.settings.agents.firm_trials_weight)
+            batch = self._trials.learned_from(batch, self.rollout, train.gamma, self.settings.agents.firm_trials_weight)
         entropy = update.entropy, update.last_head_entropy
         weights = LossWeights(train.use_ppo, train.ppo_clip_param, *entropy, train.value_loss_weight)
         learner.optimizer.param_groups[0]["lr"] = update.learning_rate

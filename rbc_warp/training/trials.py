@@ -9,84 +9,78 @@ changes. (Learning from losses as well drives the logits of rare actions down wi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 import torch
 
+from rbc_warp.economy.agents import AgentType
+from rbc_warp.training.learner import Learner
 from rbc_warp.training.losses import MASKED, Batch, discounted_returns, mean_and_std
-from rbc_warp.training.rollout import Draw, Intervention
-
-if TYPE_CHECKING:
-    from rbc_warp.training.trainer import RbcTrainer
+from rbc_warp.training.rollout import Intervention, Rollout
 
 LARGEST_ADVANTAGE = 10.0
-"""Bound on a trial's advantage, in standard deviations of those that are drawn."""
-TYPE = "firm"
+"""Bound on a trial's advantage, in standard deviations of those of the batch."""
+REACH = 1.0
+"""How far an update may raise the log-probability of a trial that paid before PPO's clip holds it: an action that is
+hardly ever drawn would otherwise rise by a tenth of nothing."""
 
 
-@dataclass
 class Trials(Intervention):
-    """One iteration's trials, one per environment: firm ``who`` takes ``action`` in period ``when``, (E,) each."""
+    """One iteration's trials, one per environment: agent ``who`` takes ``action`` in period ``when``, (E,) each.
 
-    when: torch.Tensor
-    who: torch.Tensor
-    action: torch.Tensor
-    returns: torch.Tensor | None = None  #: (E,) discounted rewards of each deviator from its period on.
+    Args:
+        agent: the type, one with a single head.
+        num_periods, num_envs: T and E.
+        learner: of the type; its mask says which actions may be tried.
+        seed: of who, when and what.
+    """
 
-    @classmethod
-    def drawn(cls, trainer: RbcTrainer, seed: int) -> Trials:
-        """Draw all trials of an iteration on the host."""
+    def __init__(self, agent: AgentType, num_periods: int, num_envs: int, learner: Learner, seed: int):
+        self.agent, self.learner, self.num_envs = agent, learner, num_envs
         generator = torch.Generator().manual_seed(seed)
-        envs, economy = trainer.num_local_envs, trainer.economy
-        allowed = torch.nonzero(trainer.heads[TYPE].allowed.cpu()).squeeze(1)
-        draws = [
-            torch.randint(limit, (envs,), generator=generator)
-            for limit in (economy.num_periods, economy.num_firms, len(allowed))
-        ]
-        when, who, action = (draw.to(trainer.device) for draw in draws)
-        return cls(when, who, allowed.to(trainer.device)[action].int())
+        allowed = torch.nonzero(learner.heads.allowed.cpu()).squeeze(1)
+        draws = [torch.randint(n, (num_envs,), generator=generator) for n in (num_periods, agent.count, len(allowed))]
+        self.when, self.who = draws[0].to(learner.device), draws[1].to(learner.device)
+        self.action = allowed[draws[2]].to(learner.device)
+        self._environments = torch.arange(num_envs, device=learner.device)
+        self._tried = torch.zeros(num_envs, device=learner.device)
 
     def change_actions(self, period: int, actions: Mapping[str, torch.Tensor]) -> None:
-        (tried,) = torch.nonzero(self.when == period, as_tuple=True)
-        actions[TYPE][tried, self.who[tried], 0] = self.action[tried]
+        (here,) = torch.nonzero(self.when == period, as_tuple=True)
+        actions[self.agent.name][here, self.who[here], 0] = self.action[here].int()
 
-    def play(self, trainer: RbcTrainer, draw: Draw) -> None:
-        """Play the episodes of ``draw`` with the trials in them; keep what the deviators got."""
-        before, trainer.interventions = trainer.interventions, (*trainer.interventions, self)
-        trainer.play(draw)
-        trainer.interventions = before
-        self.returns = self._returns(trainer)
+    def note(self, rollout: Rollout, gamma: float) -> None:
+        """Keep what the deviators got in the rollout that was played with the trials."""
+        self._tried = self._returns(rollout, gamma)
 
-    def _returns(self, trainer: RbcTrainer) -> torch.Tensor:
-        """The deviators' discounted rewards in the last rollout."""
-        returns = discounted_returns(trainer.rollout.rewards(TYPE), trainer.settings.train.gamma)
-        return returns[self.when, torch.arange(len(self.who), device=returns.device), self.who]
+    def _returns(self, rollout: Rollout, gamma: float) -> torch.Tensor:
+        """The deviators' scaled, discounted rewards from their periods on, (E,)."""
+        scaled = rollout.rewards(self.agent.name) / self.agent.settings.reward_scale
+        return discounted_returns(scaled, gamma)[self.when, self._environments, self.who]
 
-    def learned_from(self, trainer: RbcTrainer, batch: Batch, weight: float) -> Batch:
-        """Return the firms' batch of the same episodes without trials, in which trials that paid replace draws.
+    def learned_from(self, batch: Batch, rollout: Rollout, gamma: float, weight: float) -> Batch:
+        """Return the type's batch of the rollout without trials, in which trials that paid replace what was drawn.
 
-        Such a row has the policy's own probability of the action that was tried, teaches the value nothing, and has the
-        gain times ``weight`` for its advantage, in standard deviations of the batch's.
+        Such a row teaches the value nothing. Its advantage is the gain times ``weight``, in standard deviations of the
+        batch's; its probability is the policy's own of the action that was tried, times exp(REACH), which leaves the
+        gradient as it is and moves the clip.
         """
-        assert self.returns is not None
-        scale = trainer.economy.agents[TYPE].settings.reward_scale
-        gains = (self.returns - self._returns(trainer)) / scale
+        _, spread = mean_and_std(batch.target - batch.value, self.learner.processes)
+        gains = self._tried - self._returns(rollout, gamma)
         (paid,) = torch.nonzero(gains > 0.0, as_tuple=True)
         if not len(paid):
             return batch
-        observations = self.when[paid] * trainer.num_local_envs + paid
-        rows = observations * trainer.economy.num_firms + self.who[paid]
+        observations = self.when[paid] * self.num_envs + paid
+        rows = observations * self.agent.count + self.who[paid]
         actions, log_probability = batch.actions.clone(), batch.log_probability.clone()
-        actions[rows, 0] = self.action[paid]
-        heads, learner = trainer.heads[TYPE], trainer.learners[TYPE]
-        outputs = torch.empty(len(paid), heads.num_actions + 1, device=trainer.device)
-        learner.logits(batch.public[observations], batch.private[rows].contiguous(), outputs)
-        logits = outputs[:, : heads.num_actions].masked_fill(~heads.allowed.bool(), MASKED)
-        log_probability[rows] = logits.log_softmax(-1).gather(1, actions[rows].long()).squeeze(1)
-        _, spread = mean_and_std(batch.target - batch.value, trainer.processes)
+        actions[rows, 0] = self.action[paid].int()
+        outputs = batch.advantage.new_empty(len(paid), self.agent.num_actions + 1)
+        self.learner.logits(batch.public[observations], batch.private[rows], outputs)
+        logits = outputs[:, :-1].masked_fill(~self.learner.heads.allowed.bool(), MASKED)
+        log_probability[rows] = REACH + logits.log_softmax(-1).gather(1, self.action[paid].unsqueeze(1)).squeeze(1)
         advantage, target = batch.advantage.clone(), batch.target.clone()
-        advantage[rows] = (gains[paid] / spread * weight).clamp(max=LARGEST_ADVANTAGE).to(advantage.dtype)
+        advantage[rows] = math.exp(REACH) * (weight * gains[paid] / spread).clamp(max=LARGEST_ADVANTAGE).float()
         target[rows] = batch.value[rows]
         return replace(batch, actions=actions, log_probability=log_probability, advantage=advantage, target=target)
