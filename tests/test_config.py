@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from rbc_warp.config import Agents, Config, Train, World, load_config
+from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.economy.parameters import Economy
 from rbc_warp.errors import ConfigError
 
@@ -56,6 +57,10 @@ PUBLISHED = {  # the paper's settings and the public code's, whatever rbc.yaml, 
     "agents.consumer_reward_scale": 5.0,
     "agents.firm_reward_scale": 30000.0,
     "agents.government_reward_scale": 1000.0,
+    **{f"agents.{agent}_minibatches": 1 for agent in AGENT_TYPES},
+    "agents.firm_one_hot_scale": 1.0,
+    "agents.employer_entropy_floor": 0.0,
+    "train.gae_lambda": 1.0,
     "agents.consumer_lr_multiple": 1.0,
     "agents.firm_lr_multiple": 1.0,
     "agents.government_lr_multiple": 0.05,
@@ -100,6 +105,8 @@ PUBLISHED = {  # the paper's settings and the public code's, whatever rbc.yaml, 
 
 def test_published_settings():
     config = load_config(CONFIGS / "paper_open.yaml").to_dict()
+    assert not {"consumer_passes", "firm_passes", "firm_trials_start"} & config["agents"].keys()
+    assert "lr_decay_start" not in config["train"]
     for path, expected in PUBLISHED.items():
         section, key = path.split(".")
         value = config[section][key]

@@ -13,6 +13,7 @@ from rbc_warp.config import Config, load_config
 from rbc_warp.economy import curriculum
 from rbc_warp.economy.agents import AGENT_TYPES, FIRM_PRICE, FIRM_WAGE
 from rbc_warp.economy.parameters import Economy
+from rbc_warp.training.schedule import Schedule
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -191,3 +192,36 @@ def test_every_shipped_schedule_always_allows_something_and_ends_open(path: Path
         assert all(mask.any() for mask in curriculum.allowed_actions(config, economy, int(iteration)).values())
     assert all(mask.all() for mask in curriculum.allowed_actions(config, economy, last).values())
     assert all(trains(config, agent, last) for agent in AGENT_TYPES)
+
+
+# Ends that are not published
+
+
+def test_the_entropy_weight_may_fall_to_nothing():
+    anneal = {"anneal_on": True, "exp_decay_length_in_steps": 10, "coef_floor": 0.2}
+    config = load_config(
+        {"agents": {"firm_anneal_entropy": anneal | {"fall_start": 100, "fall_end": 200}}, "train": {"entropy": 0.5}}
+    )
+    plain = load_config({"agents": {"firm_anneal_entropy": anneal}, "train": {"entropy": 0.5}})
+    for n in (0, 5, 100):
+        assert entropy(config, "firm", n) == entropy(plain, "firm", n)
+    assert entropy(config, "firm", 150) == pytest.approx(0.05) and entropy(config, "firm", 175) == pytest.approx(0.025)
+    assert entropy(config, "firm", 200) == entropy(config, "firm", 9999) == 0.0
+
+
+def test_the_choice_of_an_employer_keeps_an_entropy_weight():
+    config = load_config({"agents": {"employer_entropy_floor": 0.1}, "train": {"entropy": 0.02}})
+    updates = {update.agent: update for update in Schedule(config, Economy.from_config(config)).updates(0)}
+    assert (updates["consumer"].entropy, updates["consumer"].last_head_entropy) == (0.02, 0.1)
+    assert updates["firm"].last_head_entropy == 0.02
+
+
+def test_learning_rates_fall_to_nothing_at_the_end():
+    config = load_config(
+        {"agents": {"firm_lr_multiple": 0.5}, "train": {"lr": 0.01, "num_episodes": 100, "lr_decay_start": 60}}
+    )
+    firm = Economy.from_config(config).agents["firm"]
+    rates = [curriculum.learning_rate(config, firm, n) for n in (0, 60, 80, 99, 100)]
+    assert rates == pytest.approx([0.005, 0.005, 0.0025, 0.005 / 40, 0.0])
+    updates = Schedule(config, Economy.from_config(config)).updates(80)
+    assert {update.agent: update.learning_rate for update in updates}["firm"] == pytest.approx(0.0025)

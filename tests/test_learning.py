@@ -19,7 +19,7 @@ from rbc_warp.economy.parameters import Economy
 from rbc_warp.training import fused, learner, losses
 from rbc_warp.training.fused import FusedLearner
 from rbc_warp.training.learner import AutogradLearner, Learner
-from rbc_warp.training.losses import Batch, LossWeights, discounted_returns, standardize
+from rbc_warp.training.losses import Batch, LossWeights, advantages_and_targets, discounted_returns, standardize
 from rbc_warp.training.policy import Policy, make_policies
 from rbc_warp.training.processes import Processes
 from rbc_warp.training.schedule import Update
@@ -362,6 +362,22 @@ def test_returns_are_discounted_period_by_period(gamma: float) -> None:
         expected = sum(gamma**k * rewards[t + k].double() for k in range(6 - t))
         torch.testing.assert_close(got[t].double(), expected, rtol=1e-5, atol=1e-6)
     assert torch.equal(discounted_returns(rewards[:1], gamma), rewards[:1])
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.6, 0.9, 1.0])
+def test_advantages_weigh_later_errors(weight: float) -> None:
+    """GAE by its sum: A_t = Σ_k (γλ)^k δ_{t+k}, with nothing after the end; λ = 1 gives returns less values."""
+    random, gamma = np.random.default_rng(0), 0.9
+    rewards, values = (torch.tensor(random.normal(size=(5, 3, 2)), dtype=torch.float32) for _ in range(2))
+    advantages, targets = advantages_and_targets(rewards, values, gamma, weight)
+    following = torch.cat([values[1:], torch.zeros(1, 3, 2)])
+    errors = rewards + gamma * following - values
+    for t in range(5):
+        expected = sum((gamma * weight) ** k * errors[t + k].double() for k in range(5 - t))
+        torch.testing.assert_close(advantages[t].double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(targets, advantages + values)
+    if weight == 1.0:
+        torch.testing.assert_close(advantages, discounted_returns(rewards, gamma) - values)
 
 
 def test_advantages_are_standardized_over_the_batch() -> None:

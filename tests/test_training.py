@@ -233,6 +233,36 @@ def test_reward_scales_divide_what_is_learned_from_only() -> None:
     torch.testing.assert_close(seen[1].target, expected)
 
 
+@pytest.mark.parametrize(("agent", "parts", "passes"), [("consumer", 2, 1), ("consumer", 3, 4), ("firm", 4, 2)])
+def test_minibatches_are_random_parts_of_the_batch(agent: str, parts: int, passes: int) -> None:
+    """Every pass takes each row once: in parts of the environments, or of the agents where there are more of them."""
+    envs = 2 if agent == "consumer" else 8
+    given = (f"agents.{agent}_minibatches={parts}", f"agents.{agent}_passes={passes}", f"train.batch_size={envs}")
+    trainer = RbcTrainer(small(*given), "host")
+    play_iteration(trainer, 0)
+    seen: list[list] = []
+    trainer.learners[agent].update = lambda given, *_: seen.append(list(given)) or torch.zeros(())
+    for iteration in (0, 0, 1):
+        trainer.update(trainer.schedule.update_of(trainer.economy.agents[agent], 0), iteration)
+    whole = trainer.rollout.batch(agent, 0.9999, 1.0, trainer.processes)
+    count = trainer.economy.agents[agent].count
+    assert all(len(steps) == parts * passes for steps in seen)
+    assert all(torch.equal(a.target, b.target) for a, b in zip(seen[0], seen[1], strict=True))
+    assert not all(torch.equal(a.target, b.target) for a, b in zip(seen[0], seen[2], strict=True))
+    for one in range(passes):
+        steps = seen[0][one * parts : (one + 1) * parts]
+        targets = torch.cat([step.target for step in steps])
+        torch.testing.assert_close(targets.sort().values, whole.target.sort().values)
+        for step in steps:
+            agents = len(step.actions) // len(step.public)
+            assert agents == count if agent == "firm" else len(step.public) == len(whole.public)
+            # Each row keeps its own columns and its observation.
+            for row in range(0, len(step.actions), 7):
+                (at,) = torch.nonzero((whole.target == step.target[row]) & (whole.value == step.value[row]))[0]
+                assert torch.equal(whole.private[at], step.private[row])
+                assert torch.equal(whole.public[at // count], step.public[row // agents])
+
+
 def test_each_type_has_its_learning_rate() -> None:
     config = small("train.lr=0.01", "agents.firm_lr_multiple=0.5", "agents.government_lr_multiple=0")
     trainer, _ = train(config, 0)

@@ -175,4 +175,15 @@ def _train(options: argparse.Namespace, config: Config, run: RunDir | None = Non
         )
         if processes.is_first:
             print(summary(result))
+    if processes.is_first and result.status == "finished" and result.start < result.iterations:
+        _test_equilibrium(run, config, result.iterations, backend, options.quiet)
     return result
+
+
+def _test_equilibrium(run: RunDir, config: Config, iterations: int, backend: str, quiet: bool) -> None:
+    """Say whether a long run passes a quick test of its equilibrium."""
+    from rbc_warp.equilibrium.best_response import quick_verdict
+    from rbc_warp.equilibrium.request import is_long
+
+    if is_long(config, iterations):
+        print(f"\nequilibrium, a quick test: {quick_verdict(run, backend, quiet)}")

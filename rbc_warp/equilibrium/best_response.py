@@ -33,7 +33,7 @@ from rbc_warp.equilibrium.game import (
 )
 from rbc_warp.equilibrium.request import Checkpoint, Plan, Request, prepare
 from rbc_warp.equilibrium.results import Record, Results
-from rbc_warp.equilibrium.verdict import Candidate, Effort, Verdict, environments_for, judge
+from rbc_warp.equilibrium.verdict import QUICK, Candidate, Effort, Verdict, environments_for, judge
 from rbc_warp.runs.folder import RunDir
 from rbc_warp.runs.recorder import save_episode
 from rbc_warp.runs.resume import RESUMABLE
@@ -63,12 +63,23 @@ def run_request(request: Request) -> list[Results]:
         results.append(measure(plan, request))
         words = [results[-1].summary()]
         if plan.effort is not None:
-            verdict = judged(plan, plan.effort, request)
-            words.insert(0, verdict.sentence())
-            words += [f"look at: {found.who}, {found.how}" for found in verdict.largest.values() if not found.passed]
+            words.insert(0, told(judged(plan, plan.effort, request)))
         files = f"files: {plan.run.best_response_path}, br_<type>_output.txt"
         print("\n\n".join([str(plan.run.path), *words, files]))
     return results
+
+
+def quick_verdict(run: RunDir, backend: str = "auto", quiet: bool = False) -> str:
+    """Judge a run's latest checkpoint by a quick search; keep the verdict and return it in words."""
+    request = Request(run.path, labels=("latest",), verdict=QUICK.name, backend=backend, quiet=quiet)
+    (plan,) = prepare(request)
+    return told(judged(plan, QUICK, request))
+
+
+def told(verdict: Verdict) -> str:
+    """Return a verdict in words, and what to look at where it is not passed."""
+    failed = [f"look at: {found.who}, {found.how}" for found in verdict.largest.values() if not found.passed]
+    return "\n".join([verdict.sentence(), *failed])
 
 
 def judged(plan: Plan, effort: Effort, request: Request) -> Verdict:

@@ -15,7 +15,7 @@ from rbc_warp.training.policy import Policy
 
 MAX_REPEATS = 2000
 LONG_RUN = 500_000
-"""A full search takes less time than training for so many environment steps."""
+"""Environment steps of training that take longer than a full search."""
 
 
 @dataclass(frozen=True)
@@ -157,8 +157,12 @@ def _effort(config: Config, request: Request, checkpoints: list[Checkpoint]) -> 
     last = max(checkpoints, key=lambda checkpoint: checkpoint.iteration)
     if not whole or last.label != "latest":
         return None
-    is_long = last.iteration * config.train.batch_size * config.world.maxtime >= LONG_RUN
-    return FULL if is_long else QUICK
+    return FULL if is_long(config, last.iteration) else QUICK
+
+
+def is_long(config: Config, iterations: int) -> bool:
+    """Return whether a full search takes less time than so many iterations of training."""
+    return iterations * config.train.batch_size * config.world.maxtime >= LONG_RUN
 
 
 def open_checkpoint(run: RunDir, config: Config, label: str, notes: list[str]) -> Checkpoint:

@@ -1,0 +1,123 @@
+"""Trials of single firms in training: what they change, and what is learned from them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from rbc_warp.config import load_config
+from rbc_warp.training.recorder import Recorder
+from rbc_warp.training.rollout import Draw
+from rbc_warp.training.trainer import RbcTrainer
+from rbc_warp.training.trials import LARGEST_ADVANTAGE, REACH, Trials
+
+SETTINGS = {
+    "agents": {"num_consumers": 5, "num_firms": 3, "firm_trials_start": 1, "firm_trials_end": 3},
+    "world": {"maxtime": 4, "initial_wages": 22},
+    "train": {"batch_size": 16, "num_episodes": 5, "precision": "float32"},
+}
+GAMMA = 0.9999
+
+
+@pytest.fixture
+def trainer() -> RbcTrainer:
+    return RbcTrainer(load_config(SETTINGS), "host", recorder=Recorder())
+
+
+def trials_of(trainer: RbcTrainer, seed: int = 0) -> Trials:
+    economy = trainer.economy
+    return Trials(economy.agents["firm"], economy.num_periods, trainer.num_local_envs, trainer.learners["firm"], seed)
+
+
+def test_a_trial_is_one_action_of_one_firm_in_one_period(trainer: RbcTrainer) -> None:
+    trainer.play(Draw(7))
+    plain, rewards = trainer.rollout.actions("firm").clone(), trainer.rollout.rewards("firm").clone()
+    trials = trials_of(trainer)
+    trainer.interventions = (trials,)
+    trainer.play(Draw(7))
+    changed = trainer.rollout.actions("firm")
+    for e in range(16):
+        t, firm = int(trials.when[e]), int(trials.who[e])
+        assert changed[t, e, firm] == trials.action[e]
+        others = [j for j in range(3) if j != firm]
+        assert torch.equal(changed[: t + 1, e][:, others], plain[: t + 1, e][:, others])
+        assert torch.equal(changed[:t, e], plain[:t, e])  # until then the same episode
+        assert torch.equal(trainer.rollout.rewards("firm")[:t, e], rewards[:t, e])
+
+
+def test_trials_that_paid_replace_what_was_drawn_and_others_nothing(trainer: RbcTrainer) -> None:
+    trials = trials_of(trainer)
+    trainer.interventions = (trials,)
+    trainer.play(Draw(7))
+    trials.note(trainer.rollout, GAMMA)
+    tried = trainer.rollout.rewards("firm").clone()
+    trainer.interventions = ()
+    trainer.play(Draw(7))
+    batch = trainer.rollout.batch("firm", GAMMA, 1.0, trainer.processes)
+    got = trials.learned_from(batch, trainer.rollout, GAMMA, weight=2.0)
+    spread = (batch.target - batch.value).double().std()
+    probabilities = trainer.models["firm"].probabilities(trainer.rollout.states("firm"))
+    untouched = torch.ones(len(batch.actions), dtype=torch.bool)
+    paid = 0
+    for e in range(16):
+        t, firm = int(trials.when[e]), int(trials.who[e])
+        after = (tried[t:, e, firm] - trainer.rollout.rewards("firm")[t:, e, firm]).double()
+        gain = sum(GAMMA**k * float(r) for k, r in enumerate(after))
+        if gain <= 0.0:
+            continue
+        paid += 1
+        row = (t * 16 + e) * 3 + firm
+        untouched[row] = False
+        assert got.actions[row, 0] == trials.action[e] and got.target[row] == batch.value[row]
+        expected = math.exp(REACH) * min(2.0 * gain / float(spread), LARGEST_ADVANTAGE)
+        assert float(got.advantage[row]) == pytest.approx(expected, rel=1e-3)
+        p = float(probabilities[t, e, firm, trials.action[e]])
+        assert float(got.log_probability[row]) == pytest.approx(math.log(p) + REACH, abs=1e-4)
+    assert 0 < paid < 16
+    for name in ("public", "private", "value"):
+        assert torch.equal(getattr(got, name), getattr(batch, name))
+    for name in ("actions", "log_probability", "advantage", "target"):
+        assert torch.equal(getattr(got, name)[untouched], getattr(batch, name)[untouched])
+
+
+def test_trials_come_in_their_iterations_only_and_leave_the_episodes_as_they_are(trainer: RbcTrainer) -> None:
+    """The rollout that everybody learns from is the same with and without them."""
+    plain = RbcTrainer(load_config(SETTINGS, ["agents.firm_trials_start=null"]), "host", recorder=Recorder())
+    for iteration in range(5):
+        trainer.iteration = plain.iteration = iteration
+        plays = []
+        play = trainer.play
+        trainer.play = lambda *given, play=play, plays=plays: plays.append(play(*given))  # type: ignore[method-assign]
+        trainer._generate_rollout_batch()
+        trainer.play = play  # type: ignore[method-assign]
+        assert len(plays) == (2 if 1 <= iteration < 3 else 1)
+        plain._generate_rollout_batch()
+        for agent in trainer.economy.agents:
+            assert torch.equal(trainer.rollout.rewards(agent), plain.rollout.rewards(agent))
+
+
+def test_only_allowed_actions_are_tried(trainer: RbcTrainer) -> None:
+    trainer.heads["firm"].allowed.zero_()
+    trainer.heads["firm"].allowed[[4, 9]] = 1
+    assert set(trials_of(trainer).action.tolist()) == {4, 9}
+    assert not torch.equal(trials_of(trainer, 1).when, trials_of(trainer, 2).when)
+
+
+def test_firms_learn_from_a_trial_what_pays_alone() -> None:
+    """Firms who all post one price and never draw another find the better one by trials, and not without them."""
+    agents = {"num_consumers": 5, "num_firms": 2, "price_choices": [100, 1000], "wage_choices": [0, 11]}
+    world = {"maxtime": 3, "initial_wages": 11, "initial_stocks": 30, "use_importer": 0}
+    settings = {"agents": agents | {"firm_reward_scale": 3e4}, "world": world}
+    train = {"batch_size": 32, "num_episodes": 20, "entropy": 0.0, "precision": "float32", "lr": 0.003}
+    shares = {}
+    for start in ("0", "null"):
+        config = load_config({**settings, "train": train}, [f"agents.firm_trials_start={start}"])
+        trainer = RbcTrainer(config, "host", recorder=Recorder())
+        policy = trainer.models["firm"]
+        policy.layers(policy.flat.data).bias3[:2] += 12.0  # the low price
+        trainer.train()
+        trainer.play(Draw(100))
+        shares[start] = float((trainer.rollout.actions("firm") >= 2).float().mean())
+    assert shares["null"] < 0.02 and shares["0"] > 0.5
