@@ -181,10 +181,10 @@ class CrossPlay:
         verdicts = [f"{words[holds]}{name}" for name, holds in self._verdicts().items()]
         gain = max(self.largest.values(), key=self._share_of_bar)
         return (
-            f"The {self.num_runs} runs are {' and '.join(verdicts)}, as far as their own policies test it: the largest "
-            f"gain is {self._text(gain.agent, gain)} (bar {self._bar_text(gain.agent)}; {LEVEL:.0%}, {self.num_pairs} pairs "
-            f"compared), that of {gain.agent} by the policy of run {gain.run} in the mixture "
-            f"{', '.join(f'{agent} {run}' for agent, run in self._runs_of(gain.mixture).items())}."
+            f"The {self.num_runs} runs are {' and '.join(verdicts)}, as far as their own policies test it; largest "
+            f"gain: {self._text(gain.agent, gain)} for {gain.agent} by the policy of run {gain.run} in the mixture "
+            f"{', '.join(f'{agent} {run}' for agent, run in self._runs_of(gain.mixture).items())} "
+            f"(bar {self._bar_text(gain.agent)}; {LEVEL:.0%}, {self.num_pairs} pairs compared)."
         )
 
     def _verdicts(self) -> dict[str, bool | None]:
@@ -209,7 +209,7 @@ class CrossPlay:
             mixture = self.mixtures[k]
             values = [Estimate.of(self.values[agent][k]) for agent in self.types]
             gain = max((gain for gain in self.gains if gain.mixture == mixture), key=self._share_of_bar)
-            cells = [f"{value.mean:.5g} ± {value.high - value.mean:.2g}" for value in values]
+            cells = [f"{value.mean:.5g} ± {value.high - value.mean:.4g}" for value in values]
             found = f"{gain.agent} by run {gain.run}: {self._text(gain.agent, gain)}"
             rows.append([*map(str, self._runs_of(mixture).values()), *cells, found, reason])
         return text_table([*self.types, *(f"{agent}'s value" for agent in self.types), "largest gain", ""], rows)
@@ -243,11 +243,11 @@ class CrossPlay:
     def _text(self, agent: str, found: Gain | Difference) -> str:
         base = self.bars[agent].base
         share = f" = {100.0 * found.mean / base:.2g} %" if base else ""
-        return f"{found.mean:+.3g} [{found.low:+.3g}, {found.high:+.3g}]{share}"
+        return f"{found.mean:+.4g} [{found.low:+.4g}, {found.high:+.4g}]{share}"
 
     def _bar_text(self, agent: str) -> str:
         bar = self.bars[agent]
-        return f"{bar.bar:.3g} = {bar.percent:g} % of {bar.of}" if bar.base else "0"
+        return f"{bar.bar:.4g} = {bar.percent:g} % of {bar.of}" if bar.base else "0"
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it in plain Python types; ``docs/equilibrium.md`` says what each field is."""
