@@ -175,6 +175,19 @@ def test_the_launcher_writes_what_it_prints(runs: list[Path], tmp_path: Path, mo
     assert said.out.rstrip().endswith(f"file: {output}") and "1280/2048" in said.err
 
 
+def test_a_run_of_the_public_implementation_takes_part(runs: list[Path]) -> None:
+    for name in ("metrics.jsonl", "status.json"):
+        (runs[1] / name).unlink()
+    shutil.rmtree(runs[1] / "state", ignore_errors=True)
+    content = yaml.safe_load((runs[1] / "hparams.yaml").read_text())
+    content["agents"] = {key: value for key, value in content["agents"].items() if not key.endswith("_choices")}
+    content["world"] = {
+        key: content["world"][key] for key in content["world"] if key not in ("technology", "budget_drip")
+    }
+    (runs[1] / "hparams.yaml").write_text(yaml.safe_dump(content))
+    assert [entrant.checkpoint.iteration for entrant in enter(runs)] == [4, 4]
+
+
 def test_types_frozen_alike_are_not_mixed(runs: list[Path]) -> None:
     for run in runs:
         edit(run, "agents", frozen_government_action=3)

@@ -44,10 +44,10 @@ SAME_STAGE = 0.01
 """Largest relative difference of two stages' numbers that still make one game."""
 DEFINITION = (
     "Interchangeable: in no mixture does another run's policy for a type gain that type more than its bar, the others "
-    "of the mixture unchanged. Equivalent: no two mixtures' values of a type differ by more than its bar. Both with "
-    "intervals, simultaneous over all pairs compared. A type's bar is its share, in the smallest of the runs, of the "
-    "training gain, or of own learning where that is not positive; 0 where neither is known to be. Only these runs' "
-    "policies are tried: other deviations may gain."
+    "of the mixture unchanged. Equivalent: no two mixtures' values of a type differ by more than its bar. Intervals "
+    "included, simultaneous over all pairs compared. A type's bar is a share of its training gain, or of own learning "
+    "where that is not positive, in the run where that is smallest. Only these runs' policies are tried: other "
+    "deviations may gain."
 )
 
 Mixture = tuple[int, ...]
@@ -242,7 +242,7 @@ class CrossPlay:
 
     def _text(self, agent: str, found: Gain | Difference) -> str:
         base = self.bars[agent].base
-        share = f" = {100.0 * found.mean / base:.2g} %" if base else ""
+        share = f" = {100.0 * found.mean / base:.3g} %" if base else ""
         return f"{found.mean:+.4g} [{found.low:+.4g}, {found.high:+.4g}]{share}"
 
     def _bar_text(self, agent: str) -> str:
