@@ -260,7 +260,7 @@ def nothing(run: Path) -> None:
         ),
         (change("agents", frozen_firm_action=1), ["{0}", "{1}"], "agents.frozen_firm_action is null and 1"),
         (change("train", should_boost_firm_reward=True), ["{0}", "{1}"], "train.should_boost_firm_reward is false"),
-        (change("train", hidden_size=64), ["{0}", "{1}"], "different networks: train.hidden_size is 128 and 64"),
+        (change("train", hidden_size=64), ["{0}", "{1}"], "cannot be mixed: train.hidden_size is 128 and 64"),
         (change("train", digit_representation_size=3), ["{0}", "{1}"], "train.digit_representation_size is 10 and 3"),
         (another_alpha, ["{0}", "{1}"], "agents.num_firms is 2 and 3"),
         (multiply, ["{0}", "{1}"], "consumer multiplier is 0 and 2"),

@@ -379,19 +379,16 @@ def _entrant(run: RunDir, config: Config, label: str) -> Entrant:
 
 
 def _check_economies(first: RunDir, config: Config, second: RunDir, other: Config) -> None:
-    """Raise ConfigError at the first key that makes two economies, or two shapes of networks."""
-    shapes = [key for key in NETWORK_KEYS if getattr(config.train, key) != getattr(other.train, key)]
-    if found := _economic_key(config, other):
-        kind, (section, key) = "economies", found
-    elif shapes:
-        kind, section, key = "networks", "train", shapes[0]
-    else:
-        return
-    here, there = (show(getattr(getattr(each, section), key)) for each in (config, other))
-    raise ConfigError(
-        f"{first.path} and {second.path} have different {kind}: {section}.{key} is {here} and {there}; "
-        "name runs that agree in it"
-    )
+    """Raise ConfigError at the first key that makes two economies, or networks of two shapes."""
+    shapes = [("train", key) for key in NETWORK_KEYS if getattr(config.train, key) != getattr(other.train, key)]
+    found = _economic_key(config, other) or next(iter(shapes), None)
+    if found is not None:
+        section, key = found
+        here, there = (show(getattr(getattr(each, section), key)) for each in (config, other))
+        raise ConfigError(
+            f"{first.path} and {second.path} cannot be mixed: {section}.{key} is {here} and {there}; "
+            "name runs of one economy, with networks of one size and the same inputs"
+        )
 
 
 def _economic_key(config: Config, other: Config) -> tuple[str, str] | None:
