@@ -29,7 +29,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--exact", type=int, metavar="PLANS", help="enumerate up to so many plans against deterministic play")
     add("--greedy", action="store_true", help="everybody else always takes the most likely action")
     add("--eval-episodes", type=int, metavar="N", help="episodes of each evaluation (default: 64; of a mixture 128)")
-    add("--verdict", action="store_true", help="judge by constant and one-step deviations of every single agent")
+    add(
+        "--verdict",
+        nargs="?",
+        const="full",
+        choices=["full", "quick", "none"],
+        help="how far to search every single agent's deviations (default: full for a long run's latest checkpoint)",
+    )
     add("--restart", action="store_true", help="ignore earlier results: measure again what is known or begun")
     add("--cross-play", nargs="+", metavar="RUN", help="do these runs' policies make equilibria in every mixture?")
     add("-o", "--output", metavar="FILE", help="what --cross-play writes (default: cross_play.json)")

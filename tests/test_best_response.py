@@ -227,7 +227,7 @@ def test_an_own_policy_is_one_agents_alone(game: Game) -> None:
         np.testing.assert_array_equal(same[agent], before[agent])
     with game.changed(own):
         trainer.play(Draw(0))
-    trainer.update(Update("consumer", 0.0, own.learner, 1), 0)
+    trainer.update(Update("consumer", 0.0, 0.0, 1e-3, own.learner, 1), 0)
     assert torch.equal(trainer.models["consumer"].flat, shared)
     assert not torch.equal(own.learner.policy.flat, shared)
 

@@ -22,7 +22,7 @@ from rbc_warp.equilibrium.game import FREE, SELECTION_STREAM, Estimate, Forced, 
 from rbc_warp.equilibrium.verdict import Candidate, Effort, judge
 from rbc_warp.runs.folder import RunDir
 
-SOME = Effort(("constant", "one-step"), {"constant": 4, "one-step": 2}, 16)
+SOME = Effort("some", {"constant": 4, "one-step": 2}, 16, 16)
 
 
 @pytest.fixture(scope="module")
@@ -105,18 +105,20 @@ def test_a_verdict_passes_small_gains_and_not_large_or_uncertain_ones(game: Game
 
     better = Game(game.trainer, {**game.policies, "government": always(best)}, 0)
     untrained = {**game.policies, "government": always(worst)}
-    plain = judge(better, untrained, ["government"], "1", Effort(("constant",), {"constant": 16}, 16), quiet=True)
+    plain = judge(better, untrained, ["government"], "1", Effort("constant", {"constant": 16}, 16, 16), quiet=True)
     assert plain.passed and plain.largest["government"].of_training_gain == pytest.approx(0.0, abs=1e-6)
     learned = float((better.values(16)["government"]).mean())
     for gain, passes in (
-        (Estimate(0.0, -1.0, 0.0001 * learned), True),
-        (Estimate(0.0, -1.0, learned), False),
+        (Estimate(0.0, -0.0001 * learned, 0.0001 * learned), True),
+        (Estimate(0.0, -learned, learned), False),
         (Estimate(learned, learned, learned), False),
     ):
-        more = {"government": [Candidate(gain, "government", "elsewhere")]}
-        verdict = judge(better, untrained, ["government"], "1", Effort(("constant",), {"constant": 16}, 16), more, True)
+        more = {"government": [Candidate(gain, 64, "government", "elsewhere")]}
+        verdict = judge(
+            better, untrained, ["government"], "1", Effort("constant", {"constant": 16}, 16, 16), more, True
+        )
         assert verdict.passed == passes and (passes or "may gain more" in verdict.sentence())
-    assert not judge(better, None, ["government"], "1", Effort(("constant",), {"constant": 16}, 16), quiet=True).passed
+    assert not judge(better, None, ["government"], "1", Effort("constant", {"constant": 16}, 16, 16), quiet=True).passed
 
 
 def test_the_launcher_gives_a_verdict(run_dir, capsys) -> None:  # noqa: F811

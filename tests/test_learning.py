@@ -28,8 +28,8 @@ from rbc_warp.warpdrive.host import HostFunctionManager
 from rbc_warp.warpdrive.kernels import LOSS_STATISTICS, Heads
 
 SETTINGS = {"agents": {"num_consumers": 7, "num_firms": 3}, "world": {"paretoscaletheta": 4.0}}
-PPO = LossWeights(use_ppo=True, clip=0.1, entropy=0.3, value=0.7)
-POLICY_GRADIENT = LossWeights(use_ppo=False, clip=0.1, entropy=0.3, value=0.7)
+PPO = LossWeights(use_ppo=True, clip=0.1, entropy=0.3, last_head_entropy=0.4, value=0.7)
+POLICY_GRADIENT = LossWeights(use_ppo=False, clip=0.1, entropy=0.3, last_head_entropy=0.4, value=0.7)
 RULES = {"ppo": PPO, "policy gradient": POLICY_GRADIENT}
 OBSERVATIONS = 61  # so that blocks and groups of sixteen rows end inside a batch
 
@@ -309,7 +309,7 @@ def test_bfloat16_is_close_to_float32(make: Maker, agent: str) -> None:
 def test_the_first_update_is_adam_s(make: Maker) -> None:
     case = Case("government", make)
     before, gradient = case.policy.flat.detach().clone(), case.learner_gradient(PPO)
-    norm = case.learner.update(case.batch, PPO, passes=1, max_grad_norm=None)
+    norm = case.learner.update([case.batch], PPO, max_grad_norm=None)
     assert float(norm) == pytest.approx(float(gradient.norm()), rel=1e-5)
     step = case.policy.flat.detach() - before
     torch.testing.assert_close(step, -0.01 * gradient / (gradient.abs() + 1e-8), rtol=1e-4, atol=1e-6)
@@ -319,7 +319,7 @@ def test_long_gradients_are_shortened_and_short_ones_left(make: Maker) -> None:
     norms = []
     for limit in (1e-3, 1e3):
         case = Case("firm", make)
-        norm = float(case.learner.update(case.batch, PPO, passes=1, max_grad_norm=limit))
+        norm = float(case.learner.update([case.batch], PPO, max_grad_norm=limit))
         used = case.policy.flat.grad.norm()
         norms.append(norm)
         assert float(used) == pytest.approx(min(norm, limit), rel=1e-3)
@@ -328,9 +328,9 @@ def test_long_gradients_are_shortened_and_short_ones_left(make: Maker) -> None:
 
 def test_passes_repeat_the_update_against_the_same_old_policy(make: Maker) -> None:
     cases = [Case("firm", make) for _ in range(2)]
-    cases[0].learner.update(cases[0].batch, PPO, passes=3, max_grad_norm=2.0)
+    cases[0].learner.update([cases[0].batch] * 3, PPO, max_grad_norm=2.0)
     for _ in range(3):
-        cases[1].learner.update(cases[1].batch, PPO, passes=1, max_grad_norm=2.0)
+        cases[1].learner.update([cases[1].batch], PPO, max_grad_norm=2.0)
     torch.testing.assert_close(cases[0].policy.flat, cases[1].policy.flat, rtol=0, atol=0)
     mean = cases[0].learner.statistics[LOSS_STATISTICS.index("entropy")]
     assert 0.0 < float(mean) <= float(np.log(20))
@@ -388,13 +388,13 @@ def test_the_losses_by_hand() -> None:
         advantage=torch.tensor([2.0, -2.0], dtype=torch.float64),
     )
     allowed = torch.ones(2, dtype=torch.bool)
-    total, parts = losses.loss(outputs, batch, LossWeights(True, 0.2, 0.5, 0.1), allowed, [2])
+    total, parts = losses.loss(outputs, batch, LossWeights(True, 0.2, 0.5, 0.5, 0.1), allowed, [2])
     entropy = np.log(4.0) - 0.75 * np.log(3.0)
     policy, value = np.array([-1.2 * 2.0, 1.5 * 2.0]), np.array([max(0.02, 0.005), max(1.5, 1.2)])
     np.testing.assert_allclose(total, policy - 0.5 * entropy + 0.1 * value)
     np.testing.assert_allclose(parts["kl"], 0.5 - np.log(1.5))
     assert parts["clipped"].tolist() == [1.0, 1.0]
-    total, _ = losses.loss(outputs, batch, LossWeights(False, 0.2, 0.0, 0.0), allowed, [2])
+    total, _ = losses.loss(outputs, batch, LossWeights(False, 0.2, 0.0, 0.0, 0.0), allowed, [2])
     np.testing.assert_allclose(total, [-np.log(0.75) * 2.0, np.log(0.75) * 2.0])
 
 
@@ -420,7 +420,7 @@ def test_the_first_pass_finds_the_policy_that_drew(precision: str, learner: str)
     trainer = RbcTrainer(load_config({**SETTINGS, "world": {"maxtime": 5}, "train": train}), "host")
     play_iteration(trainer, 0)
     for agent in AGENT_TYPES:
-        trainer.update(Update(agent, 0.0), 0)
+        trainer.update(Update(agent, 0.0, 0.0, 1e-3), 0)
         statistics = dict(zip(LOSS_STATISTICS, trainer.learners[agent].statistics.tolist(), strict=True))
         assert abs(statistics["kl"]) < 1e-6 and statistics["clipped"] == 0.0, (agent, statistics)
 
@@ -437,10 +437,10 @@ def test_a_fraction_of_the_consumers_is_learned_from(fraction: float, monkeypatc
     play_iteration(trainer, 0)
     batches: list[Batch] = []
     monkeypatch.setattr(
-        trainer.learners["consumer"], "update", lambda batch, *_: batches.append(batch) or torch.zeros(())
+        trainer.learners["consumer"], "update", lambda given, *_: batches.append(next(iter(given))) or torch.zeros(())
     )
     for iteration in (0, 0, 1, 2):
-        trainer.update(Update("consumer", 0.0), iteration)
+        trainer.update(Update("consumer", 0.0, 0.0, 1e-3), iteration)
     kept = round(7 * fraction)
     assert [len(batch.actions) for batch in batches] == [3 * 4 * kept] * 4
     chosen = [trainer._some_consumers(iteration).tolist() if fraction < 1 else list(range(7)) for iteration in range(3)]

@@ -225,8 +225,8 @@ def test_reward_scales_divide_what_is_learned_from_only() -> None:
     for each in (trainer, plain):
         play_iteration(each, 0)
         learner = each.learners["consumer"]
-        learner.update = lambda batch, *_: seen.append(batch) or torch.zeros(())
-        each.update(Update("consumer", 0.0), 0)
+        learner.update = lambda given, *_: seen.append(next(iter(given))) or torch.zeros(())
+        each.update(Update("consumer", 0.0, 0.0, 1e-3), 0)
     assert torch.equal(trainer.rollout.rewards("consumer"), plain.rollout.rewards("consumer"))
     torch.testing.assert_close(seen[0].target * 10.0, seen[1].target)
     expected = discounted_returns(plain.rollout.rewards("consumer") / 5.0, 0.9999).flatten()
@@ -282,7 +282,7 @@ def test_masks_hold_in_sampling_and_in_the_update() -> None:
     choices = torch.as_tensor(trainer.economy.firm_choices)
     assert torch.all(choices[trainer.rollout.actions("firm").long()][..., 0] == 1000.0)
     before = trainer.models["firm"].layers().weight3.detach().clone()
-    trainer.update(Update("firm", 0.5), 0)
+    trainer.update(Update("firm", 0.5, 0.5, 1e-3), 0)
     changed = (trainer.models["firm"].layers().weight3 != before).any(dim=1)
     assert changed[:-1].tolist() == (choices[:, 0] == 1000.0).tolist() and changed[-1]
 

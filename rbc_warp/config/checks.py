@@ -30,6 +30,16 @@ def agent_faults(agents: Any) -> list[Fault]:
         allowed = f"0 to {mod - 1}, below training_schedule_mod"
         fault("consumer_mod_threshold", problem="leaves firms no turn", allowed=allowed)
 
+    for name in ("consumer_anneal_entropy", "firm_anneal_entropy", "govt_anneal_entropy"):
+        block = getattr(agents, name)
+        if block is None:
+            continue
+        if (block.fall_start is None) != (block.fall_end is None):
+            given, missing = ("fall_start", "fall_end") if block.fall_end is None else ("fall_end", "fall_start")
+            fault(name, given, problem=f"needs agents.{name}.{missing}", remedy="give both or none")
+        elif block.fall_start is not None and block.fall_end <= block.fall_start:
+            fault(name, "fall_end", problem="lies before the fall", allowed=f"> {block.fall_start}, fall_start")
+
     sizes = {
         "firm": (agents.num_firm_actions, " × ".join(f"{column}_choices" for column in FIRM_CHOICE)),
         "government": (agents.num_government_actions, " × ".join(f"{column}_choices" for column in GOVERNMENT_CHOICE)),

@@ -76,11 +76,13 @@ class ThetaAnneal(_Section):
 
 
 class EntropyAnneal(_Section):
-    """The entropy weight is multiplied by max(exp(−n/length), coef_floor)."""
+    """The entropy weight is multiplied by max(exp(−n/length), coef_floor), which may fall to 0 at the end."""
 
     anneal_on: Bool = key(..., "Whether the weight decays")
     exp_decay_length_in_steps: Float = key(..., "Time constant [iterations]", gt=0, le=LARGEST)
     coef_floor: Float = key(0.0, "Smallest factor [1]", ge=0, le=1)
+    fall_start: Int | None = off("When the factor begins to fall to 0 in a line", ge=0, le=MAX_ITERATIONS)
+    fall_end: Int | None = off("When it is 0", ge=1, le=MAX_ITERATIONS)
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,9 @@ class AgentSettings:
     training_list: tuple[tuple[int, int], ...] | None = None
     frozen_action: int | None = None
     entropy_anneal: EntropyAnneal | None = None
+    last_head_entropy_floor: float = 0.0
+    minibatches: int = 1
+    passes: int | None = None
     noponzi_start: float = 0.0
     noponzi_eta: float = 0.0
 
@@ -122,6 +127,17 @@ class Agents(_Section):
     firm_lr_multiple: Float = key(1.0, "Firms' learning rate, times train.lr [1]", ge=0, le=1000)
     government_lr_multiple: Float = key(1.0, "Government's learning rate, times train.lr [1]", ge=0, le=1000)
 
+    consumer_minibatches: Int = key(1, "Parts of a batch, one optimizer step each [count]", ge=1, le=1000)
+    firm_minibatches: Int = key(1, "Parts of a batch, one optimizer step each [count]", ge=1, le=1000)
+    government_minibatches: Int = key(1, "Parts of a batch, one optimizer step each [count]", ge=1, le=1000)
+    consumer_passes: Int | None = off("Passes over a batch, absent: train.ppo_num_updates [count]", ge=1, le=1000)
+    firm_passes: Int | None = off("Passes over a batch, absent: train.ppo_num_updates [count]", ge=1, le=1000)
+    government_passes: Int | None = off("Passes over a batch, absent: train.ppo_num_updates [count]", ge=1, le=1000)
+    firm_trials_start: Int | None = off("When single firms begin to try actions", ge=0, le=MAX_ITERATIONS)
+    firm_trials_end: Int | None = off("When they end, absent: with the run", ge=1, le=MAX_ITERATIONS)
+    firm_trials_weight: Float = amount(1.0, "Weight of a trial that paid [1]")
+    firm_one_hot_scale: Float = scale(1.0, "Size of a firm's one-hot number where its network sees it [1]")
+
     consumer_training_start: Int = iteration(0, "First update of consumers")
     firm_training_start: Int = iteration(0, "First update of firms")
     government_training_start: Int = iteration(0, "First update of the government")
@@ -145,6 +161,7 @@ class Agents(_Section):
     consumer_anneal_entropy: EntropyAnneal | None = off("Decay of consumers' entropy weight")
     firm_anneal_entropy: EntropyAnneal | None = off("Decay of firms' entropy weight")
     govt_anneal_entropy: EntropyAnneal | None = off("Decay of the government's entropy weight")
+    employer_entropy_floor: Float = amount(0.0, "Least entropy weight on the choice of an employer [1]")
 
     consumer_noponzi_start: Float = amount(0.0, "Multiplier on a consumer's final debt at first [utility]")
     consumer_noponzi_eta: Float = amount(0.0, "Its rise per unit of mean scaled debt [utility]")
@@ -164,6 +181,9 @@ class Agents(_Section):
             training_list=getattr(self, f"{agent}_training_list"),
             frozen_action=getattr(self, f"frozen_{agent}_action", None),
             entropy_anneal=getattr(self, entropy.get(agent, f"{agent}_anneal_entropy")),
+            last_head_entropy_floor=self.employer_entropy_floor if agent == "consumer" else 0.0,
+            minibatches=getattr(self, f"{agent}_minibatches"),
+            passes=getattr(self, f"{agent}_passes"),
             noponzi_start=getattr(self, f"{agent}_noponzi_start", 0.0),
             noponzi_eta=getattr(self, f"{agent}_noponzi_eta", 0.0),
         )
@@ -221,7 +241,9 @@ class Train(_Section):
     batch_size: Int = key(128, "Environments in parallel [count]", ge=1, le=1_000_000)
     base_seed: Int = key(2345, "Seed of every random number", ge=0, le=2**32 - 1)
     lr: Float = key(0.001, "Learning rate of Adam [1]", gt=0, le=100)
+    lr_decay_start: Int | None = off("When learning rates begin to fall to 0 at the end", ge=0, le=MAX_ITERATIONS)
     gamma: Float = key(0.9999, "Discount factor [per period]", ge=0, le=1)
+    gae_lambda: Float = key(1.0, "Weight of later errors in an advantage, 1: whole returns [1]", ge=0, le=1)
     entropy: Float = amount(0.5, "Entropy weight before annealing [1]")
     value_loss_weight: Float = amount(1.0, "Weight of the value loss [1]")
     clip_grad_norm: Float | None = scale(2.0, "Largest gradient norm, null: no limit [1]")
@@ -329,8 +351,7 @@ class Config(_Section):
         """
         result: dict[str, Any] = {}
         for name, section in (("agents", self.agents), ("world", self.world), ("train", self.train)):
-            fields = type(section).model_fields
-            result[name] = {k: v for k, v in _plain(section).items() if v is not None or fields[k].default is not None}
+            result[name] = _plain(section)
         if with_derived:
             result["agents"] |= self.derived()
         result["metadata"] = _plain(self.metadata)
@@ -341,7 +362,9 @@ class Config(_Section):
 
 def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
-        return {key: _plain(getattr(value, key)) for key in type(value).model_fields}
+        held = {key: getattr(value, key) for key in type(value).model_fields}
+        off = {key for key, field in type(value).model_fields.items() if field.default is None and held[key] is None}
+        return {key: _plain(item) for key, item in held.items() if key not in off}
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -138,7 +138,7 @@ RBC_FN V draw_actions(V* x, int stride, const Heads& heads, DrawKey key, typenam
   return log_probability;
 }
 
-#define RBC_LOSS(X) X(CLIP) X(ENTROPY_WEIGHT) X(VALUE_WEIGHT) X(ROW_WEIGHT) X(USE_PPO)
+#define RBC_LOSS(X) X(CLIP) X(ENTROPY_WEIGHT) X(LAST_HEAD_ENTROPY_WEIGHT) X(VALUE_WEIGHT) X(ROW_WEIGHT) X(USE_PPO)
 #define RBC_LOSS_STATISTICS(X) X(POLICY_LOSS) X(VALUE_LOSS) X(ENTROPY) X(KL) X(CLIPPED)
 #define RBC_ENUMERATOR(name) LOSS_##name,
 enum LossParameter { RBC_LOSS(RBC_ENUMERATOR) NUM_LOSS_PARAMETERS };
@@ -213,9 +213,10 @@ RBC_FN void loss_gradient(V* x, V* scratch, int stride, const Heads& heads, cons
   }
   sums[STATISTIC_ENTROPY] = sums[STATISTIC_ENTROPY] + entropy;
 
-  const float weight = loss[LOSS_ROW_WEIGHT], entropy_weight = loss[LOSS_ENTROPY_WEIGHT];
+  const float weight = loss[LOSS_ROW_WEIGHT];
   for (int h = 0; h < heads.num_heads; ++h) {
     const Int chosen = action(h);
+    const float entropy_weight = loss[h + 1 < heads.num_heads ? LOSS_ENTROPY_WEIGHT : LOSS_LAST_HEAD_ENTROPY_WEIGHT];
     for (int k = heads.offsets[h]; k < heads.offsets[h + 1]; ++k) {
       const V p = scratch[k * stride];
       const V taken = select(chosen == Int{} + (k - heads.offsets[h]), policy_gradient, splat<V>(0.0f));

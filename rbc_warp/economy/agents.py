@@ -135,7 +135,7 @@ def agent_types(economy: Any) -> dict[str, AgentType]:
                 Column("budget", DIGITS),
                 Column("capital", CAPITAL_SCALE),
                 Column("alpha"),
-                Column("one_hot", 1.0, firms),
+                Column("one_hot", 1.0 / economy.firm_one_hot_scale, firms),
             ),
             head_sizes=[len(economy.firm_choices)],
             choices=economy.firm_choices,

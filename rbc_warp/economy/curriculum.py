@@ -23,13 +23,29 @@ def theta_factor(config: Config, iteration: int) -> float:
 def entropy_coefficient(config: Config, agent: AgentType, iteration: int) -> float:
     """Weight of the entropy in a type's loss: ``train.entropy`` · max(exp(−n/length), floor), n since it began.
 
-    Where a type learns before its start (by a list, or in a best response), n is 0: the factor never exceeds 1.
+    From ``fall_start`` on the factor falls in a line, to 0 at ``fall_end``. Where a type learns before its start (by a
+    list, or in a best response), n is 0: the factor never exceeds 1.
     """
     anneal = agent.settings.entropy_anneal
     if anneal is None or not anneal.anneal_on:
         return config.train.entropy
     n = max(iteration - agent.settings.training_start, 0)
-    return config.train.entropy * max(math.exp(-n / anneal.exp_decay_length_in_steps), anneal.coef_floor)
+    factor = max(math.exp(-n / anneal.exp_decay_length_in_steps), anneal.coef_floor)
+    if anneal.fall_start is not None and anneal.fall_end is not None:
+        factor *= _line(iteration, anneal.fall_start, anneal.fall_end)
+    return config.train.entropy * factor
+
+
+def learning_rate(config: Config, agent: AgentType, iteration: int) -> float:
+    """A type's learning rate: constant, then from ``lr_decay_start`` on a line to 0 at ``num_episodes``."""
+    rate = config.train.lr * agent.settings.lr_multiple
+    start, end = config.train.lr_decay_start, config.train.num_episodes
+    return rate if start is None or start >= end else rate * _line(iteration, start, end)
+
+
+def _line(iteration: int, start: int, end: int) -> float:
+    """1 until ``start``, 0 from ``end`` on, a line between them."""
+    return min(max((end - iteration) / (end - start), 0.0), 1.0)
 
 
 def trains(config: Config, agent: AgentType, iteration: int) -> bool:

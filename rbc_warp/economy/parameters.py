@@ -63,6 +63,7 @@ class Economy:
     theta: np.ndarray  #: (I,) disutility of an hour's work, before the curriculum's factor.
     capital: np.ndarray  #: (J,) starting capital.
     alpha: np.ndarray  #: (J,) labor's exponent in production.
+    firm_one_hot_scale: float = 1.0  #: Size of the 1 in a firm's one-hot number where its network sees it.
     settings: Mapping[str, AgentSettings] = field(default_factory=dict)  #: Settings of each type's learning.
 
     @cached_property
@@ -120,6 +121,7 @@ class Economy:
             theta=_theta(world.consumer_theta, world.paretoscaletheta, num_consumers),
             capital=_capital(world.initial_capital, num_firms),
             alpha=_alpha(world.production_alpha, num_firms),
+            firm_one_hot_scale=agents.firm_one_hot_scale,
             settings={agent: agents.of(agent) for agent in AGENT_TYPES},
         )
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from rbc_warp.config import Config, load_config
 from rbc_warp.economy.agents import AGENT_TYPES
+from rbc_warp.economy.parameters import Economy
 from rbc_warp.equilibrium.deviations import scan
 from rbc_warp.equilibrium.exact import best_plan
 from rbc_warp.equilibrium.fine_tuning import ResumeState, fine_tune
@@ -32,7 +33,7 @@ from rbc_warp.equilibrium.game import (
 )
 from rbc_warp.equilibrium.request import Checkpoint, Plan, Request, prepare
 from rbc_warp.equilibrium.results import Record, Results
-from rbc_warp.equilibrium.verdict import ENVIRONMENTS, Candidate, Verdict, judge
+from rbc_warp.equilibrium.verdict import Candidate, Effort, Verdict, environments_for, judge
 from rbc_warp.runs.folder import RunDir
 from rbc_warp.runs.recorder import save_episode
 from rbc_warp.runs.resume import RESUMABLE
@@ -61,8 +62,8 @@ def run_request(request: Request) -> list[Results]:
     for plan in plans:
         results.append(measure(plan, request))
         words = [results[-1].summary()]
-        if request.verdict:
-            verdict = judged(plan, request)
+        if plan.effort is not None:
+            verdict = judged(plan, plan.effort, request)
             words.insert(0, verdict.sentence())
             words += [f"look at: {found.who}, {found.how}" for found in verdict.largest.values() if not found.passed]
         files = f"files: {plan.run.best_response_path}, br_<type>_output.txt"
@@ -70,20 +71,21 @@ def run_request(request: Request) -> list[Results]:
     return results
 
 
-def judged(plan: Plan, request: Request) -> Verdict:
+def judged(plan: Plan, effort: Effort, request: Request) -> Verdict:
     """Judge a run's last checkpoint by all single agents' deviations and by its fine-tuned types; keep the verdict."""
     last = max(plan.checkpoints, key=lambda checkpoint: checkpoint.iteration)
-    config = load_config(plan.config, [f"train.batch_size={ENVIRONMENTS}"])
-    trainer = RbcTrainer(config, request.backend, recorder=Recorder())
+    batch = environments_for(sum(agent.count for agent in Economy.from_config(plan.config).agents.values()))
+    trainer = RbcTrainer(load_config(plan.config, [f"train.batch_size={batch}"]), request.backend, recorder=Recorder())
     game = Game(trainer, last.policies, last.iteration, multipliers=last.multipliers)
+    played = _fingerprint(plan.config, last)
     tuned: dict[str, list[Candidate]] = {agent: [] for agent in plan.agent_types}
     for record in plan.results.records:
-        if record.checkpoint == last.label and record.method == "fine-tuned" and not record.greedy:
+        if record.agent in tuned and not record.greedy and record.settings.get("game") == played:
             estimate = Estimate(record.gain, record.low, record.high)
-            tuned.setdefault(record.agent, []).append(
-                Candidate(estimate, record.deviator, f"fine-tuned, {record.found}")
-            )
-    verdict = judge(game, plan.untrained, plan.agent_types, last.label, more=tuned, quiet=request.quiet)
+            how = f"{record.method}, {record.found}"
+            tuned[record.agent].append(Candidate(estimate, record.settings["episodes"], record.deviator, how))
+    verdict = judge(game, plan.untrained, plan.agent_types, last.label, effort, tuned, request.quiet)
+    trainer.graceful_close()
     plan.results.verdict = verdict.to_dict()
     plan.results.write(plan.run)
     return verdict

@@ -16,6 +16,7 @@ import torch
 
 from rbc_warp.economy.agents import AgentType
 from rbc_warp.equilibrium.game import (
+    FINAL_STREAM,
     FREE,
     REPORT_STREAM,
     SELECTION_STREAM,
@@ -27,6 +28,7 @@ from rbc_warp.equilibrium.game import (
     paired_gain,
 )
 from rbc_warp.training.rollout import Draw
+from rbc_warp.training.trainer import RbcTrainer
 
 
 @dataclass(frozen=True)
@@ -42,37 +44,34 @@ class Deviation:
 
 
 class ForcedEach(Intervention):
-    """In every environment e, the plan of ``deviations[e]``; environments beyond them play as they are."""
+    """In every environment e, the plans of ``groups[e]``, each of another agent; environments beyond them play on."""
 
-    def __init__(self, deviations: Sequence[Deviation], device: torch.device):
+    def __init__(self, groups: Sequence[Sequence[Deviation]], trainer: RbcTrainer):
         self._plans = {}
-        for agent in dict.fromkeys(deviation.agent for deviation in deviations):
-            rows = [e for e, deviation in enumerate(deviations) if deviation.agent == agent]
-            length = max(len(deviations[e].actions) for e in rows)
-            plans = np.stack(
-                [np.broadcast_to(deviations[e].actions, (length, deviations[e].actions.shape[1])) for e in rows]
-            )
-            who = [-1 if deviations[e].index is None else deviations[e].index for e in rows]
-            self._plans[agent] = [
-                torch.as_tensor(array, device=device) for array in (rows, who, plans.astype(np.int32))
-            ]
+        for agent in dict.fromkeys(deviation.agent for group in groups for deviation in group):
+            kind = trainer.economy.agents[agent]
+            shape = (trainer.economy.num_periods, trainer.num_local_envs, kind.count, len(kind.head_sizes))
+            plans = np.full(shape, FREE, dtype=np.int32)
+            for e, group in enumerate(groups):
+                for deviation in group:
+                    if deviation.agent == agent:
+                        who = slice(None) if deviation.index is None else slice(deviation.index, deviation.index + 1)
+                        plans[:, e, who] = deviation.actions[:, None]
+            self._plans[agent] = torch.as_tensor(plans, device=trainer.device)
 
     def change_actions(self, period: int, actions: Mapping[str, torch.Tensor]) -> None:
-        for agent, (rows, who, plans) in self._plans.items():
-            drawn = actions[agent]
-            given = plans[:, min(period, plans.shape[1] - 1), None]  # (rows, 1, heads)
-            everyone = torch.arange(drawn.shape[1], device=drawn.device)
-            deviates = (who[:, None] == everyone) | (who[:, None] < 0)
-            drawn[rows] = torch.where(deviates[..., None] & (given != FREE), given, drawn[rows])
+        for agent, plans in self._plans.items():
+            drawn, given = actions[agent], plans[period]
+            drawn.copy_(torch.where(given != FREE, given, drawn))
 
 
 def played(
-    game: Game, deviations: Sequence[Deviation], episodes: int, stream: int = SELECTION_STREAM
+    game: Game, groups: Sequence[Sequence[Deviation]], episodes: int, stream: int = SELECTION_STREAM
 ) -> Iterator[tuple[int, slice, dict[str, np.ndarray]]]:
-    """Play each deviation on the same ``episodes``, those of :meth:`Game.values` on this stream, many side by side.
+    """Play groups of deviations on the same ``episodes``, those of :meth:`Game.values` on this stream, side by side.
 
-    Yield the number of a deviation, a slice of its episodes, and every type's rewards there (episodes, n), means over
-    periods.
+    All deviations of a group are played at once, in the same environments. Yield the number of a group, a slice of its
+    episodes, and every type's rewards there (episodes, n), means over periods.
     """
     trainer = game.trainer
     together = min(episodes, trainer.num_local_envs)
@@ -80,10 +79,10 @@ def played(
     game.restore()
     for first_episode in range(0, episodes, together):
         wanted = min(together, episodes - first_episode)
-        for first in range(0, len(deviations), side_by_side):
-            chosen = deviations[first : first + side_by_side]
-            each = [deviation for deviation in chosen for _ in range(together)]
-            with game.changed(ForcedEach(each, trainer.device)):
+        for first in range(0, len(groups), side_by_side):
+            chosen = groups[first : first + side_by_side]
+            each = [group for group in chosen for _ in range(together)]
+            with game.changed(ForcedEach(each, trainer)):
                 trainer.play(Draw(game.iteration, stream, game.greedy, first_episode, repeat=together))
             rewards = {
                 agent: trainer.rollout.rewards(agent).double().mean(dim=0).cpu().numpy()
@@ -101,13 +100,41 @@ def values_of(
     episodes: int,
     stream: int = SELECTION_STREAM,
     advance: Callable[[int], None] = lambda episodes: None,
+    company: int = 1,
 ) -> np.ndarray:
-    """Return the deviators' rewards per episode, (deviations, episodes); ``advance`` is told of episodes played."""
+    """Return the deviators' rewards per episode, (deviations, episodes); ``advance`` is told of episodes played.
+
+    With ``company`` > 1, so many agents deviate in each environment, and the values of each are only nearly its own:
+    enough to choose by, not to report.
+    """
+    groups = _in_company(deviations, company)
     values = np.empty((len(deviations), episodes))
-    for k, here, rewards in played(game, deviations, episodes, stream):
-        values[k, here] = of_deviator(rewards, deviations[k].agent, deviations[k].index)
+    for k, here, rewards in played(game, [[deviations[i] for i in group] for group in groups], episodes, stream):
+        for i in groups[k]:
+            values[i, here] = of_deviator(rewards, deviations[i].agent, deviations[i].index)
         advance(here.stop - here.start)
     return values
+
+
+def _in_company(deviations: Sequence[Deviation], company: int) -> list[list[int]]:
+    """Numbers of the deviations, in groups of up to ``company`` different agents who each do something else."""
+    if company == 1:
+        return [[i] for i in range(len(deviations))]
+    of_agent: dict[tuple, list[int]] = {}
+    for i, deviation in enumerate(deviations):
+        of_agent.setdefault((deviation.agent, deviation.index), []).append(i)
+    groups = []
+    agents = list(of_agent.values())
+    for first in range(0, len(agents), company):
+        members = agents[first : first + company]
+        for k in range(max(map(len, members))):
+            shifted = [(own, (k + n * len(own) // company) % len(own)) for n, own in enumerate(members) if k < len(own)]
+            groups.append([own[at] for own, at in shifted])
+    return groups
+
+
+FINALISTS, FINAL = 8, 4
+"""How many deviations of each agent are played again before the best is chosen, on how many times the episodes."""
 
 
 @dataclass(frozen=True)
@@ -126,26 +153,35 @@ def search(
     scoring: int,
     level: float = 0.95,
     advance: Callable[[int], None] = lambda episodes: None,
+    company: int = 1,
 ) -> list[Found]:
-    """Return each agent's best deviation: chosen on ``screening`` episodes, scored on ``scoring`` others.
+    """Return each agent's best deviation, chosen on other episodes than the ``scoring`` ones that it is scored on.
 
-    Intervals are simultaneous (Bonferroni over the agents): with probability ``level`` all of them hold.
+    All are played for ``screening`` episodes, with ``company`` in each environment; each agent's best FINALISTS for
+    FINAL times as many others; the best of these, alone, is scored. Intervals are simultaneous (Bonferroni over the
+    agents): with probability ``level`` all of them hold.
     """
-    screened = values_of(game, deviations, screening, SELECTION_STREAM, advance).mean(axis=1)
-    best: dict[tuple, int] = {}
-    for k, deviation in enumerate(deviations):
-        key = (deviation.agent, deviation.index)
-        if key not in best or screened[k] > screened[best[key]]:
-            best[key] = k
-    chosen = [deviations[k] for k in best.values()]
+    screened = values_of(game, deviations, screening, SELECTION_STREAM, advance, company).mean(axis=1)
+    finalists = _best(deviations, screened, FINALISTS)
+    final = values_of(game, finalists, FINAL * screening, FINAL_STREAM, advance, company).mean(axis=1)
+    chosen = _best(finalists, final, 1)
     after = values_of(game, chosen, scoring, REPORT_STREAM, advance)
     own = game.values(scoring, REPORT_STREAM)
-    before = [of_deviator(own, *key) for key in best]
-    level = 1.0 - (1.0 - level) / len(best)
-    return [
-        Found(deviation, float(old.mean()), Estimate.of(new - old, level))
-        for deviation, new, old in zip(chosen, after, before, strict=True)
-    ]
+    level = 1.0 - (1.0 - level) / len(chosen)
+    found = []
+    for deviation, new in zip(chosen, after, strict=True):
+        old = of_deviator(own, deviation.agent, deviation.index)
+        found.append(Found(deviation, float(old.mean()), Estimate.of(new - old, level)))
+    return found
+
+
+def _best(deviations: Sequence[Deviation], values: np.ndarray, at_most: int) -> list[Deviation]:
+    """The best ``at_most`` deviations of each agent, agents in their order."""
+    kept: dict[tuple, list[int]] = {}
+    for k in np.argsort(-values, kind="stable"):
+        kept.setdefault((deviations[k].agent, deviations[k].index), []).append(int(k))
+    agents = dict.fromkeys((deviation.agent, deviation.index) for deviation in deviations)
+    return [deviations[k] for agent in agents for k in kept[agent][:at_most]]
 
 
 # Searchers: which deviations of an agent are tried.
@@ -218,7 +254,7 @@ def scan(game: Game, agent: str, index: int | None) -> Scan:
     start = of_deviator(game.values(episodes, SELECTION_STREAM), agent, index).mean()
     totals: list[dict[str, float]] = [dict.fromkeys(game.economy.agents, 0.0) for _ in deviations]
     gains = np.zeros(len(deviations))
-    for k, here, rewards in played(game, deviations, episodes):
+    for k, here, rewards in played(game, [[deviation] for deviation in deviations], episodes):
         share = (here.stop - here.start) / episodes
         for name, values in rewards.items():
             totals[k][name] += share * float(values.mean())

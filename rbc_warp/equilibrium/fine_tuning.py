@@ -95,6 +95,9 @@ class FineTuningSchedule(Schedule):
     def updates(self, iteration: int) -> list[Update]:
         return [self.update]
 
+    def tries(self, iteration: int) -> bool:
+        return False
+
     def raises_multipliers(self, iteration: int) -> bool:
         return False
 
@@ -145,7 +148,8 @@ def fine_tune(
 ) -> FineTuned:
     """Train one type further, or one agent of it (``index``), while everybody else stays as in the checkpoint.
 
-    Algorithm, learning rate and entropy weight are those of the run at this iteration; the stage stays. Every ``every``
+    Algorithm and entropy weight are those of the run at this iteration, but for the least weight on a consumer's choice
+    of employer; the learning rate is the run's before it decays; the stage stays. Every ``every``
     updates the policy becomes a candidate; the checkpoint's own policy is one too. The best on the selection draws is
     compared with the checkpoint's policy on the report draws. ``save`` gets each candidate, then the best. With a
     ``resume`` it goes on from the state there, and leaves one with each candidate and when one is due.
@@ -153,6 +157,7 @@ def fine_tune(
     game.restore()
     trainer, kind = game.trainer, game.economy.agents[agent]
     entropy = curriculum.entropy_coefficient(trainer.settings, kind, max(game.iteration, kind.settings.training_start))
+    rate = trainer.settings.train.lr * kind.settings.lr_multiple
     before = of_deviator(game.baseline(repeat=repeat), agent, index)
     own: list[Intervention] = []
     if index is None:
@@ -178,7 +183,7 @@ def fine_tune(
             _put(learner, progress["own"])
     peers = [other for other in game.economy.agents if other != agent or index is not None] if game.greedy else []
     fixed = [MostLikely(trainer, peers)] if peers else []
-    update = Update(agent, entropy, learner if index is not None else None, index)
+    update = Update(agent, entropy, entropy, rate, learner if index is not None else None, index)
     candidates = Candidates(
         game, learner, iterations, every, lambda: float(rewards(SELECTION_STREAM).mean()), save, resume, progress
     )

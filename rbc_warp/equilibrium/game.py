@@ -22,7 +22,7 @@ from rbc_warp.training.rollout import EVALUATION_STREAM, Draw, Intervention
 from rbc_warp.training.trainer import RbcTrainer
 
 # Candidates are compared on one stream of random numbers and reported on another, so the best is not the luckiest.
-FINE_TUNING_STREAM, SELECTION_STREAM, REPORT_STREAM = EVALUATION_STREAM + 1, EVALUATION_STREAM + 2, EVALUATION_STREAM
+REPORT_STREAM, FINE_TUNING_STREAM, SELECTION_STREAM, FINAL_STREAM = range(EVALUATION_STREAM, EVALUATION_STREAM + 4)
 # Each repeat has its own block of environment numbers, larger than any batch.
 ENVIRONMENTS_PER_REPEAT = 1 << 20
 NEVER = -1.0e30
@@ -42,8 +42,19 @@ class Estimate:
         """Estimate from independent values, with Student's interval; that of a single one has no width."""
         mean, count = float(np.mean(values)), len(values)
         spread = float(np.std(values, ddof=1)) if count > 1 else 0.0
-        half = float(stdtrit(count - 1, 0.5 + level / 2)) * spread / count**0.5 if count > 1 else 0.0
+        half = _student(count, level) * spread / count**0.5
         return cls(mean, mean - half, mean + half)
+
+    def at(self, level: float, was: float, count: int) -> Estimate:
+        """Return the estimate at another level than it ``was`` made at from ``count`` values."""
+        factor = _student(count, level) / _student(count, was) if count > 1 else 0.0
+        half = factor * (self.high - self.low) / 2
+        return Estimate(self.mean, self.mean - half, self.mean + half)
+
+
+def _student(count: int, level: float) -> float:
+    """Student's two-sided quantile for the mean of ``count`` values; 0 for a single one."""
+    return float(stdtrit(count - 1, 0.5 + level / 2)) if count > 1 else 0.0
 
 
 class Forced(Intervention):

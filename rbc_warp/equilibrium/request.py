@@ -7,12 +7,15 @@ from rbc_warp.config import Config, load_config
 from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.economy.parameters import Economy
 from rbc_warp.equilibrium.results import Results
+from rbc_warp.equilibrium.verdict import EFFORTS, FULL, QUICK, Effort
 from rbc_warp.errors import ConfigError, RunFileError
 from rbc_warp.runs.folder import RunDir, find_runs, newest_finished_run
 from rbc_warp.runs.run import load_policies
 from rbc_warp.training.policy import Policy
 
 MAX_REPEATS = 2000
+LONG_RUN = 500_000
+"""A full search takes less time than training for so many environment steps."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,9 @@ class Request:
     backend: str = "auto"
     overrides: tuple[str, ...] = ()
     quiet: bool = False
-    verdict: bool = False  #: Tries constant and one-step deviations of every single agent at the last checkpoint.
+    verdict: str | None = None
+    """How far every single agent's deviations are searched at the last checkpoint: a name of EFFORTS, or 'none'. None:
+    as suits the length of the run, where all types are measured at its latest checkpoint as they play."""
     restart: bool = False  #: Measures again what is known, and begins anew what was begun.
 
 
@@ -61,6 +66,7 @@ class Plan:
     agent_types: list[str]
     iterations: int
     results: Results
+    effort: Effort | None  #: Of the verdict; None: there is to be none.
     notes: list[str]
 
 
@@ -75,7 +81,7 @@ def prepare(request: Request) -> list[Plan]:
     ):
         if value is not None and value < 1:
             raise ConfigError(f"{name} {value} is not a positive number; give 1 or more")
-    if request.verdict and request.greedy:
+    if request.verdict in EFFORTS and request.greedy:
         raise ConfigError("--verdict judges play that is drawn, --greedy the most likely play; give one of them")
     if request.repeats > MAX_REPEATS:
         raise ConfigError(f"--repeat-runs {request.repeats} is too many; give at most {MAX_REPEATS}")
@@ -138,8 +144,21 @@ def _prepare_run(run: RunDir, request: Request) -> Plan:
         types,
         request.iterations or config.train.best_response_episodes,
         results,
+        _effort(config, request, checkpoints),
         notes,
     )
+
+
+def _effort(config: Config, request: Request, checkpoints: list[Checkpoint]) -> Effort | None:
+    """How far to search for the verdict."""
+    if request.verdict is not None:
+        return EFFORTS.get(request.verdict)
+    whole = request.agent_type == "all" and not request.individual and not request.greedy
+    last = max(checkpoints, key=lambda checkpoint: checkpoint.iteration)
+    if not whole or last.label != "latest":
+        return None
+    is_long = last.iteration * config.train.batch_size * config.world.maxtime >= LONG_RUN
+    return FULL if is_long else QUICK
 
 
 def open_checkpoint(run: RunDir, config: Config, label: str, notes: list[str]) -> Checkpoint:

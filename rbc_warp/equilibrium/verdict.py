@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from rbc_warp.equilibrium.deviations import SEARCHERS, search, single_agents
-from rbc_warp.equilibrium.game import Estimate, Game, sample_of_agents
+from scipy.optimize import brentq
+
+from rbc_warp.economy.reference import utility
+from rbc_warp.equilibrium.deviations import SEARCHERS, Deviation, Found, search, single_agents, values_of
+from rbc_warp.equilibrium.game import REPORT_STREAM, Estimate, Game, of_deviator, sample_of_agents
 from rbc_warp.equilibrium.results import PUBLISHED_BARS
 from rbc_warp.runs.console import ProgressBar
 from rbc_warp.training.policy import Policy
+from rbc_warp.training.rollout import Draw
 
 LEVEL = 0.95
+LOOKS = 2
+"""How often an agent's best deviation may be scored: again, on more episodes, where the bar lies in its interval."""
+AGENTS_PER_DEVIATOR = 10
+"""While deviations are screened, one agent of so many of its type deviates in an environment, at least one."""
+ROWS = 1 << 16
+"""About how many agents are played side by side."""
 
 
 @dataclass(frozen=True)
 class Effort:
     """The extent of a search."""
 
-    searchers: Sequence[str]
-    screening: Mapping[str, int]  #: By searcher, episodes of each deviation while the best is chosen.
+    name: str
+    screening: Mapping[str, int]  #: By searcher, episodes of each deviation while finalists are chosen.
     scoring: int  #: Episodes of each agent's best.
-    agents: int | None = None  #: Single agents tried of each type; None: all.
+    rescoring: int  #: Episodes of those that the first look leaves undecided.
+    agents: int | None = None  #: Single agents tried of each type, spread evenly; None: all.
 
 
-FULL = Effort(("constant", "one-step"), {"constant": 8, "one-step": 2}, 512)
-ENVIRONMENTS = 512
-"""Environments side by side in which deviations are played."""
+FULL = Effort("full", {"constant": 8, "one-step": 2}, 128, 1024)
+QUICK = Effort("quick", {"constant": 4, "one-step": 1}, 64, 512, agents=20)
+EFFORTS = {effort.name: effort for effort in (FULL, QUICK)}
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,11 @@ class Largest:
     who: str
     how: str
     passed: bool
+    bar: float | None  #: Largest upper end that passes; None where nothing was learned, so that nothing passes.
+    nash_conv: float  #: Sum over the type's agents of the largest gain found for each.
+    exploitability: float  #: The same per agent.
+    consumption_equivalent: float | None = None
+    """For a consumer, the permanent rise of all its consumption that is worth the gain [%]."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +69,7 @@ class Verdict:
     passed: bool
     num_agents: int
     num_deviations: int
+    effort: str
     largest: dict[str, Largest]
 
     def to_dict(self) -> dict[str, Any]:
@@ -78,11 +95,17 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One tried deviation's gain for its deviator."""
+    """One tried deviation's gain for its deviator, with an interval at LEVEL for itself, over so many episodes."""
 
     gain: Estimate
+    episodes: int
     who: str
     how: str
+
+
+def environments_for(num_agents: int) -> int:
+    """Return how many environments to play side by side: a power of two, 512 for 111 agents."""
+    return 1 << max(3, min(10, (ROWS // num_agents).bit_length() - 1))
 
 
 def judge(
@@ -103,45 +126,134 @@ def judge(
         more: per type, deviations measured elsewhere, such as fine-tuned policies.
         quiet: shows no progress.
     """
+    more = more or {}
     searched = [agent for agent in types if game.has_choice(agent)]
-    level = 1.0 - (1.0 - LEVEL) / max(1, len(searched) * len(effort.searchers))
+    families = len(searched) * len(effort.screening) + sum(1 for agent in types if more.get(agent))
+    level = 1.0 - (1.0 - LEVEL) / max(1, families)
+    bases = {agent: _Bases.of(game, untrained, agent, effort.rescoring) for agent in types}
     tasks = []
     for agent in searched:
         count = game.economy.agents[agent].count
         indices = single_agents(game, agent, None if effort.agents is None else sample_of_agents(count, effort.agents))
-        for name in effort.searchers:
-            deviations = [deviation for index in indices for deviation in SEARCHERS[name](game, agent, index)]
-            tasks.append((agent, name, len(indices), deviations))
-    candidates = {agent: list((more or {}).get(agent, ())) for agent in types}
-    total = sum(len(tried) * effort.screening[name] + many * effort.scoring for _, name, many, tried in tasks)
+        for name in effort.screening:
+            tried = [deviation for index in indices for deviation in SEARCHERS[name](game, agent, index)]
+            tasks.append((agent, name, len(indices), tried))
+    found: dict[str, list[tuple[str, Found]]] = {agent: [] for agent in types}
+    total = sum(len(tried) * effort.screening[name] for _, name, _, tried in tasks)
     with ProgressBar(total, quiet=quiet) as bar:
         for agent, name, many, tried in tasks:
             bar.show(f"{name} deviations of {many} {agent}s")
-            for best in search(game, tried, effort.screening[name], effort.scoring, level, bar.advance):
-                index = best.deviation.index
-                who = agent if index is None else f"{agent} {index}"
-                candidates[agent].append(Candidate(best.gain, who, f"{name}, {best.deviation.name}"))
-    largest = {agent: _largest(game, untrained, agent, candidates[agent], effort.scoring) for agent in types}
-    agents = sum(many for _, name, many, _ in tasks if name == effort.searchers[0])
-    count = sum(len(tried) for *_, tried in tasks) + sum(map(len, (more or {}).values()))
-    return Verdict(checkpoint, game.iteration, all(each.passed for each in largest.values()), agents, count, largest)
+            screening, company = effort.screening[name], max(1, game.economy.agents[agent].count // AGENTS_PER_DEVIATOR)
+            look = 1.0 - (1.0 - level) / LOOKS
+            first = search(game, tried, screening, effort.scoring, look, company=company)
+            bar.advance(len(tried) * screening)
+            found[agent] += [(name, each) for each in _decided(game, first, bases[agent].bar, effort.rescoring, look)]
+    largest = {agent: _largest(game, agent, found[agent], more.get(agent, ()), bases[agent], level) for agent in types}
+    agents = sum(many for _, name, many, _ in tasks if name == next(iter(effort.screening)))
+    count = sum(len(tried) for *_, tried in tasks) + sum(map(len, more.values()))
+    passed = all(each.passed for each in largest.values())
+    return Verdict(checkpoint, game.iteration, passed, agents, count, effort.name, largest)
+
+
+@dataclass(frozen=True)
+class _Bases:
+    """What a type has gained, and the bar that comes of it."""
+
+    training: float | None  #: By training, where that is more than nothing.
+    learning: float | None  #: By its own learning.
+    bar: float | None
+
+    @classmethod
+    def of(cls, game: Game, untrained: Mapping[str, Policy] | None, agent: str, episodes: int) -> _Bases:
+        """Measure both; the bar takes the lower end of the gain that it is a share of."""
+        if untrained is None:
+            return cls(None, None, None)
+        value = game.values(episodes)[agent].mean(axis=1)
+        gains = []
+        for policies in (untrained, {**game.policies, agent: untrained[agent]}):
+            gains.append(Estimate.of(value - game.with_policies(policies).values(episodes)[agent].mean(axis=1)))
+        game.restore()
+        training, learning = (gain.mean if gain.low > 0.0 else None for gain in gains)
+        base = next((gain.low for gain in gains if gain.low > 0.0), None)
+        return cls(training, learning, None if base is None else PUBLISHED_BARS[agent] / 100.0 * base)
+
+
+def _decided(game: Game, found: Sequence[Found], bar: float | None, episodes: int, level: float) -> list[Found]:
+    """Score again, on more episodes, those whose interval has the bar in it."""
+    open_ones = [each.deviation for each in found if bar is not None and each.gain.low <= bar < each.gain.high]
+    if not open_ones:
+        return list(found)
+    own, after = game.values(episodes), values_of(game, open_ones, episodes, REPORT_STREAM)
+    again: dict[int, Estimate] = {}
+    for deviation, values in zip(open_ones, after, strict=True):
+        gain = values - of_deviator(own, deviation.agent, deviation.index)
+        again[id(deviation)] = Estimate.of(gain, 1.0 - (1.0 - level) / len(found))
+    return [replace(each, gain=again.get(id(each.deviation), each.gain)) for each in found]
 
 
 def _largest(
-    game: Game, untrained: Mapping[str, Policy] | None, agent: str, candidates: Sequence[Candidate], episodes: int
+    game: Game,
+    agent: str,
+    found: Sequence[tuple[str, Found]],
+    more: Sequence[Candidate],
+    bases: _Bases,
+    level: float,
 ) -> Largest:
     """The deviation whose gain may be largest, and whether it stays below the type's bar."""
+    candidates: list[tuple[Estimate, str, str, int | None]] = []
+    gaps: dict[int | None, float] = {}
+    for name, each in found:
+        index = each.deviation.index
+        candidates.append((each.gain, _who(each.deviation), f"{name}, {each.deviation.name}", index))
+        gaps[index] = max(gaps.get(index, 0.0), each.gain.mean)
+    for other in more:
+        wider = other.gain.at(1.0 - (1.0 - level) / len(more), LEVEL, other.episodes)
+        candidates.append((wider, other.who, other.how, None))
     if not candidates:
-        return Largest(0.0, 0.0, 0.0, 0.0, 0.0, agent, "only one action is allowed", True)
-    best = max(candidates, key=lambda candidate: candidate.gain.high)
-    bases: list[float | None] = [None, None]
-    if untrained is not None:
-        value = float(game.values(episodes)[agent].mean())
-        others = (untrained, {**game.policies, agent: untrained[agent]})
-        gains = [value - float(game.with_policies(policies).values(episodes)[agent].mean()) for policies in others]
-        bases = [gain if gain > 0.0 else None for gain in gains]
-        game.restore()
-    base = bases[0] or bases[1]  # of the training gain; of own learning where that is not positive
-    passed = base is not None and best.gain.high <= PUBLISHED_BARS[agent] / 100.0 * base
-    training, learning = (base and 100.0 * best.gain.mean / base for base in bases)
-    return Largest(best.gain.mean, best.gain.low, best.gain.high, training, learning, best.who, best.how, passed)
+        return Largest(0.0, 0.0, 0.0, 0.0, 0.0, agent, "only one action is allowed", True, bases.bar, 0.0, 0.0)
+    gain, who, how, index = max(candidates, key=lambda candidate: candidate[0].high)
+    conv = sum(gaps.values())
+    return Largest(
+        gain=gain.mean,
+        low=gain.low,
+        high=gain.high,
+        of_training_gain=_percent(gain.mean, bases.training),
+        of_own_learning=_percent(gain.mean, bases.learning),
+        who=who,
+        how=how,
+        passed=bases.bar is not None and gain.high <= bases.bar,
+        bar=bases.bar,
+        nash_conv=conv,
+        exploitability=conv / max(1, len(gaps)),
+        consumption_equivalent=(
+            _consumption_equivalent(game, index, gain.mean) if agent == "consumer" and index is not None else None
+        ),
+    )
+
+
+def _percent(gain: float, base: float | None) -> float | None:
+    return None if base is None else 100.0 * gain / base
+
+
+def _who(deviation: Deviation) -> str:
+    return deviation.agent if deviation.index is None else f"{deviation.agent} {deviation.index}"
+
+
+def _consumption_equivalent(game: Game, consumer: int, gain: float) -> float | None:
+    """The permanent rise of a consumer's consumption of all goods that is worth a gain, hours as they are [%].
+
+    u takes 1 + c, so there is no closed form. None where it consumes too little for any rise to be worth it.
+    """
+    if gain <= 0.0:
+        return 0.0
+    game.restore()
+    game.trainer.play(Draw(game.iteration, REPORT_STREAM, game.greedy), keep_consumption=True)
+    units = game.trainer.rollout.aux("consumer")[:, :, consumer].double().cpu().numpy()  # (T, E, J)
+    crra = game.economy.crra
+    now = utility(units, crra).sum(axis=-1).mean()
+
+    def missing(rise: float) -> float:
+        return float(utility((1.0 + rise) * units, crra).sum(axis=-1).mean() - now - gain)
+
+    largest = 1e6
+    return 100.0 * float(brentq(missing, 0.0, largest)) if missing(largest) > 0.0 else None

@@ -117,6 +117,7 @@ class FusedLearner(Learner):
         figures = {
             "clip": weights.clip,
             "entropy_weight": weights.entropy,
+            "last_head_entropy_weight": weights.last_head_entropy,
             "value_weight": weights.value,
             "row_weight": 1.0 / (len(batch.actions) * self.processes.world_size),
             "use_ppo": float(weights.use_ppo),

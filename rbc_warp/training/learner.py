@@ -7,7 +7,7 @@ same in fused kernels. ``train.learner`` chooses.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 
@@ -44,7 +44,7 @@ class Learner(ABC):
         self.optimizer = torch.optim.Adam([policy.flat], lr=learning_rate)
         self.device = policy.flat.device
         self.statistics = torch.zeros(len(LOSS_STATISTICS), device=self.device)
-        """Means of the loss's parts over the passes of the last update, in the order of LOSS_STATISTICS."""
+        """Means of the loss's parts over the rows of the last update, in the order of LOSS_STATISTICS."""
         policy.flat.grad = torch.zeros_like(policy.flat)
 
     @abstractmethod
@@ -60,11 +60,11 @@ class Learner(ABC):
         rate = self.optimizer.param_groups[0]["lr"]
         return type(self)(policy, self.heads, rate, self.dtype)
 
-    def update(self, batch: Batch, weights: LossWeights, passes: int, max_grad_norm: float | None) -> torch.Tensor:
-        """Take ``passes`` optimizer steps on one batch; return the gradient's norm before clipping, a scalar."""
+    def update(self, batches: Iterable[Batch], weights: LossWeights, max_grad_norm: float | None) -> torch.Tensor:
+        """Take an optimizer step on each batch; return the last gradient's norm before clipping, a scalar."""
         self.statistics.zero_()
-        norm = torch.zeros((), device=self.device)
-        for _ in range(passes):
+        norm, rows = torch.zeros((), device=self.device), 0
+        for batch in batches:
             gradient = self.policy.flat.grad
             assert gradient is not None
             gradient.zero_()
@@ -74,7 +74,8 @@ class Learner(ABC):
             if max_grad_norm is not None:
                 gradient.mul_((max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
             self.optimizer.step()
-        self.statistics /= passes * len(batch.actions)
+            rows += len(batch.actions)
+        self.statistics /= rows
         return norm
 
 

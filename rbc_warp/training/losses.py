@@ -4,8 +4,10 @@ To change how agents learn, change this file and set ``train.learner: autograd``
 (``fused.py``) computes the same faster, and ``tests/test_learning.py`` holds it to what stands here.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch.nn.functional import huber_loss
@@ -27,7 +29,21 @@ class Batch:
     log_probability: torch.Tensor  #: (rows,) of the joint action when it was drawn.
     value: torch.Tensor  #: (rows,) predicted when it was drawn.
     target: torch.Tensor  #: (rows,) discounted return of reward / scale.
-    advantage: torch.Tensor  #: (rows,) target − value, standardized.
+    advantage: torch.Tensor  #: (rows,) standardized.
+
+    def of_environments(self, chosen: torch.Tensor, num_envs: int) -> Batch:
+        """Return the rows of some of the E environments."""
+        return self._chosen(1, chosen, num_envs, self.public.unflatten(0, (-1, num_envs))[:, chosen].flatten(0, 1))
+
+    def of_agents(self, chosen: torch.Tensor, num_envs: int) -> Batch:
+        """Return the rows of some of the n agents, in every environment."""
+        return self._chosen(2, chosen, num_envs, self.public)
+
+    def _chosen(self, axis: int, chosen: torch.Tensor, num_envs: int, public: torch.Tensor) -> Batch:
+        shape = (len(self.public) // num_envs, num_envs, len(self.actions) // len(self.public))
+        columns = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "public"}
+        rows = {name: column.unflatten(0, shape).index_select(axis, chosen) for name, column in columns.items()}
+        return Batch(public=public, **{name: column.flatten(0, 2) for name, column in rows.items()})
 
 
 @dataclass(frozen=True)
@@ -36,7 +52,8 @@ class LossWeights:
 
     use_ppo: bool
     clip: float
-    entropy: float
+    entropy: float  #: Of all heads but the last.
+    last_head_entropy: float
     value: float
 
 
@@ -48,30 +65,53 @@ def discounted_returns(rewards: torch.Tensor, gamma: float) -> torch.Tensor:
     return returns
 
 
-def standardize(advantage: torch.Tensor, processes: Processes) -> torch.Tensor:
-    """Return (x − mean) / std over the batch of all processes."""
+def advantages_and_targets(
+    rewards: torch.Tensor, values: torch.Tensor, gamma: float, gae_lambda: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return advantages and the value's targets over the first axis, (T, …) each; nothing is added at the end.
+
+    With δ_t = r_t + γ V_{t+1} − V_t, A_t = Σ_k (γλ)^k δ_{t+k} (Schulman et al. 2016); targets are A + V, with λ = 1 the
+    returns.
+    """
+    if gae_lambda == 1.0:
+        returns = discounted_returns(rewards, gamma)
+        return returns - values, returns
+    errors = rewards - values
+    errors[:-1] += gamma * values[1:]
+    advantages = discounted_returns(errors, gamma * gae_lambda)
+    return advantages, advantages + values
+
+
+def mean_and_std(advantage: torch.Tensor, processes: Processes) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return both over the batch of all processes, float64 scalars; the second is at least STD_FLOOR."""
     moments = torch.stack([advantage.sum(dtype=torch.float64), advantage.square().sum(dtype=torch.float64)])
     total, squares = processes.sum(moments)
     count = advantage.numel() * processes.world_size
     mean = total / count
     variance = (squares - count * mean * mean).clamp_min(0.0) / max(count - 1, 1)
-    return ((advantage - mean) / (variance.sqrt() + STD_FLOOR)).to(advantage.dtype)
+    return mean, variance.sqrt() + STD_FLOOR
+
+
+def standardize(advantage: torch.Tensor, processes: Processes) -> torch.Tensor:
+    """Return (x − mean) / std over the batch of all processes."""
+    mean, std = mean_and_std(advantage, processes)
+    return ((advantage - mean) / std).to(advantage.dtype)
 
 
 def evaluate_actions(
     logits: torch.Tensor, actions: torch.Tensor, allowed: torch.Tensor, head_sizes: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return log-probability and entropy (rows,) of joint actions: both are sums over the independent heads.
+    """Return log-probabilities of joint actions (rows,), sums over the independent heads, and entropies (rows, heads).
 
     logits (rows, actions) and allowed (actions,) bool hold all heads one after the other; actions (rows, heads).
     """
-    log_probability, entropy = logits.new_zeros(len(logits)), logits.new_zeros(len(logits))
+    log_probability, entropies = logits.new_zeros(len(logits)), []
     heads = logits.masked_fill(~allowed, MASKED).split(list(head_sizes), dim=-1)
     for head, chosen in zip(heads, actions.long().unbind(-1), strict=True):
         log_p = head.log_softmax(-1)
         log_probability = log_probability + log_p.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
-        entropy = entropy - (log_p.exp() * log_p).sum(-1)
-    return log_probability, entropy
+        entropies.append(-(log_p.exp() * log_p).sum(-1))
+    return log_probability, torch.stack(entropies, dim=-1)
 
 
 def loss(
@@ -83,7 +123,8 @@ def loss(
     plain and the clipped surrogate, and the larger of the plain and the clipped value error. Otherwise −log π · A.
     """
     logits, value = outputs[:, :-1], outputs[:, -1]
-    log_probability, entropy = evaluate_actions(logits, batch.actions, allowed, head_sizes)
+    log_probability, entropies = evaluate_actions(logits, batch.actions, allowed, head_sizes)
+    entropy = entropies.sum(-1)
     value_loss = huber_loss(value, batch.target, reduction="none")
     if weights.use_ppo:
         log_ratio = log_probability - batch.log_probability
@@ -96,6 +137,8 @@ def loss(
     else:
         policy_loss = -log_probability * batch.advantage
         kl, outside = torch.zeros_like(value), torch.zeros_like(value)
-    total = policy_loss - weights.entropy * entropy + weights.value * value_loss
+    last = entropies[:, -1]
+    bonus = weights.entropy * (entropy - last) + weights.last_head_entropy * last
+    total = policy_loss - bonus + weights.value * value_loss
     parts = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy, "kl": kl, "clipped": outside}
     return total, {name: part.detach() for name, part in parts.items()}

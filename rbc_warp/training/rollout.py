@@ -12,7 +12,7 @@ from warp_drive.managers.data_manager import CUDADataManager
 from warp_drive.utils.data_feed import DataFeed
 
 from rbc_warp.economy.parameters import Economy
-from rbc_warp.training.losses import Batch, discounted_returns, standardize
+from rbc_warp.training.losses import Batch, advantages_and_targets, standardize
 from rbc_warp.training.policy import Encoder
 from rbc_warp.training.processes import Processes
 
@@ -156,6 +156,7 @@ class Rollout:
         self,
         agent: str,
         gamma: float,
+        gae_lambda: float,
         processes: Processes,
         index: int | None = None,
         chosen: torch.Tensor | None = None,
@@ -165,16 +166,19 @@ class Rollout:
         Advantages are standardized over all that are read, before some are chosen.
         """
         rewards, value = self.rewards(agent), self._array(f"values_batch_{agent}")
+        scaled = rewards / self.economy.agents[agent].settings.reward_scale
+        advantage, target = advantages_and_targets(scaled, value, gamma, gae_lambda)
         columns = {
             "private": self.private[agent].view(*rewards.shape, -1),
             "actions": self._array(f"sampled_actions_batch_{agent}"),
             "log_probability": self._array(f"log_probabilities_batch_{agent}"),
             "value": value,
-            "target": discounted_returns(rewards / self.economy.agents[agent].settings.reward_scale, gamma),
+            "target": target,
+            "advantage": advantage,
         }
         if index is not None:
             columns = {name: column.narrow(2, index, 1).contiguous() for name, column in columns.items()}
-        columns["advantage"] = standardize(columns["target"] - columns["value"], processes)
+        columns["advantage"] = standardize(columns["advantage"], processes)
         if chosen is not None:
             columns = {name: column.index_select(2, chosen) for name, column in columns.items()}
         rows = {name: column.flatten(0, 2) for name, column in columns.items()}

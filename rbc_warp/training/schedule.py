@@ -7,6 +7,7 @@ import numpy as np
 
 from rbc_warp.config import Config
 from rbc_warp.economy import curriculum
+from rbc_warp.economy.agents import AgentType
 from rbc_warp.economy.parameters import Economy
 from rbc_warp.economy.reference import Stage
 from rbc_warp.training.learner import Learner
@@ -18,7 +19,9 @@ class Update:
     """One type's update after a rollout. With ``learner`` and ``index``, one agent updates a policy of its own."""
 
     agent: str
-    entropy: float
+    entropy: float  #: Weight on all heads but the last.
+    last_head_entropy: float
+    learning_rate: float
     learner: Learner | None = None
     index: int | None = None
 
@@ -45,10 +48,22 @@ class Schedule:
     def updates(self, iteration: int) -> list[Update]:
         """Return who learns after the rollout, in order."""
         return [
-            Update(name, curriculum.entropy_coefficient(self.config, agent, iteration))
-            for name, agent in self.economy.agents.items()
+            self.update_of(agent, iteration)
+            for agent in self.economy.agents.values()
             if curriculum.trains(self.config, agent, iteration)
         ]
+
+    def update_of(self, agent: AgentType, iteration: int) -> Update:
+        """Return a type's update after an iteration."""
+        entropy = curriculum.entropy_coefficient(self.config, agent, iteration)
+        rate = curriculum.learning_rate(self.config, agent, iteration)
+        return Update(agent.name, entropy, max(entropy, agent.settings.last_head_entropy_floor), rate)
+
+    def tries(self, iteration: int) -> bool:
+        """Return whether single firms' trials are played beside the rollout."""
+        agents = self.config.agents
+        start, end = agents.firm_trials_start, agents.firm_trials_end
+        return start is not None and start <= iteration < (self.config.train.num_episodes if end is None else end)
 
     def raises_multipliers(self, iteration: int) -> bool:
         """Return whether the no-Ponzi multipliers of the types that learned rise after this iteration."""

@@ -27,18 +27,21 @@ from rbc_warp.economy.reference import Stage
 from rbc_warp.errors import ConfigError, RunFileError
 from rbc_warp.training.fused import FusedLearner
 from rbc_warp.training.learner import AutogradLearner, Learner
-from rbc_warp.training.losses import LossWeights
+from rbc_warp.training.losses import Batch, LossWeights
 from rbc_warp.training.policy import Policy, make_policies
 from rbc_warp.training.processes import Processes
 from rbc_warp.training.recorder import Losses, Recorder, WarpDriveFiles
 from rbc_warp.training.rollout import EVALUATION_STREAM, Draw, Intervention, Rollout
 from rbc_warp.training.schedule import Schedule, Update
+from rbc_warp.training.trials import Trials
 from rbc_warp.warpdrive import tables
 from rbc_warp.warpdrive.env import RbcEnv
 from rbc_warp.warpdrive.kernels import DRAW_FROM_PROBABILITIES, DRAW_GREEDY, LOSS_STATISTICS, Heads, RbcSampler
 from rbc_warp.warpdrive.simulation import set_stage
 from rbc_warp.warpdrive.wrapper import RbcEnvWrapper, choose_backend
 
+# Purposes of an iteration's seeds on the host: which consumers learn, then minibatches by type, then trials by rank.
+SOME_CONSUMERS, MINIBATCHES, TRIALS = 0, 1, 1 << 4
 UNRECORDED = -1
 """WarpDrive's batch index of a period that is played but not kept."""
 
@@ -94,6 +97,7 @@ class RbcTrainer(TrainerA2C):
         self.recorder = recorder or WarpDriveFiles()
         self.interventions: Sequence[Intervention] = ()
         self.iteration = 0  #: The iteration being trained, or trained last.
+        self._trials: Trials | None = None
         agents = self.economy.agents
         self.multipliers = {name: agent.settings.noponzi_start for name, agent in agents.items() if agent.penalty_scale}
         """Per type with a budget, the no-Ponzi term's Lagrange multiplier."""
@@ -228,9 +232,18 @@ class RbcTrainer(TrainerA2C):
         return done
 
     def _generate_rollout_batch(self) -> None:
-        """Play the iteration's episodes into ``rollout``, at the schedule's stage."""
+        """Play the iteration's episodes into ``rollout``, at the schedule's stage; before it, its trials."""
         self.set_stage(self.schedule.stage(self.iteration, self.multipliers), self.schedule.allowed(self.iteration))
-        self.play(self.schedule.draw(self.iteration), self.recorder.keeps_consumption(self.iteration))
+        draw = self.schedule.draw(self.iteration)
+        self._trials = None
+        if self.schedule.tries(self.iteration):
+            firm, seed = self.economy.agents["firm"], self._seed_of(self.iteration, TRIALS + self.processes.rank)
+            self._trials = Trials(firm, self.economy.num_periods, self.num_local_envs, self.learners["firm"], seed)
+            before, self.interventions = self.interventions, (*self.interventions, self._trials)
+            self.play(draw)
+            self.interventions = before
+            self._trials.note(self.rollout, self.settings.train.gamma)
+        self.play(draw, self.recorder.keeps_consumption(self.iteration))
 
     def _update_model_params(self, iteration: int) -> dict[str, dict[str, torch.Tensor]]:
         """Update every type that is due and is to be trained; return its loss statistics as scalar tensors."""
@@ -375,16 +388,44 @@ class RbcTrainer(TrainerA2C):
         learner = update.learner or self.learners[update.agent]
         some = train.consumer_update_fraction < 1.0 and update.agent == "consumer" and update.index is None
         chosen = self._some_consumers(iteration) if some else None
-        batch = self.rollout.batch(update.agent, train.gamma, self.processes, update.index, chosen)
-        weights = LossWeights(train.use_ppo, train.ppo_clip_param, update.entropy, train.value_loss_weight)
-        norm = learner.update(batch, weights, train.ppo_num_updates if train.use_ppo else 1, train.clip_grad_norm)
+        discounts = train.gamma, train.gae_lambda
+        batch = self.rollout.batch(update.agent, *discounts, self.processes, update.index, chosen)
+        if self._trials and update.agent == "firm":
+            batch = self._trials.learned_from(batch, self.rollout, train.gamma, self.settings.agents.firm_trials_weight)
+        entropy = update.entropy, update.last_head_entropy
+        weights = LossWeights(train.use_ppo, train.ppo_clip_param, *entropy, train.value_loss_weight)
+        learner.optimizer.param_groups[0]["lr"] = update.learning_rate
+        norm = learner.update(self._minibatches(batch, update, iteration), weights, train.clip_grad_norm)
         losses = dict(zip(LOSS_STATISTICS, learner.statistics.clone(), strict=True))
         return losses | {"gradient_norm": norm, "entropy_coefficient": torch.tensor(update.entropy)}
+
+    def _minibatches(self, batch: Batch, update: Update, iteration: int) -> Iterator[Batch]:
+        """Yield what each optimizer step of an update reads: in every pass all of a batch, in random parts.
+
+        Parts are of the environments, or of the agents where a batch has more agents than environments; they are the
+        same in every process.
+        """
+        train, agent = self.settings.train, self.economy.agents[update.agent]
+        passes = (agent.settings.passes or train.ppo_num_updates) if train.use_ppo else 1
+        if agent.settings.minibatches == 1:
+            yield from itertools.repeat(batch, passes)
+            return
+        envs, agents = self.num_local_envs, len(batch.actions) // len(batch.public)
+        purpose = MINIBATCHES + list(self.learners).index(agent.name)
+        generator = torch.Generator().manual_seed(self._seed_of(iteration, purpose))
+        part_of, count = (batch.of_agents, agents) if agents > envs else (batch.of_environments, envs)
+        for _ in range(passes):
+            for part in torch.randperm(count, generator=generator).chunk(agent.settings.minibatches):
+                yield part_of(part.to(self.device), envs)
+
+    def _seed_of(self, iteration: int, purpose: int) -> int:
+        """Return the seed of an iteration's random choices on the host."""
+        return self.settings.train.base_seed * 1000003 + iteration + (purpose << 48)
 
     def _some_consumers(self, iteration: int) -> torch.Tensor:
         """Return this iteration's random share of the consumers, the same in every environment and process."""
         count = self.economy.num_consumers
-        generator = torch.Generator().manual_seed(self.settings.train.base_seed * 1000003 + iteration)
+        generator = torch.Generator().manual_seed(self._seed_of(iteration, SOME_CONSUMERS))
         keep = max(1, round(self.settings.train.consumer_update_fraction * count))
         return torch.randperm(count, generator=generator)[:keep].sort().values.to(self.device)
 

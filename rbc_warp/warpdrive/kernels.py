@@ -34,7 +34,7 @@ class Loss:
     heads: Heads
     sample: Mapping[str, torch.Tensor]
     """By SAMPLE_COLUMNS: ``actions`` (rows, heads) int32, the others (rows,) float32."""
-    weights: torch.Tensor  #: (5,) float32, in the order of RBC_LOSS.
+    weights: torch.Tensor  #: (6,) float32, in the order of RBC_LOSS.
     statistics: torch.Tensor  #: (5,) float32, in the order of LOSS_STATISTICS: a kernel adds the sums over its rows.
 
     def of(self, rows: slice) -> Loss:
