@@ -301,7 +301,7 @@ def run_cross_play(
     output: Path = Path("cross_play.json"),
     quiet: bool = False,
 ) -> CrossPlay:
-    """Play every mixture of the runs, print what was found, and write it to ``output``.
+    """Play every mixture of the runs, write what was found to ``output``, and print it.
 
     Args:
         runs: two or more folders of runs of one economy.
@@ -325,7 +325,6 @@ def run_cross_play(
         + ("" if entrant.untrained else "; it has no checkpoint 0, so its training gain is not known")
         for k, entrant in enumerate(entrants, start=1)
     ]
-    print("\n\n".join([found.sentence(), "\n".join(names), found.summary(), f"file: {output}"]))
     content = found.to_dict()
     content["episodes"] = episodes
     content["runs"] = [
@@ -338,6 +337,7 @@ def run_cross_play(
         for entrant, gained in zip(entrants, found.gained, strict=True)
     ]
     write_text(output, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    print("\n\n".join([found.sentence(), "\n".join(names), found.summary(), f"file: {output}"]))
     return found
 
 
