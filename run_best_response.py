@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from rbc_warp.commands.launch import add_common_arguments, clean_errors
+from rbc_warp.errors import ConfigError
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -27,7 +28,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--scan", action="store_true", help="try every fixed action as well")
     add("--exact", type=int, metavar="PLANS", help="enumerate up to so many plans against deterministic play")
     add("--greedy", action="store_true", help="everybody else always takes the most likely action")
-    add("--eval-episodes", type=int, default=64, metavar="N", help="episodes of each evaluation (default: 64)")
+    add("--eval-episodes", type=int, metavar="N", help="episodes of each evaluation (default: 64; of a mixture 128)")
     add(
         "--verdict",
         nargs="?",
@@ -36,8 +37,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="how far to search every single agent's deviations (default: full for a long run's latest checkpoint)",
     )
     add("--restart", action="store_true", help="ignore earlier results: measure again what is known or begun")
+    add("--cross-play", nargs="+", metavar="RUN", help="do these runs' policies make equilibria in every mixture?")
+    add("-o", "--output", metavar="FILE", help="what --cross-play writes (default: cross_play.json)")
     add_common_arguments(parser)
     options = parser.parse_args(arguments)
+    check_cross_play(parser, options)
+    if options.eval_episodes is None:
+        options.eval_episodes = 128 if options.cross_play else 64
     if options.experiment_dir == "":  # a bare flag: the folder is the first argument
         if options.rollout_dir is None:
             parser.error("--experiment-dir needs the folder that holds the runs")
@@ -48,9 +54,32 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
+def check_cross_play(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse what is given beside ``--cross-play`` and has no part in it, and what only has a part in it."""
+    if options.cross_play is None:
+        if options.output is not None:
+            raise ConfigError("-o/--output belongs to --cross-play RUN RUN …; leave it out")
+        return
+    used = {"cross_play", "output", "ep_strs", "eval_episodes", "backend", "threads", "overrides", "quiet"}
+    for name, value in vars(options).items():
+        if name not in used and value != parser.get_default(name):
+            given = value if name in ("rollout_dir", "num_episodes") else f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{given} does not go with --cross-play; leave it out, and name runs after --cross-play")
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     from rbc_warp.commands.launch import prepare_process
+
+    if options.cross_play:
+        from rbc_warp.equilibrium.cross_play import run_cross_play
+
+        prepare_process(options)
+        runs, output = [Path(run) for run in options.cross_play], Path(options.output or "cross_play.json")
+        run_cross_play(
+            runs, options.ep_strs, options.eval_episodes, options.backend, options.overrides, output, options.quiet
+        )
+        return 0
     from rbc_warp.equilibrium.best_response import (
         run_request,  # torch loads only after the arguments are known to be sound
     )
