@@ -61,6 +61,9 @@ PUBLISHED = {  # the paper's settings and the public code's, whatever rbc.yaml, 
     "agents.firm_one_hot_scale": 1.0,
     "agents.employer_entropy_floor": 0.0,
     "train.gae_lambda": 1.0,
+    "agents.firm_trials": 0,
+    "agents.government_trials": 0,
+    "agents.consumer_own_scale": False,
     "agents.consumer_lr_multiple": 1.0,
     "agents.firm_lr_multiple": 1.0,
     "agents.government_lr_multiple": 0.05,
@@ -105,7 +108,7 @@ PUBLISHED = {  # the paper's settings and the public code's, whatever rbc.yaml, 
 
 def test_published_settings():
     config = load_config(CONFIGS / "paper_open.yaml").to_dict()
-    assert not {"consumer_passes", "firm_passes", "firm_trials_start"} & config["agents"].keys()
+    assert not {"consumer_passes", "firm_passes", "government_passes"} & config["agents"].keys()
     assert "lr_decay_start" not in config["train"]
     for path, expected in PUBLISHED.items():
         section, key = path.split(".")

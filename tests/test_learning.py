@@ -385,6 +385,10 @@ def test_advantages_are_standardized_over_the_batch() -> None:
     got = standardize(raw, Processes())
     expected = (raw.double() - raw.double().mean()) / raw.double().std()
     torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
+    alone = standardize(raw, Processes(), each_agent=True).double()
+    for agent in range(3):
+        own = raw[..., agent].double()
+        torch.testing.assert_close(alone[..., agent], (own - own.mean()) / own.std(), rtol=1e-5, atol=1e-5)
     assert not standardize(torch.full((4, 2, 1), 3.0), Processes()).abs().gt(1e-3).any()  # nothing to tell apart
     moments = [torch.stack([h.sum(dtype=torch.float64), h.square().sum(dtype=torch.float64)]) for h in raw.split(4, 1)]
     two = Processes(world_size=2)

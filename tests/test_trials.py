@@ -14,7 +14,7 @@ from rbc_warp.training.trainer import RbcTrainer
 from rbc_warp.training.trials import LARGEST_ADVANTAGE, REACH, Trials
 
 SETTINGS = {
-    "agents": {"num_consumers": 5, "num_firms": 3, "firm_trials_start": 1, "firm_trials_end": 3},
+    "agents": {"num_consumers": 5, "num_firms": 3, "firm_trials": 12, "firm_training_start": 1, "trials_end": 3},
     "world": {"maxtime": 4, "initial_wages": 22},
     "train": {"batch_size": 16, "num_episodes": 5, "precision": "float32"},
 }
@@ -28,7 +28,8 @@ def trainer() -> RbcTrainer:
 
 def trials_of(trainer: RbcTrainer, seed: int = 0) -> Trials:
     economy = trainer.economy
-    return Trials(economy.agents["firm"], economy.num_periods, trainer.num_local_envs, trainer.learners["firm"], seed)
+    where = torch.arange(2, 14)
+    return Trials(economy.agents["firm"], economy.num_periods, where, trainer.learners["firm"], seed)
 
 
 def test_a_trial_is_one_action_of_one_firm_in_one_period(trainer: RbcTrainer) -> None:
@@ -38,9 +39,10 @@ def test_a_trial_is_one_action_of_one_firm_in_one_period(trainer: RbcTrainer) ->
     trainer.interventions = (trials,)
     trainer.play(Draw(7))
     changed = trainer.rollout.actions("firm")
-    for e in range(16):
-        t, firm = int(trials.when[e]), int(trials.who[e])
-        assert changed[t, e, firm] == trials.action[e]
+    assert torch.equal(changed[:, :2], plain[:, :2])
+    for k, e in enumerate(range(2, 14)):
+        t, firm = int(trials.when[k]), int(trials.who[k])
+        assert changed[t, e, firm] == trials.action[k]
         others = [j for j in range(3) if j != firm]
         assert torch.equal(changed[: t + 1, e][:, others], plain[: t + 1, e][:, others])
         assert torch.equal(changed[:t, e], plain[:t, e])  # until then the same episode
@@ -61,21 +63,21 @@ def test_trials_that_paid_replace_what_was_drawn_and_others_nothing(trainer: Rbc
     probabilities = trainer.models["firm"].probabilities(trainer.rollout.states("firm"))
     untouched = torch.ones(len(batch.actions), dtype=torch.bool)
     paid = 0
-    for e in range(16):
-        t, firm = int(trials.when[e]), int(trials.who[e])
+    for k, e in enumerate(range(2, 14)):
+        t, firm = int(trials.when[k]), int(trials.who[k])
         after = (tried[t:, e, firm] - trainer.rollout.rewards("firm")[t:, e, firm]).double()
-        gain = sum(GAMMA**k * float(r) for k, r in enumerate(after))
+        gain = sum(GAMMA**n * float(r) for n, r in enumerate(after))
         if gain <= 0.0:
             continue
         paid += 1
         row = (t * 16 + e) * 3 + firm
         untouched[row] = False
-        assert got.actions[row, 0] == trials.action[e] and got.target[row] == batch.value[row]
+        assert got.actions[row, 0] == trials.action[k] and got.target[row] == batch.value[row]
         expected = math.exp(REACH) * min(2.0 * gain / float(spread), LARGEST_ADVANTAGE)
         assert float(got.advantage[row]) == pytest.approx(expected, rel=1e-3)
-        p = float(probabilities[t, e, firm, trials.action[e]])
+        p = float(probabilities[t, e, firm, trials.action[k]])
         assert float(got.log_probability[row]) == pytest.approx(math.log(p) + REACH, abs=1e-4)
-    assert 0 < paid < 16
+    assert 0 < paid < 12
     for name in ("public", "private", "value"):
         assert torch.equal(getattr(got, name), getattr(batch, name))
     for name in ("actions", "log_probability", "advantage", "target"):
@@ -84,7 +86,7 @@ def test_trials_that_paid_replace_what_was_drawn_and_others_nothing(trainer: Rbc
 
 def test_trials_come_in_their_iterations_only_and_leave_the_episodes_as_they_are(trainer: RbcTrainer) -> None:
     """The rollout that everybody learns from is the same with and without them."""
-    plain = RbcTrainer(load_config(SETTINGS, ["agents.firm_trials_start=null"]), "host", recorder=Recorder())
+    plain = RbcTrainer(load_config(SETTINGS, ["agents.firm_trials=0"]), "host", recorder=Recorder())
     for iteration in range(5):
         trainer.iteration = plain.iteration = iteration
         plays = []
@@ -112,12 +114,12 @@ def test_firms_learn_from_a_trial_what_pays_alone() -> None:
     settings = {"agents": agents | {"firm_reward_scale": 3e4}, "world": world}
     train = {"batch_size": 32, "num_episodes": 20, "entropy": 0.0, "precision": "float32", "lr": 0.003}
     shares = {}
-    for start in ("0", "null"):
-        config = load_config({**settings, "train": train}, [f"agents.firm_trials_start={start}"])
+    for number in (0, 32):
+        config = load_config({**settings, "train": train}, [f"agents.firm_trials={number}"])
         trainer = RbcTrainer(config, "host", recorder=Recorder())
         policy = trainer.models["firm"]
         policy.layers(policy.flat.data).bias3[:2] += 12.0  # the low price
         trainer.train()
         trainer.play(Draw(100))
-        shares[start] = float((trainer.rollout.actions("firm") >= 2).float().mean())
-    assert shares["null"] < 0.02 and shares["0"] > 0.5
+        shares[number] = float((trainer.rollout.actions("firm") >= 2).float().mean())
+    assert shares[0] < 0.02 and shares[32] > 0.5

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rbc_warp.commands.launch import add_machine_arguments, prepare_process
+from rbc_warp.commands.launch import add_machine_arguments, positive, prepare_process
+from rbc_warp.commands.time_to_equilibrium import time_to_equilibrium
 from rbc_warp.config import Agents, Config, load_config
 from rbc_warp.economy import reference
 from rbc_warp.economy.agents import AGENT_TYPES
@@ -250,10 +251,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="fewer repetitions and sizes, about a minute")
     parser.add_argument("--published", action="store_true", help="the published iteration only, no scaling table")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("--equilibrium", action="store_true", help="time until an equilibrium's verdict passes instead")
+    parser.add_argument("--seeds", type=positive, default=1, metavar="N", help="with --equilibrium: seeds (default: 1)")
     add_machine_arguments(parser)
     options = parser.parse_args(arguments)
     prepare_process(options)
-    result = run_benchmark(choose_backend(options.backend), options.quick, options.published, print)
+    backend = choose_backend(options.backend)
+    if options.equilibrium:
+        result = time_to_equilibrium(backend, options.seeds, print)
+    else:
+        result = run_benchmark(backend, options.quick, options.published, print)
     if options.json:
         write_text(options.json, json.dumps(result, indent=2) + "\n")
     return 0

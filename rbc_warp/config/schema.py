@@ -99,6 +99,8 @@ class AgentSettings:
     last_head_entropy_floor: float = 0.0
     minibatches: int = 1
     passes: int | None = None
+    trials: int = 0
+    own_scale: bool = False
     noponzi_start: float = 0.0
     noponzi_eta: float = 0.0
 
@@ -133,9 +135,11 @@ class Agents(_Section):
     consumer_passes: Int | None = off("Passes over a batch, absent: train.ppo_num_updates [count]", ge=1, le=1000)
     firm_passes: Int | None = off("Passes over a batch, absent: train.ppo_num_updates [count]", ge=1, le=1000)
     government_passes: Int | None = off("Passes over a batch, absent: train.ppo_num_updates [count]", ge=1, le=1000)
-    firm_trials_start: Int | None = off("When single firms begin to try actions", ge=0, le=MAX_ITERATIONS)
-    firm_trials_end: Int | None = off("When they end, absent: with the run", ge=1, le=MAX_ITERATIONS)
-    firm_trials_weight: Float = amount(1.0, "Weight of a trial that paid [1]")
+    firm_trials: Int = key(0, "Episodes in which one firm tries an action [count]", ge=0, le=1_000_000)
+    government_trials: Int = key(0, "Episodes in which it tries an action [count]", ge=0, le=1_000_000)
+    trials_end: Int | None = off("When trials end, absent: with the run", ge=1, le=MAX_ITERATIONS)
+    trials_weight: Float = amount(1.0, "Weight of a trial that paid [1]")
+    consumer_own_scale: Bool = key(False, "Whether each consumer's advantages are standardized alone")
     firm_one_hot_scale: Float = scale(1.0, "Size of a firm's one-hot number where its network sees it [1]")
 
     consumer_training_start: Int = iteration(0, "First update of consumers")
@@ -184,6 +188,8 @@ class Agents(_Section):
             last_head_entropy_floor=self.employer_entropy_floor if agent == "consumer" else 0.0,
             minibatches=getattr(self, f"{agent}_minibatches"),
             passes=getattr(self, f"{agent}_passes"),
+            trials=getattr(self, f"{agent}_trials", 0),
+            own_scale=getattr(self, f"{agent}_own_scale", False),
             noponzi_start=getattr(self, f"{agent}_noponzi_start", 0.0),
             noponzi_eta=getattr(self, f"{agent}_noponzi_eta", 0.0),
         )

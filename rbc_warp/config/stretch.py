@@ -9,7 +9,7 @@ from rbc_warp.config.schema import Config
 TIMES = {
     "agents": (
         *("consumer_training_start", "firm_training_start", "government_training_start"),
-        *("firm_begin_anneal_action", "government_begin_anneal_action", "firm_trials_start", "firm_trials_end"),
+        *("firm_begin_anneal_action", "government_begin_anneal_action", "trials_end"),
     ),
     "train": (*("num_episodes", "lr_decay_start", "save_dense_every", "save_model_every", "save_state_every"),),
 }

@@ -95,8 +95,8 @@ class FineTuningSchedule(Schedule):
     def updates(self, iteration: int) -> list[Update]:
         return [self.update]
 
-    def tries(self, iteration: int) -> bool:
-        return False
+    def trials(self, iteration: int) -> dict[str, int]:
+        return {}
 
     def raises_multipliers(self, iteration: int) -> bool:
         return False

@@ -82,19 +82,25 @@ def advantages_and_targets(
     return advantages, advantages + values
 
 
-def mean_and_std(advantage: torch.Tensor, processes: Processes) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return both over the batch of all processes, float64 scalars; the second is at least STD_FLOOR."""
-    moments = torch.stack([advantage.sum(dtype=torch.float64), advantage.square().sum(dtype=torch.float64)])
+def mean_and_std(
+    advantage: torch.Tensor, processes: Processes, each_agent: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return both over the batch of all processes, float64; the second is at least STD_FLOOR.
+
+    They are scalars, or with ``each_agent`` one number for each entry of the last axis of (T, E, n).
+    """
+    over = tuple(range(advantage.dim() - each_agent))
+    moments = torch.stack([x.sum(over, dtype=torch.float64) for x in (advantage, advantage.square())])
     total, squares = processes.sum(moments)
-    count = advantage.numel() * processes.world_size
+    count = advantage.numel() // total.numel() * processes.world_size
     mean = total / count
     variance = (squares - count * mean * mean).clamp_min(0.0) / max(count - 1, 1)
     return mean, variance.sqrt() + STD_FLOOR
 
 
-def standardize(advantage: torch.Tensor, processes: Processes) -> torch.Tensor:
-    """Return (x − mean) / std over the batch of all processes."""
-    mean, std = mean_and_std(advantage, processes)
+def standardize(advantage: torch.Tensor, processes: Processes, each_agent: bool = False) -> torch.Tensor:
+    """Return (x − mean) / std over the batch of all processes, or over each agent's part of it."""
+    mean, std = mean_and_std(advantage, processes, each_agent)
     return ((advantage - mean) / std).to(advantage.dtype)
 
 

@@ -163,8 +163,9 @@ class Rollout:
     ) -> Batch:
         """Return what an update of a type reads: of all its agents, of one (``index``), or of those ``chosen``.
 
-        Advantages are standardized over all that are read, before some are chosen.
+        Advantages are standardized over all that are read, or for each agent, before some are chosen.
         """
+        own_scale = self.economy.agents[agent].settings.own_scale
         rewards, value = self.rewards(agent), self._array(f"values_batch_{agent}")
         scaled = rewards / self.economy.agents[agent].settings.reward_scale
         advantage, target = advantages_and_targets(scaled, value, gamma, gae_lambda)
@@ -178,7 +179,7 @@ class Rollout:
         }
         if index is not None:
             columns = {name: column.narrow(2, index, 1).contiguous() for name, column in columns.items()}
-        columns["advantage"] = standardize(columns["advantage"], processes)
+        columns["advantage"] = standardize(columns["advantage"], processes, own_scale)
         if chosen is not None:
             columns = {name: column.index_select(2, chosen) for name, column in columns.items()}
         rows = {name: column.flatten(0, 2) for name, column in columns.items()}

@@ -59,11 +59,16 @@ class Schedule:
         rate = curriculum.learning_rate(self.config, agent, iteration)
         return Update(agent.name, entropy, max(entropy, agent.settings.last_head_entropy_floor), rate)
 
-    def tries(self, iteration: int) -> bool:
-        """Return whether single firms' trials are played beside the rollout."""
-        agents = self.config.agents
-        start, end = agents.firm_trials_start, agents.firm_trials_end
-        return start is not None and start <= iteration < (self.config.train.num_episodes if end is None else end)
+    def trials(self, iteration: int) -> dict[str, int]:
+        """Return how many trials of single agents each type makes beside the rollout, where it makes any."""
+        end = self.config.agents.trials_end
+        if end is not None and iteration >= end:
+            return {}
+        return {
+            name: agent.settings.trials
+            for name, agent in self.economy.agents.items()
+            if agent.settings.trials and curriculum.trains(self.config, agent, iteration)
+        }
 
     def raises_multipliers(self, iteration: int) -> bool:
         """Return whether the no-Ponzi multipliers of the types that learned rise after this iteration."""

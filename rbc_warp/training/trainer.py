@@ -97,7 +97,7 @@ class RbcTrainer(TrainerA2C):
         self.recorder = recorder or WarpDriveFiles()
         self.interventions: Sequence[Intervention] = ()
         self.iteration = 0  #: The iteration being trained, or trained last.
-        self._trials: Trials | None = None
+        self._trials: dict[str, Trials] = {}
         agents = self.economy.agents
         self.multipliers = {name: agent.settings.noponzi_start for name, agent in agents.items() if agent.penalty_scale}
         """Per type with a budget, the no-Ponzi term's Lagrange multiplier."""
@@ -235,15 +235,26 @@ class RbcTrainer(TrainerA2C):
         """Play the iteration's episodes into ``rollout``, at the schedule's stage; before it, its trials."""
         self.set_stage(self.schedule.stage(self.iteration, self.multipliers), self.schedule.allowed(self.iteration))
         draw = self.schedule.draw(self.iteration)
-        self._trials = None
-        if self.schedule.tries(self.iteration):
-            firm, seed = self.economy.agents["firm"], self._seed_of(self.iteration, TRIALS + self.processes.rank)
-            self._trials = Trials(firm, self.economy.num_periods, self.num_local_envs, self.learners["firm"], seed)
-            before, self.interventions = self.interventions, (*self.interventions, self._trials)
+        self._trials = self._drawn_trials()
+        if self._trials:
+            before, self.interventions = self.interventions, (*self.interventions, *self._trials.values())
             self.play(draw)
             self.interventions = before
-            self._trials.note(self.rollout, self.settings.train.gamma)
+            for trials in self._trials.values():
+                trials.note(self.rollout, self.settings.train.gamma)
         self.play(draw, self.recorder.keeps_consumption(self.iteration))
+
+    def _drawn_trials(self) -> dict[str, Trials]:
+        """Draw the iteration's trials, each type's in environments of its own."""
+        drawn: dict[str, Trials] = {}
+        first = 0
+        for order, (name, number) in enumerate(self.schedule.trials(self.iteration).items()):
+            where = torch.arange(first, min(first + number, self.num_local_envs))
+            first += number
+            seed = self._seed_of(self.iteration, TRIALS + len(self.learners) * self.processes.rank + order)
+            agent = self.economy.agents[name]
+            drawn[name] = Trials(agent, self.economy.num_periods, where, self.learners[name], seed)
+        return drawn
 
     def _update_model_params(self, iteration: int) -> dict[str, dict[str, torch.Tensor]]:
         """Update every type that is due and is to be trained; return its loss statistics as scalar tensors."""
@@ -390,8 +401,9 @@ class RbcTrainer(TrainerA2C):
         chosen = self._some_consumers(iteration) if some else None
         discounts = train.gamma, train.gae_lambda
         batch = self.rollout.batch(update.agent, *discounts, self.processes, update.index, chosen)
-        if self._trials and update.agent == "firm":
-            batch = self._trials.learned_from(batch, self.rollout, train.gamma, self.settings.agents.firm_trials_weight)
+        if update.agent in self._trials:
+            weight = self.settings.agents.trials_weight
+            batch = self._trials[update.agent].learned_from(batch, self.rollout, train.gamma, weight)
         entropy = update.entropy, update.last_head_entropy
         weights = LossWeights(train.use_ppo, train.ppo_clip_param, *entropy, train.value_loss_weight)
         learner.optimizer.param_groups[0]["lr"] = update.learning_rate

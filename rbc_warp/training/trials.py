@@ -1,9 +1,9 @@
-"""Trials: what one firm alone would have gained by another action, learned from where it paid.
+"""Trials: what one agent alone would have gained by another action, learned from where it paid.
 
 A policy that all firms share learns what pays when all of them do it. So, beside each iteration's episodes, the same
-episodes are played again with the same random numbers, but in each of them one random firm takes one random action in
+episodes are played again with the same random numbers, but in each of them one random agent takes one random action in
 one random period. What it gains is the difference of two returns that share all other chance: its own, alone. Where the
-trial gained, it takes the place of what the firm had drawn in the batch that firms learn from; where not, nothing
+trial gained, it takes the place of what the agent had drawn in the batch that its type learns from; where not, nothing
 changes. (Learning from losses as well drives the logits of rare actions down without bound.)
 """
 
@@ -28,37 +28,40 @@ hardly ever drawn would otherwise rise by a tenth of nothing."""
 
 
 class Trials(Intervention):
-    """One iteration's trials, one per environment: agent ``who`` takes ``action`` in period ``when``, (E,) each.
+    """A type's trials of one iteration, one in each of some environments.
+
+    ``where``, ``when``, ``who`` and ``action``, (k,) each: the environment, the period, the agent and what it tries.
 
     Args:
         agent: the type, one with a single head.
-        num_periods, num_envs: T and E.
+        num_periods: T.
+        where: environments that differ.
         learner: of the type; its mask says which actions may be tried.
         seed: of who, when and what.
     """
 
-    def __init__(self, agent: AgentType, num_periods: int, num_envs: int, learner: Learner, seed: int):
-        self.agent, self.learner, self.num_envs = agent, learner, num_envs
+    def __init__(self, agent: AgentType, num_periods: int, where: torch.Tensor, learner: Learner, seed: int):
+        self.agent, self.learner, self.where = agent, learner, where.to(learner.device)
         generator = torch.Generator().manual_seed(seed)
         allowed = torch.nonzero(learner.heads.allowed.cpu()).squeeze(1)
-        draws = [torch.randint(n, (num_envs,), generator=generator) for n in (num_periods, agent.count, len(allowed))]
-        self.when, self.who = draws[0].to(learner.device), draws[1].to(learner.device)
-        self.action = allowed[draws[2]].to(learner.device)
-        self._environments = torch.arange(num_envs, device=learner.device)
-        self._tried = torch.zeros(num_envs, device=learner.device)
+        sizes = (num_periods, agent.count, len(allowed))
+        when, who, action = (torch.randint(size, where.shape, generator=generator) for size in sizes)
+        self.when, self.who = when.to(learner.device), who.to(learner.device)
+        self.action = allowed[action].to(learner.device)
+        self._tried = torch.zeros(len(where), device=learner.device)
 
     def change_actions(self, period: int, actions: Mapping[str, torch.Tensor]) -> None:
-        (here,) = torch.nonzero(self.when == period, as_tuple=True)
-        actions[self.agent.name][here, self.who[here], 0] = self.action[here].int()
+        (now,) = torch.nonzero(self.when == period, as_tuple=True)
+        actions[self.agent.name][self.where[now], self.who[now], 0] = self.action[now].int()
 
     def note(self, rollout: Rollout, gamma: float) -> None:
         """Keep what the deviators got in the rollout that was played with the trials."""
         self._tried = self._returns(rollout, gamma)
 
     def _returns(self, rollout: Rollout, gamma: float) -> torch.Tensor:
-        """The deviators' scaled, discounted rewards from their periods on, (E,)."""
+        """The deviators' scaled, discounted rewards from their periods on, (k,)."""
         scaled = rollout.rewards(self.agent.name) / self.agent.settings.reward_scale
-        return discounted_returns(scaled, gamma)[self.when, self._environments, self.who]
+        return discounted_returns(scaled, gamma)[self.when, self.where, self.who]
 
     def learned_from(self, batch: Batch, rollout: Rollout, gamma: float, weight: float) -> Batch:
         """Return the type's batch of the rollout without trials, in which trials that paid replace what was drawn.
@@ -72,7 +75,7 @@ class Trials(Intervention):
         (paid,) = torch.nonzero(gains > 0.0, as_tuple=True)
         if not len(paid):
             return batch
-        observations = self.when[paid] * self.num_envs + paid
+        observations = self.when[paid] * rollout.num_envs + self.where[paid]
         rows = observations * self.agent.count + self.who[paid]
         actions, log_probability = batch.actions.clone(), batch.log_probability.clone()
         actions[rows, 0] = self.action[paid].int()
