@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from rbc_warp.config import load_config
+from rbc_warp.economy.agents import FIRM_PRICE, FIRM_WAGE
 from rbc_warp.training.recorder import Recorder
 from rbc_warp.training.rollout import Draw
 from rbc_warp.training.trainer import RbcTrainer
@@ -100,11 +101,24 @@ def test_trials_come_in_their_iterations_only_and_leave_the_episodes_as_they_are
             assert torch.equal(trainer.rollout.rewards(agent), plain.rollout.rewards(agent))
 
 
-def test_only_allowed_actions_are_tried(trainer: RbcTrainer) -> None:
-    trainer.heads["firm"].allowed.zero_()
-    trainer.heads["firm"].allowed[[4, 9]] = 1
-    assert set(trials_of(trainer).action.tolist()) == {4, 9}
-    assert not torch.equal(trials_of(trainer, 1).when, trials_of(trainer, 2).when)
+def test_a_trial_changes_one_part_of_the_draw_to_what_is_allowed(trainer: RbcTrainer) -> None:
+    choices = trainer.economy.firm_choices
+    trainer.heads["firm"].allowed.copy_(torch.from_numpy((choices[:, FIRM_PRICE] >= 1500).astype("uint8")))
+    seen = set()
+    for seed in range(20):
+        trainer.interventions = ()
+        trainer.play(Draw(7))
+        plain = trainer.rollout.actions("firm").clone()
+        trials = trials_of(trainer, seed)
+        trainer.interventions = (trials,)
+        trainer.play(Draw(7))
+        for k, e in enumerate(range(2, 14)):
+            before, after = (choices[int(a)] for a in (plain[trials.when[k], e, trials.who[k]], trials.action[k]))
+            (changed,) = (before != after).nonzero()
+            assert len(changed) <= 1 and after[FIRM_PRICE] >= 1500
+            seen |= {(int(column), float(after[column])) for column in changed}
+    prices, wages = {1500.0, 2000.0, 2500.0}, {0.0, 11.0, 22.0, 33.0, 44.0}
+    assert seen == {(FIRM_PRICE, p) for p in prices} | {(FIRM_WAGE, w) for w in wages}
 
 
 def test_firms_learn_from_a_trial_what_pays_alone() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,22 @@ class AgentType:
     def num_joint_actions(self) -> int:
         """Combinations of one action per head."""
         return math.prod(self.head_sizes)
+
+    @cached_property
+    def one_changed(self) -> list[np.ndarray]:
+        """For each column in which joint choices differ, (k, values): what a choice becomes with another value.
+
+        Of a type with a single head. Entry (a, v) is the index of choice a with the column's value number v.
+        """
+        tables = []
+        index_of = {tuple(row): index for index, row in enumerate(self.choices)}
+        for column in range(self.choices.shape[1]):
+            values = np.unique(self.choices[:, column])
+            if len(values) > 1:
+                changed = np.repeat(self.choices[:, None], len(values), axis=1)
+                changed[:, :, column] = values
+                tables.append(np.array([[index_of[tuple(row)] for row in rows] for rows in changed]))
+        return tables
 
     @property
     def budget(self) -> int:

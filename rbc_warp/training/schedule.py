@@ -67,7 +67,7 @@ class Schedule:
         return {
             name: agent.settings.trials
             for name, agent in self.economy.agents.items()
-            if agent.settings.trials and curriculum.trains(self.config, agent, iteration)
+            if agent.settings.trials and agent.num_actions > 1 and curriculum.trains(self.config, agent, iteration)
         }
 
     def raises_multipliers(self, iteration: int) -> bool:

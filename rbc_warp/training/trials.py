@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from rbc_warp.economy.agents import AgentType
@@ -30,7 +31,8 @@ hardly ever drawn would otherwise rise by a tenth of nothing."""
 class Trials(Intervention):
     """A type's trials of one iteration, one in each of some environments.
 
-    ``where``, ``when``, ``who`` and ``action``, (k,) each: the environment, the period, the agent and what it tries.
+    ``where``, ``when``, ``who`` and ``action``, (k,) each: the environment, the period, the agent, and what it tries:
+    what it draws with one part changed to another value, a firm's price, say, or its wage.
 
     Args:
         agent: the type, one with a single head.
@@ -38,20 +40,28 @@ class Trials(Intervention):
         where: environments that differ.
         learner: of the type; its mask says which actions may be tried.
         seed: of who, when and what.
+
+    Where the change is not allowed, the agent does what it draws.
     """
 
     def __init__(self, agent: AgentType, num_periods: int, where: torch.Tensor, learner: Learner, seed: int):
         self.agent, self.learner, self.where = agent, learner, where.to(learner.device)
         generator = torch.Generator().manual_seed(seed)
-        allowed = torch.nonzero(learner.heads.allowed.cpu()).squeeze(1)
-        sizes = (num_periods, agent.count, len(allowed))
-        when, who, action = (torch.randint(size, where.shape, generator=generator) for size in sizes)
+        when, who = (torch.randint(size, where.shape, generator=generator) for size in (num_periods, agent.count))
+        tables = agent.one_changed
+        part = torch.randint(len(tables), where.shape, generator=generator).tolist()
+        value = torch.rand(where.shape, generator=generator).tolist()
+        becomes = [tables[p][:, int(v * tables[p].shape[1])] for p, v in zip(part, value, strict=True)]
+        self._becomes = torch.as_tensor(np.stack(becomes), device=learner.device)  # (k, actions)
         self.when, self.who = when.to(learner.device), who.to(learner.device)
-        self.action = allowed[action].to(learner.device)
+        self.action = torch.zeros_like(self.when)
         self._tried = torch.zeros(len(where), device=learner.device)
 
     def change_actions(self, period: int, actions: Mapping[str, torch.Tensor]) -> None:
         (now,) = torch.nonzero(self.when == period, as_tuple=True)
+        drawn = actions[self.agent.name][self.where[now], self.who[now], 0].long()
+        changed = self._becomes[now, drawn]
+        self.action[now] = torch.where(self.learner.heads.allowed[changed].bool(), changed, drawn)
         actions[self.agent.name][self.where[now], self.who[now], 0] = self.action[now].int()
 
     def note(self, rollout: Rollout, gamma: float) -> None:
