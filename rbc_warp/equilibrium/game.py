@@ -98,6 +98,7 @@ class Game:
         policies: the checkpoint's. iteration: what the checkpoint is the policy of.
         episodes: evaluated each time, rounded up to whole batches.
         greedy: everybody takes the most likely action, except who is being trained: the game is deterministic.
+        always: changes in force in every play, also where nobody deviates.
     """
 
     def __init__(
@@ -108,8 +109,9 @@ class Game:
         episodes: int = 64,
         greedy: bool = False,
         multipliers: Mapping[str, float] | None = None,
+        always: Sequence[Intervention] = (),
     ):
-        self.trainer, self.iteration, self.greedy = trainer, iteration, greedy
+        self.trainer, self.iteration, self.greedy, self.always = trainer, iteration, greedy, tuple(always)
         self.economy: Economy = trainer.economy
         self.policies = dict(policies)
         trainer.multipliers.update(multipliers or {})
@@ -125,7 +127,7 @@ class Game:
         for agent, policy in self.policies.items():
             self.trainer.models[agent].flat.copy_(policy.flat)
             self.trainer.optimizers[agent].state.clear()
-        self.trainer.interventions = ()
+        self.trainer.interventions = self.always
 
     def allowed(self, agent: str) -> np.ndarray:
         """Which of a type's actions the stage allows, bool, one per action of all heads."""
@@ -140,7 +142,7 @@ class Game:
     @contextmanager
     def changed(self, *interventions: Intervention) -> Iterator[None]:
         """The game in which some agents deviate."""
-        before, self.trainer.interventions = self.trainer.interventions, interventions
+        before, self.trainer.interventions = self.trainer.interventions, (*self.always, *interventions)
         try:
             yield
         finally:
@@ -158,9 +160,10 @@ class Game:
         They are the same for the same stream and repeat, but for who deviates.
         """
         with self.changed(*interventions):
-            return self._play(self.num_episodes, stream, repeat)
+            return self.play(self.num_episodes, stream, repeat)
 
-    def _play(self, episodes: int, stream: int, repeat: int) -> dict[str, np.ndarray]:
+    def play(self, episodes: int, stream: int, repeat: int = 0) -> dict[str, np.ndarray]:
+        """Return rewards per type (episodes, n), with the policies and interventions that the trainer now holds."""
         rewards: dict[str, list[np.ndarray]] = {agent: [] for agent in self.economy.agents}
         for first in range(0, episodes, self.trainer.num_local_envs):
             place = repeat * ENVIRONMENTS_PER_REPEAT + first
@@ -178,7 +181,7 @@ class Game:
         key = (stream, repeat, episodes)
         if key not in self._values:
             self.restore()
-            self._values[key] = self._play(episodes, stream, repeat)
+            self._values[key] = self.play(episodes, stream, repeat)
         return self._values[key]
 
 
