@@ -22,7 +22,7 @@ from rbc_warp.equilibrium.game import Game
 from rbc_warp.errors import ConfigError
 
 Change = Callable[[str, int, np.ndarray], np.ndarray]
-"""Of a type, an agent's number and its probabilities (nodes, its actions): what it plays instead."""
+"""Of a type, an agent's number and the probabilities of all its heads (nodes, actions): what it plays instead."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class GameTree:
     """
 
     def __init__(self, game: Game, max_leaves: int = 4_000_000):
-        self.game, economy = game, game.economy
+        economy = self.economy = game.economy
         self.agents = [
             Agent(name, index, joint_actions(game, name))
             for name, kind in economy.agents.items()
@@ -87,15 +87,18 @@ class GameTree:
 
     def _indices(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of the choices of all agents (rows, n), the indices that a step of the reference takes."""
-        of_type: dict[str, list[np.ndarray]] = {name: [] for name in self.game.economy.agents}
+        of_type: dict[str, list[np.ndarray]] = {name: [] for name in self.economy.agents}
         for column, agent in enumerate(self.agents):
             of_type[agent.agent].append(agent.choices[actions[:, column]])
         consumer, firm, government = (np.stack(rows, axis=1) for rows in of_type.values())
         return consumer, firm[..., 0], government[:, 0, 0]
 
-    def probabilities(self, change: Change = lambda name, index, chances: chances) -> list[list[np.ndarray]]:
-        """Return the probabilities of each agent's choices, per level and agent (N, choices), by the game's policies.
+    def probabilities(
+        self, game: Game, change: Change = lambda agent, index, chances: chances
+    ) -> list[list[np.ndarray]]:
+        """Return the probabilities of each agent's choices, per level and agent (N, choices), by a game's policies.
 
+        ``game``: one of the tree's economy and stage.
         ``change``: of some agents, what they play instead of their policy.
         """
         found = []
@@ -103,20 +106,13 @@ class GameTree:
             found.append([np.ones((level.rewards.shape[1], 1)) for _ in self.agents])
             for column, agent in enumerate(self.agents):
                 if level.sizes[column] > 1:
-                    chances = self._policy(agent, level.observed[agent.agent][:, agent.index])
-                    found[-1][column] = change(agent.agent, agent.index, chances)
+                    states = level.observed[agent.agent][:, agent.index]
+                    allowed = game.trainer.heads[agent.agent].allowed
+                    of_heads = game.policies[agent.agent].probabilities(states, allowed).cpu().double().numpy()
+                    of_heads = change(agent.agent, agent.index, of_heads)
+                    first = np.cumsum([0, *game.economy.agents[agent.agent].head_sizes[:-1]])
+                    found[-1][column] = of_heads[:, agent.choices + first].prod(axis=-1)
         return found
-
-    def _policy(self, agent: Agent, states: np.ndarray) -> np.ndarray:
-        """An agent's probabilities of its choices (N, choices) in the states that it sees (N, d)."""
-        game, first = self.game, 0
-        allowed = game.trainer.heads[agent.agent].allowed
-        of_heads = game.policies[agent.agent].probabilities(states, allowed).cpu().double().numpy()
-        chances = np.ones((len(states), len(agent.choices)))
-        for head, size in enumerate(game.economy.agents[agent.agent].head_sizes):
-            chances *= of_heads[:, first + agent.choices[:, head]]
-            first += size
-        return chances
 
     def values(self, probabilities: list[list[np.ndarray]]) -> np.ndarray:
         """Return each agent's expected reward per period, (n,)."""
@@ -142,9 +138,10 @@ class GameTree:
         did the same are one information set. So this is the exact best closed-loop response, and no less than what a
         rule of the present observation can get. Others' probabilities alone weigh the nodes of an information set.
         """
-        return np.array([self._best_response(column, probabilities) for column in range(len(self.agents))])
+        return np.array([self.best_response(who, probabilities) for who in range(len(self.agents))])
 
-    def _best_response(self, who: int, probabilities: list[list[np.ndarray]]) -> float:
+    def best_response(self, who: int, probabilities: list[list[np.ndarray]]) -> float:
+        """Return :meth:`best_responses` of one agent, by its place in ``agents``."""
         reach = np.ones(1)
         gains: list[np.ndarray] = []  # (information sets, choices) per level: rewards of the period, weighted
         for level, of_agents, sets in zip(self.levels, probabilities, self.information_sets[who], strict=True):
@@ -156,7 +153,9 @@ class GameTree:
         best = np.zeros(1)
         for t in reversed(range(len(gains))):
             if t + 1 < len(gains):
-                gains[t] += np.bincount(self.information_sets[who][t + 1].after, best, gains[t].size).reshape(gains[t].shape)
+                gains[t] += np.bincount(self.information_sets[who][t + 1].after, best, gains[t].size).reshape(
+                    gains[t].shape
+                )
             best = gains[t].max(axis=1)
         return float(best[0]) / len(gains)
 

@@ -7,7 +7,7 @@ that keeps the best policy on the way.
 import copy
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -77,11 +77,15 @@ class ResumeState:
 
 
 class FineTuningSchedule(Schedule):
-    """The deviator learns at the checkpoint's stage; iterations go on from the checkpoint's."""
+    """The deviator learns at the checkpoint's stage; iterations go on from the checkpoint's.
 
-    def __init__(self, game: Game, update: Update, repeat: int):
+    The entropy weight of one agent falls linearly to 0, which it is in the last of ``iterations`` updates; that of a
+    type stays.
+    """
+
+    def __init__(self, game: Game, update: Update, repeat: int, iterations: int):
         super().__init__(game.trainer.settings, game.economy)
-        self.game, self.update, self.repeat = game, update, repeat
+        self.game, self.update, self.repeat, self.iterations = game, update, repeat, iterations
 
     def stage(self, iteration: int, multipliers: Mapping[str, float]) -> Stage:
         return super().stage(self.game.iteration, multipliers)
@@ -93,7 +97,10 @@ class FineTuningSchedule(Schedule):
         return Draw(iteration, FINE_TUNING_STREAM, first_environment=self.repeat * ENVIRONMENTS_PER_REPEAT)
 
     def updates(self, iteration: int) -> list[Update]:
-        return [self.update]
+        if self.update.index is None:
+            return [self.update]
+        left = self.game.iteration + self.iterations - iteration  # updates after this one
+        return [replace(self.update, entropy=self.update.entropy * left / self.iterations)]
 
     def raises_multipliers(self, iteration: int) -> bool:
         return False
@@ -145,10 +152,11 @@ def fine_tune(
 ) -> FineTuned:
     """Train one type further, or one agent of it (``index``), while everybody else stays as in the checkpoint.
 
-    Algorithm, learning rate and entropy weight are those of the run at this iteration; the stage stays. Every ``every``
-    updates the policy becomes a candidate; the checkpoint's own policy is one too. The best on the selection draws is
-    compared with the checkpoint's policy on the report draws. ``save`` gets each candidate, then the best. With a
-    ``resume`` it goes on from the state there, and leaves one with each candidate and when one is due.
+    Algorithm, learning rate and entropy weight are those of the run at this iteration, except that one agent's weight
+    falls to 0; the stage stays. Every ``every`` updates the policy becomes a candidate; the checkpoint's own policy is
+    one too. The best on the selection draws is compared with the checkpoint's policy on the report draws. ``save`` gets
+    each candidate, then the best. With a ``resume`` it goes on from the state there, and leaves one with each candidate
+    and when one is due.
     """
     game.restore()
     trainer, kind = game.trainer, game.economy.agents[agent]
@@ -182,7 +190,7 @@ def fine_tune(
     candidates = Candidates(
         game, learner, iterations, every, lambda: float(rewards(SELECTION_STREAM).mean()), save, resume, progress
     )
-    with game.changed(*fixed, *own), trainer.under(FineTuningSchedule(game, update, repeat), candidates):
+    with game.changed(*fixed, *own), trainer.under(FineTuningSchedule(game, update, repeat, iterations), candidates):
         trainer.train(game.iteration + start + 1, game.iteration + iterations + 1)
     with torch.no_grad():
         policy.flat.copy_(progress["best_flat"])

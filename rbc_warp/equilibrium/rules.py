@@ -134,9 +134,7 @@ def choices_of(game: Game, agent: str) -> list[np.ndarray]:
     return [np.array(rows, dtype=np.int32) for rows in groups.values()]
 
 
-def search_rule(
-    game: Game, agent: str, index: int | None, sweeps: int, episodes: int, depth: int
-) -> list[Rule]:
+def search_rule(game: Game, agent: str, index: int | None, sweeps: int, episodes: int, depth: int) -> list[Rule]:
     """Return the rules found after each sweep over the periods, for one agent; None is the one agent of its type.
 
     In the first sweep the agent acts at random before the period that is searched, so that the rule knows states which
@@ -196,9 +194,9 @@ def best_rule(
     index: int | None,
     screening: int,
     scoring: int,
-    depth: int,
-    sweeps: int = 2,
     level: float = 0.95,
+    depth: int = 3,
+    sweeps: int = 2,
 ) -> Found:
     """Return the best of :func:`search_rule`: searched and chosen on ``screening`` episodes each, scored on others."""
     rules = search_rule(game, agent, index, sweeps, screening, depth)
