@@ -64,14 +64,15 @@ def statement(rows: Sequence[Row]) -> str:
     short = [row for row in known if row.recovered < RECOVERED]
     damaged = [row for row in rows if row.damage and row.matters]
     missed = [row for row in damaged if row.is_missed]
-    disagree = sum(not row.agrees for row in rows)
+    astray = [row.astray for row in rows if row.astray]
+    farthest = f" (the farthest by {max(astray):.2g} of value)" if astray else ""
     over = sum(len(row.over_reports) for row in rows)
     tried = sum(len(row.gains) for row in rows)
     return (
         f"Below {RECOVERED:.0%} of the exact gap: {len(short)} of {len(known)} that matter (gap above {MATTERS:.0%} of "
         f"value or training gain, whichever is larger). Damage that no searcher is sure of: {len(missed)} of "
-        f"{len(damaged)} that matter. Values that disagree with exact ones: {disagree} of {len(rows)}. Gains above what "
-        f"is possible, beyond their intervals: {over} of {tried}."
+        f"{len(damaged)} that matter. Exact values outside measured intervals: {len(astray)} of {len(rows)}{farthest}. "
+        f"Gains above the exact gap, beyond their intervals: {over} of {tried}."
     )
 
 

@@ -26,6 +26,8 @@ from rbc_warp.training.trainer import RbcTrainer
 
 RECOVERED, MATTERS = 0.95, 0.01
 """The share of a gap that a tester should find; a gap matters if it is a larger share of value or training gain."""
+ROUNDING = 1e-5
+"""Share of a value; episodes are played in float32."""
 
 _AGENTS = {
     "government_counts_firm_reward": 1,
@@ -103,10 +105,10 @@ class Extent:
 
     economies: Sequence[str] = tuple(ECONOMIES)
     seeds: Sequence[int] = (1, 2, 3)
-    damages: Sequence[float] = (0.01, 0.03, 0.1, 0.3)
+    damages: Sequence[float] = (0.03, 0.1, 0.3)
     screening: int = 1024  #: Episodes of each deviation while the best is chosen.
     scoring: int = 8192  #: Episodes of each searcher's best.
-    updates: int = 100  #: Of fine-tuning.
+    updates: int = 60  #: Of fine-tuning.
     intervals: int = 500  #: All intervals hold at once if there are no more than these.
 
     @property
@@ -154,18 +156,15 @@ class Row:
         return max(gain.low for gain in self.gains.values()) <= 0.0
 
     @property
-    def agrees(self) -> bool:
-        return self.measured.low - self._rounding <= self.value <= self.measured.high + self._rounding
+    def astray(self) -> float:
+        """How far the exact value lies outside the measured interval, as a share of the scale; rounding is none."""
+        outside = max(self.measured.low - self.value, self.value - self.measured.high, 0.0) / self.scale
+        return outside if outside > ROUNDING else 0.0
 
     @property
     def over_reports(self) -> list[str]:
         """Searchers whose whole interval lies above the exact gap."""
-        return [name for name, gain in self.gains.items() if gain.low > self.bound + self._rounding]
-
-    @property
-    def _rounding(self) -> float:
-        """Episodes are played in float32."""
-        return 1e-5 * self.scale
+        return [name for name, gain in self.gains.items() if gain.low > self.bound + ROUNDING * self.scale]
 
 
 class Damage(Intervention):
@@ -228,7 +227,7 @@ def measure(extent: Extent, backend: str = "host") -> Iterator[Row]:
     for economy in extent.economies:
         tree: GameTree | None = None
         for seed in extent.seeds:
-            learner = RbcTrainer(economy_config(economy, seed, 256), backend, recorder=Recorder())
+            learner = RbcTrainer(economy_config(economy, seed, 128), backend, recorder=Recorder())
             player = RbcTrainer(economy_config(economy, seed, 1024), backend, recorder=Recorder())
             untrained: np.ndarray | None = None
             for stage, policies in checkpoints(learner, STAGES).items():
@@ -238,7 +237,7 @@ def measure(extent: Extent, backend: str = "host") -> Iterator[Row]:
                 untrained = values if untrained is None else untrained
                 scale = np.maximum(np.abs(values), values - untrained)
                 task = Task(extent, economy, stage, seed, tree, scale)
-                yield from task.rows(game, Game(learner, policies, 0, episodes=1024))
+                yield from task.rows(game, Game(learner, policies, 0, episodes=512))
                 if stage == "trained":
                     yield from task.damaged_rows(game)
 
@@ -282,11 +281,13 @@ class Task:
 
     def _searched(self, game: Game, agent: Agent) -> dict[str, Estimate]:
         """The gain that each searcher finds."""
-        extent, who = self.extent, (agent.agent, _number(game, agent))
-        effort = (extent.screening, extent.scoring, extent.level)
-        found = {name: search(game, deviations(game, *who), *effort)[0] for name, deviations in SEARCHERS.items()}
-        found["rule"] = best_rule(game, *who, *effort)
-        return {name: each.gain for name, each in found.items()}
+        who, number = agent.agent, _number(game, agent)
+        screening, scoring, level = self.extent.screening, self.extent.scoring, self.extent.level
+        gains = {"rule": best_rule(game, who, number, screening, scoring, level).gain}
+        for name, searcher in SEARCHERS.items():
+            (found,) = search(game, searcher(game, who, number), screening, scoring, level)
+            gains[name] = found.gain
+        return gains
 
     def _fine_tuned(self, game: Game, learner: Game, agent: Agent) -> Estimate:
         """The gain of the agent's own network, trained in ``learner`` and scored as the others are."""

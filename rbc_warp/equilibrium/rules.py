@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rbc_warp.equilibrium.deviations import Found, partial_actions
+from rbc_warp.equilibrium.deviations import partial_actions
 from rbc_warp.equilibrium.exact import count_joint_actions, joint_actions, useful_periods
 from rbc_warp.equilibrium.game import (
     FINE_TUNING_STREAM,
@@ -164,7 +164,7 @@ def _try(
     groups: Sequence[np.ndarray],
     episodes: int,
     first_episode: int,
-    explore: np.random.Generator | None,
+    random: np.random.Generator | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Play every option in one period; what the agent saw (episodes, d) and its rewards (options, episodes)."""
     trainer, who = game.trainer, [rule.index or 0]
@@ -173,9 +173,10 @@ def _try(
     game.restore()
     for first in range(first_episode, first_episode + episodes, together):
         plan = np.full((together, game.economy.num_periods, options.shape[1]), FREE, dtype=np.int32)
-        for choices in groups if explore else ():
-            drawn = choices[explore.integers(0, len(choices), (together, period))]
-            plan[:, :period] = np.where(drawn == FREE, plan[:, :period], drawn)
+        if random is not None:
+            for choices in groups:
+                drawn = choices[random.integers(0, len(choices), (together, period))]
+                plan[:, :period] = np.where(drawn == FREE, plan[:, :period], drawn)
         of_options = []
         for option in options:
             plan[:, period] = option
@@ -188,6 +189,15 @@ def _try(
     return np.concatenate(seen), np.concatenate(rewards, axis=1)
 
 
+@dataclass(frozen=True)
+class FoundRule:
+    """The best rule that was found for one agent, scored on draws that had no part in finding it."""
+
+    rule: Rule
+    before: float
+    gain: Estimate
+
+
 def best_rule(
     game: Game,
     agent: str,
@@ -197,13 +207,13 @@ def best_rule(
     level: float = 0.95,
     depth: int = 3,
     sweeps: int = 2,
-) -> Found:
+) -> FoundRule:
     """Return the best of :func:`search_rule`: searched and chosen on ``screening`` episodes each, scored on others."""
     rules = search_rule(game, agent, index, sweeps, screening, depth)
     chosen = max(rules, key=lambda rule: float(_values(game, rule, screening, SELECTION_STREAM).mean()))
     before = of_deviator(game.values(scoring), agent, index)
     after = _values(game, chosen, scoring, REPORT_STREAM)
-    return Found(chosen, float(before.mean()), Estimate.of(after - before, level))
+    return FoundRule(chosen, float(before.mean()), Estimate.of(after - before, level))
 
 
 def _values(game: Game, rule: Rule, episodes: int, stream: int) -> np.ndarray:
