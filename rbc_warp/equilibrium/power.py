@@ -109,11 +109,7 @@ class Extent:
     screening: int = 1024  #: Episodes of each deviation while the best is chosen.
     scoring: int = 8192  #: Episodes of each searcher's best.
     updates: int = 60  #: Of fine-tuning.
-    intervals: int = 500  #: All intervals hold at once if there are no more than these.
-
-    @property
-    def level(self) -> float:
-        return 1.0 - 0.05 / self.intervals
+    level: float = 0.9999  #: Of each interval; there are hundreds.
 
 
 QUICK = Extent(("2 consumers, 1 firm",), (1,), (0.1,), 256, 2048, 20)
