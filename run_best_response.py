@@ -28,7 +28,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--scan", action="store_true", help="try every fixed action as well")
     add("--exact", type=int, metavar="PLANS", help="enumerate up to so many plans against deterministic play")
     add("--greedy", action="store_true", help="everybody else always takes the most likely action")
-    add("--eval-episodes", type=int, metavar="N", help="episodes of each evaluation (default: 64; of a mixture 128)")
+    add("--eval-episodes", type=int, metavar="N", help="episodes of each evaluation (default: 512; of a mixture 128)")
     add(
         "--verdict",
         nargs="?",
@@ -43,7 +43,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     check_cross_play(parser, options)
     if options.eval_episodes is None:
-        options.eval_episodes = 128 if options.cross_play else 64
+        options.eval_episodes = 128 if options.cross_play else 512
     if options.experiment_dir == "":  # a bare flag: the folder is the first argument
         if options.rollout_dir is None:
             parser.error("--experiment-dir needs the folder that holds the runs")

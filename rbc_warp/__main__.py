@@ -9,6 +9,7 @@ COMMANDS = {
     "doctor": "what this machine can run, and the remedy for what is missing",
     "bench": "how fast it does so",
     "scaling": "how that grows with the number of processes",
+    "power": "how much the search for deviations finds of gains that are known exactly",
     "report": "a picture of a run",
     "phases": "what each type of a run learned, and what changed when firms began to learn",
 }

@@ -28,6 +28,7 @@ from rbc_warp.equilibrium.deviations import (
     constant_deviations,
     scan,
 )
+from rbc_warp.equilibrium.fine_tuning import FineTuningSchedule
 from rbc_warp.equilibrium.game import (
     FREE,
     SELECTION_STREAM,
@@ -233,11 +234,18 @@ def test_an_own_policy_is_one_agents_alone(game: Game) -> None:
 
 
 def test_one_agents_update_is_that_of_a_type_of_one() -> None:
-    """The government is one agent: its own policy learns what the type's policy learns."""
-    game = make_game(load_config(TINY))
+    """The government is one agent: its own policy learns what the type's policy learns, but for the entropy weight."""
+    game = make_game(changed(TINY, entropy=0.0))
     as_type = fine_tune(game, "government", 3, 3)
     alone = fine_tune(game, "government", 3, 3, index=0)
     assert torch.equal(as_type.policy.flat, alone.policy.flat) and as_type.selection == alone.selection
+
+
+def test_one_agents_entropy_weight_falls_to_zero(game: Game) -> None:
+    for index, weights in ((0, [0.3, 0.2, 0.1, 0.0]), (None, [0.4] * 4)):
+        schedule = FineTuningSchedule(game, Update("firm", 0.4, index=index), repeat=0, iterations=4)
+        found = [update.entropy for done in range(1, 5) for update in schedule.updates(game.iteration + done)]
+        assert found == pytest.approx(weights)
 
 
 def test_fine_tuning_keeps_the_best_and_leaves_the_others(game: Game) -> None:

@@ -197,7 +197,7 @@ def constant_deviations(game: Game, agent: str, index: int | None) -> list[Devia
     """Return every constant action that the stage allows: joint choices, or hours and employer of a consumer."""
     return [
         Deviation(agent, index, np.array([indices], dtype=np.int32), name)
-        for name, indices in _actions(game, agent, goods=False)
+        for name, indices in partial_actions(game, agent, goods=False)
     ]
 
 
@@ -205,7 +205,7 @@ def one_step_deviations(game: Game, agent: str, index: int | None) -> list[Devia
     """Return every action in every single period: also the units of each good, for a consumer."""
     periods, heads = game.economy.num_periods, len(game.economy.agents[agent].head_sizes)
     found = []
-    for name, indices in _actions(game, agent, goods=True):
+    for name, indices in partial_actions(game, agent, goods=True):
         for period in range(periods):
             plan = np.full((periods, heads), FREE, dtype=np.int32)
             plan[period] = indices
@@ -219,7 +219,7 @@ SEARCHERS: dict[str, Callable[[Game, str, int | None], list[Deviation]]] = {
 }
 
 
-def _actions(game: Game, agent: str, goods: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
+def partial_actions(game: Game, agent: str, goods: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Names and indices of the actions that the stage allows a type, FREE in heads that it leaves to the policy."""
     kind: AgentType = game.economy.agents[agent]
     allowed = game.allowed(agent)

@@ -7,7 +7,7 @@ that keeps the best policy on the way.
 import copy
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,6 @@ from rbc_warp.economy.reference import Stage
 from rbc_warp.equilibrium.game import (
     ENVIRONMENTS_PER_REPEAT,
     FINE_TUNING_STREAM,
-    REPORT_STREAM,
     SELECTION_STREAM,
     Estimate,
     Game,
@@ -38,6 +37,9 @@ from rbc_warp.training.recorder import Losses, Recorder
 from rbc_warp.training.rollout import Draw
 from rbc_warp.training.schedule import Schedule, Update
 from rbc_warp.training.trainer import RbcTrainer
+
+SELECTION_SHARE = 4
+"""A candidate is played on the reported number of episodes divided by this."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,15 @@ class ResumeState:
 
 
 class FineTuningSchedule(Schedule):
-    """The deviator learns at the checkpoint's stage; iterations go on from the checkpoint's."""
+    """The deviator learns at the checkpoint's stage; iterations go on from the checkpoint's.
 
-    def __init__(self, game: Game, update: Update, repeat: int):
+    The entropy weight of one agent falls linearly to 0, which it is in the last of ``iterations`` updates; that of a
+    type stays.
+    """
+
+    def __init__(self, game: Game, update: Update, repeat: int, iterations: int):
         super().__init__(game.trainer.settings, game.economy)
-        self.game, self.update, self.repeat = game, update, repeat
+        self.game, self.update, self.repeat, self.iterations = game, update, repeat, iterations
 
     def stage(self, iteration: int, multipliers: Mapping[str, float]) -> Stage:
         return super().stage(self.game.iteration, multipliers)
@@ -93,7 +99,10 @@ class FineTuningSchedule(Schedule):
         return Draw(iteration, FINE_TUNING_STREAM, first_environment=self.repeat * ENVIRONMENTS_PER_REPEAT)
 
     def updates(self, iteration: int) -> list[Update]:
-        return [self.update]
+        if self.update.index is None:
+            return [self.update]
+        left = self.game.iteration + self.iterations - iteration  # updates after this one
+        return [replace(self.update, entropy=self.update.entropy * left / self.iterations)]
 
     def trials(self, iteration: int) -> dict[str, int]:
         return {}
@@ -115,14 +124,16 @@ class Candidates(Recorder):
         keep: Callable[[int | str, Policy], None],
         resume: ResumeState | None,
         progress: dict[str, Any],
+        advance: Callable[[int], None],
     ):
         self.game, self.learner, self.iterations, self.every = game, learner, iterations, every
-        self.value, self.keep, self.resume, self.progress = value, keep, resume, progress
+        self.value, self.keep, self.resume, self.progress, self.advance = value, keep, resume, progress, advance
         self._seconds_before = progress["seconds"] - game.trainer.perf_stats.total_time
 
     def learned(self, trainer: RbcTrainer, iteration: int, losses: Losses) -> None:
         done, policy, progress = iteration - self.game.iteration, self.learner.policy, self.progress
         progress["seconds"] = self._seconds_before + trainer.perf_stats.total_time
+        self.advance(1)
         is_candidate = done % self.every == 0 or done == self.iterations
         if is_candidate:
             selection = progress["selection"]
@@ -145,14 +156,16 @@ def fine_tune(
     index: int | None = None,
     save: Callable[[int | str, Policy], None] = lambda label, policy: None,
     resume: ResumeState | None = None,
+    advance: Callable[[int], None] = lambda updates: None,
 ) -> FineTuned:
     """Train one type further, or one agent of it (``index``), while everybody else stays as in the checkpoint.
 
     Algorithm and entropy weight are those of the run at this iteration, but for the least weight on a consumer's choice
-    of employer; the learning rate is the run's before it decays; the stage stays. Every ``every``
-    updates the policy becomes a candidate; the checkpoint's own policy is one too. The best on the selection draws is
-    compared with the checkpoint's policy on the report draws. ``save`` gets each candidate, then the best. With a
-    ``resume`` it goes on from the state there, and leaves one with each candidate and when one is due.
+    of employer, and one agent's weight falls to 0; the learning rate is the run's before it decays; the stage stays.
+    Every ``every`` updates the policy becomes a candidate; the checkpoint's own policy is one too. The best on a
+    quarter as many selection episodes is compared with the checkpoint's policy on the report draws. ``save`` gets each
+    candidate, then the best. With a ``resume`` it goes on from the state there, and leaves one with each candidate and
+    when one is due. ``advance`` is told of updates made.
     """
     game.restore()
     trainer, kind = game.trainer, game.economy.agents[agent]
@@ -167,11 +180,14 @@ def fine_tune(
         learner, own = deviator.learner, [deviator]
     policy = learner.policy
 
-    def rewards(stream: int) -> np.ndarray:
-        return of_deviator(game.evaluate(*own, stream=stream, repeat=repeat), agent, index)
+    few = game.in_batches(game.num_episodes / SELECTION_SHARE)
+
+    def selected() -> float:
+        with game.changed(*own):
+            return float(of_deviator(game.play(few, SELECTION_STREAM, repeat), agent, index).mean())
 
     progress: dict[str, Any] = {
-        "selection": {0: float(of_deviator(game.baseline(SELECTION_STREAM, repeat), agent, index).mean())},
+        "selection": {0: float(of_deviator(game.values(few, SELECTION_STREAM, repeat), agent, index).mean())},
         "best": 0,
         "best_flat": policy.flat.detach().clone(),
         "seconds": 0.0,
@@ -179,20 +195,19 @@ def fine_tune(
     start = 0
     if resume and (state := resume.read()):
         start, progress = continue_from(trainer, state), state["progress"]
+        advance(start)
         if index is not None:
             _put(learner, progress["own"])
     peers = [other for other in game.economy.agents if other != agent or index is not None] if game.greedy else []
     fixed = [MostLikely(trainer, peers)] if peers else []
     update = Update(agent, entropy, entropy, rate, learner if index is not None else None, index)
-    candidates = Candidates(
-        game, learner, iterations, every, lambda: float(rewards(SELECTION_STREAM).mean()), save, resume, progress
-    )
-    with game.changed(*fixed, *own), trainer.under(FineTuningSchedule(game, update, repeat), candidates):
+    candidates = Candidates(game, learner, iterations, every, selected, save, resume, progress, advance)
+    with game.changed(*fixed, *own), trainer.under(FineTuningSchedule(game, update, repeat, iterations), candidates):
         trainer.train(game.iteration + start + 1, game.iteration + iterations + 1)
     with torch.no_grad():
         policy.flat.copy_(progress["best_flat"])
     save("best", policy)
-    after = rewards(REPORT_STREAM)
+    after = of_deviator(game.evaluate(*own, repeat=repeat), agent, index)
     gain = paired_gain(after, before, game.greedy)
     seconds = progress["seconds"] / iterations
     return FineTuned(before, after, gain, progress["best"], progress["selection"], seconds, copy.deepcopy(policy))

@@ -7,6 +7,7 @@ them is paired episode by episode. Rewards are means per agent and period.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -109,6 +110,7 @@ class Game:
         policies: the checkpoint's. iteration: what the checkpoint is the policy of.
         episodes: evaluated each time, rounded up to whole batches.
         greedy: everybody takes the most likely action, except who is being trained: the game is deterministic.
+        always: changes in force in every play, also where nobody deviates.
     """
 
     def __init__(
@@ -119,16 +121,21 @@ class Game:
         episodes: int = 64,
         greedy: bool = False,
         multipliers: Mapping[str, float] | None = None,
+        always: Sequence[Intervention] = (),
     ):
-        self.trainer, self.iteration, self.greedy = trainer, iteration, greedy
+        self.trainer, self.iteration, self.greedy, self.always = trainer, iteration, greedy, tuple(always)
         self.economy: Economy = trainer.economy
         self.policies = dict(policies)
         trainer.multipliers.update(multipliers or {})
         trainer.set_iteration(iteration)
-        plays = 1 if greedy else -(-episodes // trainer.num_local_envs)
-        self.num_episodes = plays * trainer.num_local_envs
+        self.num_episodes = self.in_batches(episodes)
         self._values: dict[tuple[int, int, int], dict[str, np.ndarray]] = {}
         self.restore()
+
+    def in_batches(self, episodes: float) -> int:
+        """Return a number of episodes rounded up to whole batches; where all is determined, one batch."""
+        envs = self.trainer.num_local_envs
+        return envs if self.greedy else envs * math.ceil(episodes / envs)
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -136,7 +143,7 @@ class Game:
         for agent, policy in self.policies.items():
             self.trainer.models[agent].flat.copy_(policy.flat)
             self.trainer.optimizers[agent].state.clear()
-        self.trainer.interventions = ()
+        self.trainer.interventions = self.always
 
     def allowed(self, agent: str) -> np.ndarray:
         """Which of a type's actions the stage allows, bool, one per action of all heads."""
@@ -151,7 +158,7 @@ class Game:
     @contextmanager
     def changed(self, *interventions: Intervention) -> Iterator[None]:
         """The game in which some agents deviate."""
-        before, self.trainer.interventions = self.trainer.interventions, interventions
+        before, self.trainer.interventions = self.trainer.interventions, (*self.always, *interventions)
         try:
             yield
         finally:
@@ -169,9 +176,10 @@ class Game:
         They are the same for the same stream and repeat, but for who deviates.
         """
         with self.changed(*interventions):
-            return self._play(self.num_episodes, stream, repeat)
+            return self.play(self.num_episodes, stream, repeat)
 
-    def _play(self, episodes: int, stream: int, repeat: int) -> dict[str, np.ndarray]:
+    def play(self, episodes: int, stream: int, repeat: int = 0) -> dict[str, np.ndarray]:
+        """Return rewards per type (episodes, n), with the policies and interventions that the trainer now holds."""
         rewards: dict[str, list[np.ndarray]] = {agent: [] for agent in self.economy.agents}
         for first in range(0, episodes, self.trainer.num_local_envs):
             place = repeat * ENVIRONMENTS_PER_REPEAT + first
@@ -189,7 +197,7 @@ class Game:
         key = (stream, repeat, episodes)
         if key not in self._values:
             self.restore()
-            self._values[key] = self._play(episodes, stream, repeat)
+            self._values[key] = self.play(episodes, stream, repeat)
         return self._values[key]
 
 

@@ -35,7 +35,7 @@ class Request:
     scan: bool = False
     max_plans: int | None = None  #: Largest number of plans to enumerate; None enumerates none.
     greedy: bool = False  #: Everybody else takes the most likely action.
-    episodes: int = 64
+    episodes: int = 512
     backend: str = "auto"
     overrides: tuple[str, ...] = ()
     quiet: bool = False
