@@ -243,7 +243,7 @@ def test_one_agents_update_is_that_of_a_type_of_one() -> None:
 
 def test_one_agents_entropy_weight_falls_to_zero(game: Game) -> None:
     for index, weights in ((0, [0.3, 0.2, 0.1, 0.0]), (None, [0.4] * 4)):
-        schedule = FineTuningSchedule(game, Update("firm", 0.4, index=index), repeat=0, iterations=4)
+        schedule = FineTuningSchedule(game, Update("firm", 0.4, 0.4, 1e-3, index=index), repeat=0, iterations=4)
         found = [update.entropy for done in range(1, 5) for update in schedule.updates(game.iteration + done)]
         assert found == pytest.approx(weights)
 

@@ -34,6 +34,7 @@ from rbc_warp.equilibrium.game import (
 from rbc_warp.equilibrium.request import Checkpoint, Plan, Request, prepare
 from rbc_warp.equilibrium.results import Record, Results
 from rbc_warp.equilibrium.verdict import QUICK, Candidate, Effort, Verdict, environments_for, judge
+from rbc_warp.runs.console import ProgressBar
 from rbc_warp.runs.folder import RunDir
 from rbc_warp.runs.recorder import save_episode
 from rbc_warp.runs.resume import RESUMABLE
@@ -42,6 +43,7 @@ from rbc_warp.training.recorder import Recorder
 from rbc_warp.training.rollout import Draw
 from rbc_warp.training.trainer import RbcTrainer
 
+Advance = Callable[[int], None]
 # How often the fine-tuning looks for its best policy, unless told.
 CHECKPOINTS = 10
 
@@ -129,15 +131,18 @@ def measure(plan: Plan, request: Request) -> Results:
                 if steps[agent]:
                     unlearned = Game(trainer, {**checkpoint.policies, agent: plan.untrained[agent]}, *args)
                     earlier[agent]["learning_gain"] = _reward_of(unlearned, agent)
-        for agent in steps:
-            for step in steps[agent]:
-                measures = {name: _reward_of(game, agent) - reward for name, reward in earlier[agent].items()}
-                record = step.measure()
-                plan.results.add(record.compared_with(**measures))
-                plan.results.write(plan.run)
-                step.forget()
-                if not request.quiet:
-                    print(f"{plan.run.path.name}: {record.line()}", file=sys.stderr)
+        updates = sum(step.updates for of_type in steps.values() for step in of_type)
+        with ProgressBar(updates, quiet=request.quiet or not updates) as bar:
+            for agent in steps:
+                bar.show(f"checkpoint {checkpoint.label}, {agent}")
+                for step in steps[agent]:
+                    measures = {name: _reward_of(game, agent) - reward for name, reward in earlier[agent].items()}
+                    record = step.measure(bar.advance)
+                    plan.results.add(record.compared_with(**measures))
+                    plan.results.write(plan.run)
+                    step.forget()
+                    if not request.quiet:
+                        print(f"{plan.run.path.name}: {record.line()}", file=sys.stderr)
     if known:
         print(f"{plan.run.path}: {known} known from before; --restart measures them again", file=sys.stderr)
     return plan.results
@@ -152,8 +157,9 @@ class Step:
     """One deviation to measure. ``what``: the fields of its record that say which one, and under what settings."""
 
     what: dict[str, Any]
-    measure: Callable[[], Record]
+    measure: Callable[[Advance], Record]
     folder: RunDir | None = None  #: Folder of its state while it is not finished.
+    updates: int = 0  #: Of a fine-tuning; it tells an :data:`Advance` of each.
 
     def forget(self) -> None:
         """Its record is written: its state is not needed any more."""
@@ -191,7 +197,8 @@ def _steps(plan: Plan, request: Request, game: Game, checkpoint: Checkpoint, age
         for repeat in range(request.repeats):
             tuned = what("fine-tuned", index, repeat, iterations=plan.iterations, every=every)
             folder = result_folder(plan.run, agent, checkpoint.label, repeat, index, game.greedy)
-            steps.append(Step(tuned, partial(_fine_tuned, plan, request, game, folder, tuned), folder))
+            measured = partial(_fine_tuned, plan, request, game, folder, tuned)
+            steps.append(Step(tuned, measured, folder, plan.iterations))
     if request.scan:
         # All firms at once, too: that is what the type's fine-tuning is compared with.
         for index in [None, *chosen] if agent == "firm" and count > 1 else chosen:
@@ -221,11 +228,13 @@ def _interval(gain: Estimate) -> dict[str, Any]:
     return {"gain": gain.mean, "low": gain.low, "high": gain.high}
 
 
-def _without_choice(game: Game, what: Mapping[str, Any]) -> Record:
+def _without_choice(game: Game, what: Mapping[str, Any], advance: Advance) -> Record:
     return Record.without_choice(game.baseline()[what["agent"]].mean(axis=1), **what)
 
 
-def _fine_tuned(plan: Plan, request: Request, game: Game, folder: RunDir, what: Mapping[str, Any]) -> Record:
+def _fine_tuned(
+    plan: Plan, request: Request, game: Game, folder: RunDir, what: Mapping[str, Any], advance: Advance
+) -> Record:
     agent, index, repeat, settings = (what[name] for name in ("agent", "index", "repeat", "settings"))
     iterations = settings["iterations"]
     if request.restart:
@@ -235,7 +244,7 @@ def _fine_tuned(plan: Plan, request: Request, game: Game, folder: RunDir, what: 
         folder.save_policy(agent, label, policy.state_dict())
 
     resume = ResumeState(folder, plan.config, settings)
-    tuned = fine_tune(game, agent, iterations, settings["every"], repeat, index, save, resume)
+    tuned = fine_tune(game, agent, iterations, settings["every"], repeat, index, save, resume, advance)
     save("latest", tuned.policy)
     if index is None and repeat == 0:
         for other in plan.agent_types:
@@ -262,7 +271,7 @@ def _fine_tuned(plan: Plan, request: Request, game: Game, folder: RunDir, what: 
     )
 
 
-def _scanned(plan: Plan, game: Game, what: Mapping[str, Any]) -> Record:
+def _scanned(plan: Plan, game: Game, what: Mapping[str, Any], advance: Advance) -> Record:
     """Measure the best constant action; all that were tried go to the scans."""
     game.restore()
     found = scan(game, what["agent"], what["index"])
@@ -273,7 +282,7 @@ def _scanned(plan: Plan, game: Game, what: Mapping[str, Any]) -> Record:
     return Record(found=best.deviation.name, before=best.before, after=after, **_interval(best.gain), **what)
 
 
-def _planned(max_plans: int, game: Game, what: Mapping[str, Any]) -> Record:
+def _planned(max_plans: int, game: Game, what: Mapping[str, Any], advance: Advance) -> Record:
     """The best plan against deterministic play; in a game of drawn actions, what that plan gains there."""
     game.restore()
     agent, index = what["agent"], what["index"]
