@@ -102,7 +102,8 @@ class FineTuningSchedule(Schedule):
         if self.update.index is None:
             return [self.update]
         left = self.game.iteration + self.iterations - iteration  # updates after this one
-        return [replace(self.update, entropy=self.update.entropy * left / self.iterations)]
+        entropy = self.update.entropy * left / self.iterations
+        return [replace(self.update, entropy=entropy, last_head_entropy=entropy)]
 
     def trials(self, iteration: int) -> dict[str, int]:
         return {}
