@@ -11,6 +11,7 @@ COMMANDS = {
     "scaling": "how that grows with the number of processes",
     "power": "how much the search for deviations finds of gains that are known exactly",
     "report": "a picture of a run",
+    "gaps": "how far runs were from equilibrium, checkpoint by checkpoint",
     "phases": "what each type of a run learned, and what changed when firms began to learn",
 }
 

@@ -39,6 +39,7 @@ from rbc_warp.equilibrium.game import (
     OwnPolicy,
     sample_of_agents,
 )
+from rbc_warp.equilibrium.relaxation import Markets, markets_of, upper_values
 from rbc_warp.equilibrium.results import Record, Results
 from rbc_warp.runs.folder import RunDir
 from rbc_warp.runs.run import prepare_run, train_run
@@ -305,6 +306,26 @@ def test_a_consumers_dynamic_program_agrees_with_all_plans() -> None:
     outcome = simulate(config, played, backend="reference")["consumer"]
     assert outcome["rewards"].mean(axis=1)[0, 0] == pytest.approx(plan.reward, rel=1e-9)
     np.testing.assert_allclose(outcome["states"][0, :, 0, -2], plan.budgets[:-1], atol=1e-5)
+
+
+@pytest.mark.parametrize(("money", "room"), [(600, 0.6), (100_000, 0.01)])
+def test_the_relaxation_bounds_what_a_consumer_can_get(money: float, room: float) -> None:
+    """Above the best plan of a consumer who is alone, and hardly above it where money does not bind."""
+    world = {**ALONE["world"], "initial_consumer_endowment": money}
+    game = make_game(changed({**ALONE, "world": world}, batch_size=32))
+    plan = best_consumer_plan(game.economy, market := market_of(game.economy), game.economy.theta[0])
+    given = Markets(*(getattr(market, name)[:, None] for name in ("prices", "wages", "income_tax", "transfers")))
+    given.transfers[:] = game.economy.budget_drip
+    (bound,) = upper_values(game.economy, given, game.economy.theta)[0]
+    assert plan.reward - 1e-9 <= bound <= plan.reward + room * abs(plan.reward)
+
+    # Of what is played, the markets are read back: all that a consumer gets but its wages.
+    game.trainer.play(Draw(0), keep_consumption=True)
+    read = markets_of(game.economy, game.trainer.rollout)
+    np.testing.assert_allclose(read.transfers[:-1], game.economy.budget_drip, atol=1e-2)
+    bounds = upper_values(game.economy, read, game.economy.theta)
+    rewards = game.trainer.rollout.rewards("consumer").double().mean(dim=0).numpy()
+    assert (bounds >= rewards - 1e-6).all() and bounds.shape == rewards.shape == (32, 1)
 
 
 def market_of(economy: Economy) -> Market:

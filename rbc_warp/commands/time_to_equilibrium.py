@@ -15,6 +15,8 @@ from typing import Any
 
 from rbc_warp.config import Config, load_config
 from rbc_warp.config.stretch import stretched
+from rbc_warp.economy.curriculum import env_steps
+from rbc_warp.economy.parameters import Economy
 from rbc_warp.equilibrium.best_response import judged, measure
 from rbc_warp.equilibrium.request import Request, prepare
 from rbc_warp.equilibrium.verdict import FULL
@@ -50,9 +52,9 @@ def trial(config: Config, updates: int, backend: str) -> dict[str, Any]:
         )
         (plan,) = prepare(request)
         measure(plan, request)
-        verdict = judged(plan, FULL, request)
+        verdict = judged(plan, plan.checkpoints[0], FULL, request)
     return {
-        "env_steps": config.train.num_episodes * config.train.batch_size * config.world.maxtime,
+        "env_steps": env_steps(config, Economy.from_config(config), config.train.num_episodes),
         "training_seconds": trained.seconds,
         "test_seconds": time.monotonic() - began,
         "seed": config.train.base_seed,

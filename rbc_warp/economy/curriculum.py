@@ -62,6 +62,26 @@ def trains(config: Config, agent: AgentType, iteration: int) -> bool:
     return iteration >= settings.training_start and iteration % settings.train_every == 0
 
 
+def trials(config: Config, economy: Economy, iteration: int) -> dict[str, int]:
+    """How many trials of single agents each type makes beside an iteration's episodes, where it makes any."""
+    end = config.agents.trials_end
+    if end is not None and iteration >= end:
+        return {}
+    return {
+        name: agent.settings.trials
+        for name, agent in economy.agents.items()
+        if agent.settings.trials and agent.num_actions > 1 and trains(config, agent, iteration)
+    }
+
+
+def env_steps(config: Config, economy: Economy, iterations: int) -> int:
+    """Environment steps of so many iterations: of their episodes, and of those that are played again with trials."""
+    again = 0
+    if any(agent.settings.trials for agent in economy.agents.values()):
+        again = sum(1 for iteration in range(iterations) if trials(config, economy, iteration))
+    return (iterations + again) * config.train.batch_size * economy.num_periods
+
+
 def allowed_actions(config: Config, economy: Economy, iteration: int) -> dict[str, np.ndarray]:
     """Per type, which entries of its heads' action lists may be drawn: bool, one per action of all heads."""
     allowed = {name: np.ones(agent.num_actions, dtype=bool) for name, agent in economy.agents.items()}

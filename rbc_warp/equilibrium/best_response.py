@@ -65,7 +65,11 @@ def run_request(request: Request) -> list[Results]:
         results.append(measure(plan, request))
         words = [results[-1].summary()]
         if plan.effort is not None:
-            words.insert(0, told(judged(plan, plan.effort, request)))
+            *earlier, last = sorted(plan.checkpoints, key=lambda checkpoint: checkpoint.iteration)
+            for checkpoint in earlier if request.verdict else []:  # asked for: of every checkpoint
+                verdict = judged(plan, checkpoint, plan.effort, request)
+                words.append(f"checkpoint {checkpoint.label}: {verdict.sentence()}")
+            words.insert(0, told(judged(plan, last, plan.effort, request)))
         files = f"files: {plan.run.best_response_path}, br_<type>_output.txt"
         print("\n\n".join([str(plan.run.path), *words, files]))
     return results
@@ -75,7 +79,7 @@ def quick_verdict(run: RunDir, backend: str = "auto", quiet: bool = False) -> st
     """Judge a run's latest checkpoint by a quick search; keep the verdict and return it in words."""
     request = Request(run.path, labels=("latest",), verdict=QUICK.name, backend=backend, quiet=quiet)
     (plan,) = prepare(request)
-    return told(judged(plan, QUICK, request))
+    return told(judged(plan, plan.checkpoints[0], QUICK, request))
 
 
 def told(verdict: Verdict) -> str:
@@ -84,22 +88,21 @@ def told(verdict: Verdict) -> str:
     return "\n".join([verdict.sentence(), *failed])
 
 
-def judged(plan: Plan, effort: Effort, request: Request) -> Verdict:
-    """Judge a run's last checkpoint by all single agents' deviations and by its fine-tuned types; keep the verdict."""
-    last = max(plan.checkpoints, key=lambda checkpoint: checkpoint.iteration)
+def judged(plan: Plan, checkpoint: Checkpoint, effort: Effort, request: Request) -> Verdict:
+    """Judge a checkpoint by all single agents' deviations and by its fine-tuned types; keep the verdict."""
     batch = environments_for(sum(agent.count for agent in Economy.from_config(plan.config).agents.values()))
     trainer = RbcTrainer(load_config(plan.config, [f"train.batch_size={batch}"]), request.backend, recorder=Recorder())
-    game = Game(trainer, last.policies, last.iteration, multipliers=last.multipliers)
-    played = _fingerprint(plan.config, last)
+    game = Game(trainer, checkpoint.policies, checkpoint.iteration, multipliers=checkpoint.multipliers)
+    played = _fingerprint(plan.config, checkpoint)
     tuned: dict[str, list[Candidate]] = {agent: [] for agent in plan.agent_types}
     for record in plan.results.records:
         if record.agent in tuned and not record.greedy and record.settings.get("game") == played:
             estimate = Estimate(record.gain, record.low, record.high)
             how = f"{record.method}, {record.found}"
             tuned[record.agent].append(Candidate(estimate, record.settings["episodes"], record.deviator, how))
-    verdict = judge(game, plan.untrained, plan.agent_types, last.label, effort, tuned, request.quiet)
+    verdict = judge(game, plan.untrained, plan.agent_types, checkpoint.label, effort, tuned, request.quiet)
     trainer.graceful_close()
-    plan.results.verdict = verdict.to_dict()
+    plan.results.add_verdict(verdict.to_dict())
     plan.results.write(plan.run)
     return verdict
 

@@ -133,9 +133,11 @@ def _prepare_run(run: RunDir, request: Request) -> Plan:
     if request.max_plans is not None:
         _check_plans(config, request, types, notes)
     results = Results.read(run)
-    held = results.verdict or {}
-    if held.get("checkpoint") == "latest" and held.get("iteration") != last_iteration(run, config):
-        results.verdict = None  # the run went on: 'latest' is another policy
+    last = last_iteration(run, config)
+    # Where the run went on, 'latest' is another policy.
+    results.verdicts = [
+        verdict for verdict in results.verdicts if verdict["checkpoint"] != "latest" or verdict["iteration"] == last
+    ]
     return Plan(
         run,
         config,

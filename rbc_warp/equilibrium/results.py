@@ -96,7 +96,9 @@ class Results:
     """All that was measured of one run."""
 
     records: list[Record] = field(default_factory=list)
-    verdict: dict[str, Any] | None = None  #: Of the latest checkpoint; see ``verdict.py``.
+    verdicts: list[dict[str, Any]] = field(
+        default_factory=list
+    )  #: One for each iteration, in order; see ``verdict.py``.
     scans: list[dict[str, Any]] = field(default_factory=list)
     """Every fixed action tried: its deviator's gain and each type's reward, on the selection draws."""
 
@@ -117,8 +119,11 @@ class Results:
             scans = [dict(row) for row in content.get("scans", [])]
             for row in scans:
                 _scan_key(row)
-            verdict = content.get("verdict")
-            return cls(records, None if verdict is None else dict(verdict), scans)
+            only = [content["verdict"]] if "verdict" in content else []
+            verdicts = [dict(row) for row in content.get("verdicts", only)]
+            for row in verdicts:
+                int(row["iteration"]), bool(row["passed"]), dict(row["largest"])
+            return cls(records, verdicts, scans)
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             problem = f"does not hold results of best responses ({error})"
             raise RunFileError(run.best_response_path, problem, "move it away to measure anew") from None
@@ -127,7 +132,8 @@ class Results:
         """best_response.json, and br_<type>_output.txt for each type measured."""
         records = [asdict(record) for record in self.records]
         tables = {"exploitability": self.exploitability(), "records": records, "scans": self.scans}
-        run.write_best_response(tables if self.verdict is None else {"verdict": self.verdict, **tables})
+        latest = {"verdict": self.verdicts[-1], "verdicts": self.verdicts} if self.verdicts else {}
+        run.write_best_response({**latest, **tables})
         for agent in AGENT_TYPES:
             lines = [text for record in self.ordered() if record.agent == agent for text in [_output_line(record)]]
             if lines:
@@ -149,6 +155,11 @@ class Results:
             )
 
         self.records = [old for old in self.records if not outdated(old)] + [new]
+
+    def add_verdict(self, new: dict[str, Any]) -> None:
+        """Take the place of an earlier verdict of the same iteration."""
+        others = [old for old in self.verdicts if old["iteration"] != new["iteration"]]
+        self.verdicts = sorted([*others, new], key=lambda verdict: int(verdict["iteration"]))
 
     def add_scan(self, scan: Mapping[str, Any]) -> None:
         """Take the place of the same scan made before."""

@@ -8,9 +8,11 @@ from typing import Any
 
 from scipy.optimize import brentq
 
+from rbc_warp.economy.agents import CONSUMER_THETA
 from rbc_warp.economy.reference import utility
 from rbc_warp.equilibrium.deviations import SEARCHERS, Deviation, Found, search, single_agents, values_of
 from rbc_warp.equilibrium.game import REPORT_STREAM, Estimate, Game, of_deviator, sample_of_agents
+from rbc_warp.equilibrium.relaxation import markets_of, upper_values
 from rbc_warp.equilibrium.results import PUBLISHED_BARS
 from rbc_warp.runs.console import ProgressBar
 from rbc_warp.training.policy import Policy
@@ -58,6 +60,8 @@ class Largest:
     exploitability: float  #: The same per agent.
     consumption_equivalent: float | None = None
     """For a consumer, the permanent rise of all its consumption that is worth the gain [%]."""
+    upper_end: float | None = None
+    """For consumers, what no price-taking deviation of any of them can exceed; see ``relaxation.py``."""
 
 
 @dataclass(frozen=True)
@@ -228,6 +232,7 @@ def _largest(
         consumption_equivalent=(
             _consumption_equivalent(game, index, gain.mean) if agent == "consumer" and index is not None else None
         ),
+        upper_end=_upper_end(game, level) if agent == "consumer" else None,
     )
 
 
@@ -239,6 +244,22 @@ def _who(deviation: Deviation) -> str:
     return deviation.agent if deviation.index is None else f"{deviation.agent} {deviation.index}"
 
 
+def _play_with_consumption(game: Game) -> None:
+    game.restore()
+    game.trainer.play(Draw(game.iteration, REPORT_STREAM, game.greedy), keep_consumption=True)
+
+
+def _upper_end(game: Game, level: float) -> float:
+    """The largest upper end, over consumers, of what knowing all prices and never being rationed would bring."""
+    _play_with_consumption(game)
+    rollout, economy = game.trainer.rollout, game.economy
+    theta = rollout.private_states("consumer")[0, 0, :, CONSUMER_THETA].double().cpu().numpy()  # as it is felt now
+    bounds = upper_values(economy, markets_of(economy, rollout), theta)
+    gains = bounds - rollout.rewards("consumer").double().mean(dim=0).cpu().numpy()  # (E, I)
+    level = 1.0 - (1.0 - level) / gains.shape[1]
+    return max(Estimate.of(gains[:, consumer], level).high for consumer in range(gains.shape[1]))
+
+
 def _consumption_equivalent(game: Game, consumer: int, gain: float) -> float | None:
     """The permanent rise of a consumer's consumption of all goods that is worth a gain, hours as they are [%].
 
@@ -246,8 +267,7 @@ def _consumption_equivalent(game: Game, consumer: int, gain: float) -> float | N
     """
     if gain <= 0.0:
         return 0.0
-    game.restore()
-    game.trainer.play(Draw(game.iteration, REPORT_STREAM, game.greedy), keep_consumption=True)
+    _play_with_consumption(game)
     units = game.trainer.rollout.aux("consumer")[:, :, consumer].double().cpu().numpy()  # (T, E, J)
     crra = game.economy.crra
     now = utility(units, crra).sum(axis=-1).mean()

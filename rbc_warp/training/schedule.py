@@ -61,14 +61,7 @@ class Schedule:
 
     def trials(self, iteration: int) -> dict[str, int]:
         """Return how many trials of single agents each type makes beside the rollout, where it makes any."""
-        end = self.config.agents.trials_end
-        if end is not None and iteration >= end:
-            return {}
-        return {
-            name: agent.settings.trials
-            for name, agent in self.economy.agents.items()
-            if agent.settings.trials and agent.num_actions > 1 and curriculum.trains(self.config, agent, iteration)
-        }
+        return curriculum.trials(self.config, self.economy, iteration)
 
     def raises_multipliers(self, iteration: int) -> bool:
         """Return whether the no-Ponzi multipliers of the types that learned rise after this iteration."""

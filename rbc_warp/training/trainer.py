@@ -222,7 +222,7 @@ class RbcTrainer(TrainerA2C):
             seconds = time.perf_counter() - began
             done = self.iteration + 1
             self.perf_stats.iters += 1
-            self.perf_stats.steps += self.training_batch_size
+            self.perf_stats.steps += self.training_batch_size * (2 if self._trials else 1)
             self.perf_stats.training_time += seconds
             self.perf_stats.total_time += seconds
             self._log_metrics(losses)
