@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from test_best_response import TINY, changed, launch, make_game, run_dir, trained  # noqa: F401 (fixtures)
 
+import run_best_response
+import run_training
 from rbc_warp.economy.agents import AGENT_TYPES
-from rbc_warp.equilibrium import exact
+from rbc_warp.equilibrium import exact, request
 from rbc_warp.equilibrium.deviations import (
     Deviation,
     constant_deviations,
@@ -19,6 +21,7 @@ from rbc_warp.equilibrium.deviations import (
     values_of,
 )
 from rbc_warp.equilibrium.game import FREE, SELECTION_STREAM, Estimate, Forced, Game, of_deviator
+from rbc_warp.equilibrium.request import Request, prepare
 from rbc_warp.equilibrium.verdict import Candidate, Effort, judge
 from rbc_warp.runs.folder import RunDir
 
@@ -119,6 +122,60 @@ def test_a_verdict_passes_small_gains_and_not_large_or_uncertain_ones(game: Game
         )
         assert verdict.passed == passes and (passes or "may gain more" in verdict.sentence())
     assert not judge(better, None, ["government"], "1", Effort("constant", {"constant": 16}, 16, 16), quiet=True).passed
+
+
+def test_a_long_training_ends_with_a_quick_test(tmp_path, capsys, monkeypatch) -> None:
+    arguments = ["--config", "configs/smoke.yaml", "--set", "train.num_episodes=2", "--quiet", "--experiment-dir"]
+    for longest, told in ((10**9, False), (100, True)):
+        monkeypatch.setattr(request, "LONG_RUN", longest)
+        folder = tmp_path / str(longest)
+        assert run_training.main([*arguments, str(folder)]) == 0
+        assert ("equilibrium, a quick test: " in capsys.readouterr().out) == told
+        (run,) = folder.iterdir()
+        content = json.loads((run / "best_response.json").read_text()) if told else None
+        assert (run / "best_response.json").exists() == told
+        assert content is None or content["verdict"]["effort"] == "quick"
+
+
+@pytest.mark.parametrize(
+    ("more", "effort"),
+    [
+        ((), "quick"),
+        (("--verdict", "none"), None),
+        (("--verdict",), "full"),
+        (("--agent-type", "firm"), None),
+        (("--greedy",), None),
+        (("--deviator", "individual"), None),
+    ],
+)
+def test_a_verdict_comes_where_all_types_are_measured_as_they_play(run_dir, more, effort) -> None:  # noqa: F811
+    plan = prepare(Request(run_dir, labels=("latest",), **asked(*more)))[0]
+    assert (plan.effort and plan.effort.name) == effort
+    early = prepare(Request(run_dir, labels=("2",), **asked(*more)))[0]
+    assert (early.effort is None) == (effort != "full")  # at other checkpoints where it is asked for
+
+
+def asked(*more: str) -> dict:
+    options = run_best_response.parse(["RUN", *more])
+    individual = options.deviator == "individual"
+    return {
+        "agent_type": options.agent_type, "individual": individual, "greedy": options.greedy, "verdict": options.verdict
+    }  # fmt: skip
+
+
+def test_an_interval_at_another_level_is_that_of_the_values() -> None:
+    values = np.random.default_rng(0).normal(size=40)
+    plain, wide = Estimate.of(values), Estimate.of(values, 0.999)
+    again = plain.at(0.999, 0.95, 40)
+    assert (again.mean, again.low, again.high) == pytest.approx((wide.mean, wide.low, wide.high))
+
+
+def test_company_takes_every_deviation_once_and_agents_do_different_things(game: Game) -> None:
+    tried = [one for index in range(2) for one in one_step_deviations(game, "consumer", index)]
+    alone, together = values_of(game, tried, 3), values_of(game, tried, 3, company=2)
+    assert together.shape == alone.shape and not np.array_equal(alone, together)
+    only = [one for one in tried if one.index == 0]
+    np.testing.assert_array_equal(values_of(game, only, 3, company=2), alone[: len(only)])  # nobody to go with
 
 
 def test_the_launcher_gives_a_verdict(run_dir, capsys) -> None:  # noqa: F811
