@@ -121,6 +121,24 @@ def test_a_trial_changes_one_part_of_the_draw_to_what_is_allowed(trainer: RbcTra
     assert seen == {(FIRM_PRICE, p) for p in prices} | {(FIRM_WAGE, w) for w in wages}
 
 
+def test_several_trials_in_an_environment_are_in_different_periods(trainer: RbcTrainer) -> None:
+    where = torch.arange(10) % 4
+    trials = Trials(trainer.economy.agents["firm"], 4, where, trainer.learners["firm"], 0)
+    assert len(set(zip(where.tolist(), trials.when.tolist(), strict=True))) == 10
+    trainer.interventions = (trials,)
+    trainer.play(Draw(7))
+    played = trainer.rollout.actions("firm")[trials.when, where, trials.who]
+    assert torch.equal(played.long(), trials.action)
+
+
+def test_every_type_tries_in_environments_of_its_own(trainer: RbcTrainer) -> None:
+    given = ["agents.firm_trials=30", "agents.government_trials=5", "agents.firm_training_start=0"]
+    trainer = RbcTrainer(load_config(SETTINGS, given), "host", recorder=Recorder())
+    trials = trainer._drawn_trials()
+    assert sorted(trials["government"].where.tolist()) == list(range(11, 16))
+    assert sorted(set(trials["firm"].where.tolist())) == list(range(11)) and len(trials["firm"].where) == 30
+
+
 def test_firms_learn_from_a_trial_what_pays_alone() -> None:
     """Firms who all post one price and never draw another find the better one by trials, and not without them."""
     agents = {"num_consumers": 5, "num_firms": 2, "price_choices": [100, 1000], "wage_choices": [0, 11]}

@@ -245,12 +245,18 @@ class RbcTrainer(TrainerA2C):
         self.play(draw, self.recorder.keeps_consumption(self.iteration))
 
     def _drawn_trials(self) -> dict[str, Trials]:
-        """Draw the iteration's trials, each type's in environments of its own."""
+        """Draw the iteration's trials.
+
+        Each type's are in environments of its own: one in each, or for the type that makes most, as many as are needed
+        in each of those that the others leave.
+        """
+        numbers, left = self.schedule.trials(self.iteration), self.num_local_envs
         drawn: dict[str, Trials] = {}
-        first = 0
-        for order, (name, number) in enumerate(self.schedule.trials(self.iteration).items()):
-            where = torch.arange(first, min(first + number, self.num_local_envs))
-            first += number
+        for order, name in enumerate(sorted(numbers, key=numbers.__getitem__)):
+            number = min(numbers[name], max(1, left // 2)) if order + 1 < len(numbers) else numbers[name]
+            envs = min(number, left)
+            where = left - 1 - torch.arange(number) % envs
+            left -= envs
             seed = self._seed_of(self.iteration, TRIALS + len(self.learners) * self.processes.rank + order)
             agent = self.economy.agents[name]
             drawn[name] = Trials(agent, self.economy.num_periods, where, self.learners[name], seed)

@@ -37,7 +37,7 @@ class Trials(Intervention):
     Args:
         agent: the type, one with a single head.
         num_periods: T.
-        where: environments that differ.
+        where: environments; those that repeat, in the same order, have their trials in different periods, up to T.
         learner: of the type; its mask says which actions may be tried.
         seed: of who, when and what.
 
@@ -48,6 +48,9 @@ class Trials(Intervention):
         self.agent, self.learner, self.where = agent, learner, where.to(learner.device)
         generator = torch.Generator().manual_seed(seed)
         when, who = (torch.randint(size, where.shape, generator=generator) for size in (num_periods, agent.count))
+        envs = len(where.unique())
+        copy = torch.arange(len(where)) // envs
+        when = (when[torch.arange(len(where)) % envs] + copy) % num_periods  # so that no two trials are of one action
         tables = agent.one_changed
         part = torch.randint(len(tables), where.shape, generator=generator).tolist()
         value = torch.rand(where.shape, generator=generator).tolist()
