@@ -94,8 +94,8 @@ def test_the_ladder_is_climbed_until_a_verdict_passes(monkeypatch) -> None:
     needed[32], needed[64] = length // 2, length
     said: list[str] = []
     result = time_to_equilibrium.time_to_equilibrium("host", 1, said.append)
-    assert [one["length"] for one in result["trials"]["rbc.yaml"]] == [0.25, 0.5]
-    assert [one["length"] for one in result["trials"]["published"]] == [0.25, 0.5, 1.0]
+    assert [one["length"] for one in result["trials"]["rbc.yaml"]] == [0.5]
+    assert [one["length"] for one in result["trials"]["published"]] == [0.5, 1.0]
     assert result["ratios"] == [{"seed": 0, "env_steps": 4.0, "seconds": 2.0, "at_least": False}]
     needed[64] = 10**9
     result = time_to_equilibrium.time_to_equilibrium("host", 1, said.append)

@@ -26,7 +26,7 @@ from rbc_warp.runs.run import prepare_run, train_run
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SETTINGS = {"rbc.yaml": "rbc.yaml", "published": "paper_open.yaml"}
-LADDER = (0.25, 0.5, 1.0, 2.0)
+LADDER = (0.5, 1.0, 2.0)
 """Lengths that are tried, as shares of the length of ``rbc.yaml``."""
 
 
