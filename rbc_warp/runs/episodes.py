@@ -1,4 +1,4 @@
-"""Reading dense rollouts, as tests do."""
+"""Reading dense rollouts: nothing in them is unpickled."""
 
 from __future__ import annotations
 
@@ -21,16 +21,26 @@ class Episode:
     """One dense rollout of one agent type. E environments, T periods, A agents of the type."""
 
     states: np.ndarray  #: (E, T, A, observation) float32
-    actions: np.ndarray  #: (E, T, A) indices, int32; (E, T, I, J+2) for consumers
+    actions: np.ndarray  #: (E, T, A) indices; (E, T, I, J+2) for consumers
     rewards: np.ndarray  #: (E, T, A) float32
     action_array: np.ndarray  #: (n, columns) float32, the action behind each index
     aux_array: np.ndarray  #: float32: units consumed (E, T, I, J), units exported (E, T, J), empty for the government
 
 
+def parse_name(path: Path) -> tuple[str, str] | None:
+    """Return the label and the agent type in the name of a dense rollout's file, None if it has another name."""
+    match = re.fullmatch(rf"episode_([0-9]+|final)_({'|'.join(AGENT_TYPES)})\.npz", path.name)
+    return (match[1], match[2]) if match else None
+
+
 def read_episode(path: Path | str) -> Episode:
-    """A dense rollout, checked against the agent type in the file's name; an aux_array that is None reads as empty."""
+    """A dense rollout, checked against the agent type in the file's name; an aux_array that is None reads as empty.
+
+    Raises:
+        RunFileError: the file is missing or damaged, or holds something else.
+    """
     path = Path(path)
-    match = re.fullmatch(rf"episode_\w+_({'|'.join(AGENT_TYPES)})\.npz", path.name)
+    name = parse_name(path)
     with (
         reading(path, "a dense rollout (.npz of number arrays)", COPY_AGAIN),
         np.load(path, allow_pickle=False) as file,
@@ -40,7 +50,7 @@ def read_episode(path: Path | str) -> Episode:
         # The public code pickles None for the government; the header tells so without unpickling.
         keys = EPISODE_KEYS[:-1] if _holds_objects(file, "aux_array") else EPISODE_KEYS
         arrays = {"aux_array": np.empty(0, np.float32)} | {key: file[key] for key in keys}
-    check_episode(path, arrays, match[1] if match else None)
+    check_episode(path, arrays, name[1] if name else None)
     return Episode(**arrays)
 
 
