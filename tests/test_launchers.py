@@ -130,6 +130,7 @@ def test_smoke_tells_what_it_did_and_nothing_else(smoke: tuple[subprocess.Comple
     result, run_dir = smoke
     assert result.stdout.startswith("finished after 40 iterations")
     assert str(run_dir.path) in result.stdout and "run_best_response.py" in result.stdout
+    assert "\naudit: goods, money, hours and taxes add up in the last rollout, and nothing" in result.stdout
     noise = re.compile("gym|casts the data|warning|traceback", re.IGNORECASE)
     assert not noise.search(result.stdout + result.stderr), result.stderr
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -169,3 +171,15 @@ def test_faults_name_the_file_and_the_remedy(run: RunDir, tmp_path: Path) -> Non
         rbc_warp.load_rollout(run.path)
     with pytest.raises(RunFileError, match="holds no dense rollout"):
         rbc_warp.load_rollout(tmp_path)
+
+
+def test_the_tour_of_the_document_runs(trained: RunDir, root: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (root / "docs" / "data.md").read_text()
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+    found: dict[str, Any] = {}
+    exec(code.replace("experiment/rbc/rollout-…", str(trained.path)), found)
+    assert found["gini"].shape == (E, T) and np.abs(found["gini"][:, 0]).max() < 1e-6  # all start with the same
+    assert (found["gini"][:, 2] > 0.1).all() and float(found["wage"][1]) > 0.0
+    for name in re.findall(r"`(\w+)`", text.partition("## Variables")[2].partition("States are")[0]):
+        assert name in VARIABLES or name == "rollout", name

@@ -7,7 +7,7 @@ that no file holds follow from the others.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +20,7 @@ from rbc_warp.economy import reference
 from rbc_warp.economy.agents import AGENT_TYPES, CONSUMER_BUDGET, CONSUMER_THETA, FIRM_ALPHA, FIRM_BUDGET, FIRM_CAPITAL
 from rbc_warp.economy.parameters import Economy
 from rbc_warp.errors import RunFileError
-from rbc_warp.runs.episodes import Episode, parse_name, read_episode
-from rbc_warp.runs.files import COPY_AGAIN
+from rbc_warp.runs.episodes import Episode, parse_name, read_rollout
 from rbc_warp.runs.folder import RunDir
 
 PUBLIC, FIRM, GOOD = ("episode", "period"), ("episode", "period", "firm"), ("episode", "period", "good")
@@ -105,30 +104,6 @@ def load_rollout(path: str | os.PathLike[str], label: int | str | None = None) -
         },
         attrs={"title": "dense rollout of rbc_warp", "run": run.path.resolve().name, "label": str(label)},
     )
-
-
-def read_rollout(run: RunDir, economy: Economy, label: int | str, types: Sequence[str]) -> dict[str, Episode]:
-    """Read one dense rollout of some types. Raises RunFileError where it is not of this economy."""
-    episodes = {agent: read_episode(run.episode_path(label, agent)) for agent in types}
-    batch = episodes[types[0]].rewards.shape[:2]
-    flows = {"consumer": (economy.num_consumers, economy.num_firms), "firm": (economy.num_firms,)}
-    for agent, episode in episodes.items():
-        path, kind = run.episode_path(label, agent), economy.agents[agent]
-        heads = (len(kind.head_sizes),) if len(kind.head_sizes) > 1 else ()
-        expected = {
-            "states": (*batch, kind.count, economy.public.size + kind.private.size),
-            "actions": (*batch, kind.count, *heads),
-            "rewards": (*batch, kind.count),
-            "aux_array": (*batch, *flows[agent]) if agent in flows else (0,),
-        }
-        found = {name: getattr(episode, name).shape for name in expected}
-        if wrong := [name for name in expected if found[name] != expected[name]]:
-            problem = f"{wrong[0]}: expected shape {expected[wrong[0]]} of its run, found {found[wrong[0]]}"
-            raise RunFileError(path, problem, COPY_AGAIN)
-        limits = kind.head_sizes if heads else kind.head_sizes[0]
-        if np.any(episode.actions < 0) or np.any(episode.actions >= limits):
-            raise RunFileError(path, "actions: holds one that the run's economy does not have", COPY_AGAIN)
-    return episodes
 
 
 def variables(economy: Economy, episodes: Mapping[str, Episode]) -> dict[str, np.ndarray]:

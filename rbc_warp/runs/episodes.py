@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import numpy as np
 
 from rbc_warp.config.reading import reading
 from rbc_warp.economy.agents import AGENT_TYPES
+from rbc_warp.economy.parameters import Economy
 from rbc_warp.errors import RunFileError
 from rbc_warp.runs.files import COPY_AGAIN
-from rbc_warp.runs.folder import EPISODE_KEYS, check_episode
+from rbc_warp.runs.folder import EPISODE_KEYS, RunDir, check_episode
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,30 @@ def read_episode(path: Path | str) -> Episode:
         arrays = {"aux_array": np.empty(0, np.float32)} | {key: file[key] for key in keys}
     check_episode(path, arrays, name[1] if name else None)
     return Episode(**arrays)
+
+
+def read_rollout(run: RunDir, economy: Economy, label: int | str, types: Sequence[str]) -> dict[str, Episode]:
+    """Read one dense rollout of some types. Raises RunFileError where it is not of this economy."""
+    episodes = {agent: read_episode(run.episode_path(label, agent)) for agent in types}
+    batch = episodes[types[0]].rewards.shape[:2]
+    flows = {"consumer": (economy.num_consumers, economy.num_firms), "firm": (economy.num_firms,)}
+    for agent, episode in episodes.items():
+        path, kind = run.episode_path(label, agent), economy.agents[agent]
+        heads = (len(kind.head_sizes),) if len(kind.head_sizes) > 1 else ()
+        expected = {
+            "states": (*batch, kind.count, economy.public.size + kind.private.size),
+            "actions": (*batch, kind.count, *heads),
+            "rewards": (*batch, kind.count),
+            "aux_array": (*batch, *flows[agent]) if agent in flows else (0,),
+        }
+        found = {name: getattr(episode, name).shape for name in expected}
+        if wrong := [name for name in expected if found[name] != expected[name]]:
+            problem = f"{wrong[0]}: expected shape {expected[wrong[0]]} of its run, found {found[wrong[0]]}"
+            raise RunFileError(path, problem, COPY_AGAIN)
+        limits = kind.head_sizes if heads else kind.head_sizes[0]
+        if np.any(episode.actions < 0) or np.any(episode.actions >= limits):
+            raise RunFileError(path, "actions: holds one that the run's economy does not have", COPY_AGAIN)
+    return episodes
 
 
 def _holds_objects(file: Any, key: str) -> bool:
