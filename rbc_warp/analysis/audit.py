@@ -357,7 +357,8 @@ def identities(
     works_here = employer[..., None] == np.arange(firms)
     labor = (hours[..., None] * works_here).sum(axis=2)
     wage_income = np.take_along_axis(wages, employer, axis=2) * hours
-    sales, spending = consumption.sum(axis=2), (consumption * prices[:, :, None]).sum(axis=3)
+    sales = consumption.sum(axis=2)
+    spending = (consumption * prices[:, :, None]).sum(axis=3)
     revenue = prices * (sales + exports)
 
     # Goods: nothing is consumed, sold or stored that was not there.

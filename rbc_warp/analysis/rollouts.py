@@ -30,8 +30,7 @@ VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "wages": (FIRM, "money per hour", "posted wage, binding in the period"),
     "inventories": (FIRM, "units", "inventory before the period"),
     "overdemanded": (FIRM, "1", "1 if more was demanded in the period before than stood in the inventory, else 0"),
-    "income_tax": (PUBLIC, "1", "posted rate of the tax on wage incomes"),
-    "corporate_tax": (PUBLIC, "1", "posted rate of the tax on profits"),
+    **{name: (PUBLIC, "1", f"posted rate of the {name.replace('_', ' ')}") for name in GOVERNMENT_CHOICE},
     "consumer_budget": (CONSUMER, "money", "budget before the period"),
     "theta": (CONSUMER, "utility per hour", "disutility of work at the iteration's stage of the curriculum"),
     "demand": (BASKET, "units", "units asked"),
@@ -51,8 +50,7 @@ VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "labor": (FIRM, "hours", "hours worked at the firm"),
     "production": (FIRM, "units", "units made in the period, sellable from the next one"),
     "firm_reward": (FIRM, "money", "reward, after the charge on final debt in the last period"),
-    "chosen_income_tax": (PUBLIC, "1", "rate chosen, posted for the next period"),
-    "chosen_corporate_tax": (PUBLIC, "1", "rate chosen, posted for the next period"),
+    **{f"chosen_{name}": (PUBLIC, "1", "rate chosen, posted for the next period") for name in GOVERNMENT_CHOICE},
     "government_reward": (PUBLIC, "utility", "welfare: the consumers' rewards, and the firms' if they count"),
 }
 """Name of each variable, with its dimensions, its unit ('1': none) and its description."""
