@@ -5,6 +5,7 @@
 >>> trainer = make_trainer(config)
 >>> trainer.train()
 >>> policies = load_policies("experiment/rbc/rollout-…", episode="latest")
+>>> rollout, metrics = load_rollout("experiment/rbc/rollout-…"), load_metrics("experiment/rbc/rollout-…")
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ __all__ = [
     "ConfigError",
     "UserError",
     "load_config",
+    "load_metrics",
     "load_policies",
+    "load_rollout",
     "make_trainer",
     "simulate",
 ]
@@ -77,8 +80,13 @@ def load_policies(run_dir: str | os.PathLike, episode: int | str = "latest") -> 
 
 
 def __getattr__(name: str) -> object:
-    if name == "simulate":  # torch and WarpDrive load on first use
+    # torch and WarpDrive, xarray and pandas load on first use
+    if name == "simulate":
         from rbc_warp.warpdrive.simulation import simulate
 
         return simulate
+    if name in ("load_metrics", "load_rollout"):
+        from rbc_warp.analysis import rollouts
+
+        return getattr(rollouts, name)
     raise AttributeError(f"module 'rbc_warp' has no attribute {name!r}")

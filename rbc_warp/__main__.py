@@ -12,6 +12,7 @@ COMMANDS = {
     "power": "how much the search for deviations finds of gains that are known exactly",
     "report": "a picture of a run",
     "gaps": "how far runs were from equilibrium, checkpoint by checkpoint",
+    "audit": "whether its rollouts add up, were allowed, and drawn as its policies say",
     "phases": "what each type of a run learned, and what changed when firms began to learn",
 }
 

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from episodes import read_episode
 
 import run_training
 from rbc_warp.commands.scaling import efficiency
 from rbc_warp.config import load_config
 from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.errors import ConfigError
+from rbc_warp.runs.episodes import read_episode
 from rbc_warp.runs.folder import RunDir, find_runs
 from rbc_warp.training.processes import Processes, claim_gpu, joined, visible_gpus
 

@@ -69,7 +69,9 @@ def apply(folder: Path, title: str) -> list[str]:
 def train(folder: Path, *overrides: str) -> tuple[list[dict], str]:
     """Train the smoke configuration; returns its metrics and its hparams.yaml."""
     sets = [word for override in overrides for word in ("--set", override)]
-    run(folder, "run_training.py", "--config", "configs/smoke.yaml", "--quiet", "--experiment-dir", "out", *sets)
+    arguments = ["--config", "configs/smoke.yaml", "--quiet", "--experiment-dir", "out", *sets]
+    shown = run(folder, "run_training.py", *arguments)
+    assert "audit: goods, money, hours and taxes add up" in shown, shown
     (made,) = (folder / "out").iterdir()
     records = [json.loads(line) for line in (made / "metrics.jsonl").read_text().splitlines()]
     text = (made / "hparams.yaml").read_text()

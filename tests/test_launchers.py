@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from episodes import read_episode
 
 import rbc_warp
 import run_training
@@ -26,6 +25,7 @@ from rbc_warp.commands import doctor
 from rbc_warp.commands.launch import clean_errors
 from rbc_warp.config.reading import read_action_arrays
 from rbc_warp.economy.agents import AGENT_TYPES
+from rbc_warp.runs.episodes import read_episode
 from rbc_warp.runs.folder import RunDir
 from rbc_warp.warpdrive import build
 from rbc_warp.warpdrive import wrapper as backends
@@ -130,6 +130,7 @@ def test_smoke_tells_what_it_did_and_nothing_else(smoke: tuple[subprocess.Comple
     result, run_dir = smoke
     assert result.stdout.startswith("finished after 40 iterations")
     assert str(run_dir.path) in result.stdout and "run_best_response.py" in result.stdout
+    assert "\naudit: goods, money, hours and taxes add up in the last rollout, and nothing" in result.stdout
     noise = re.compile("gym|casts the data|warning|traceback", re.IGNORECASE)
     assert not noise.search(result.stdout + result.stderr), result.stderr
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from episodes import read_episode
 
 from rbc_warp.config.reading import read_action_arrays
 from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.errors import RunFileError
+from rbc_warp.runs.episodes import read_episode
 from rbc_warp.runs.files import write_atomically, write_text
 from rbc_warp.runs.folder import EPISODE_KEYS, RunDir, find_runs, newest_finished_run
 

@@ -146,6 +146,7 @@ def resume(options: argparse.Namespace) -> RunResult:
 
 def _train(options: argparse.Namespace, config: Config, run: RunDir | None = None) -> RunResult:
     """Train a run, a new one where none is given, alone or with the other processes of torchrun."""
+    from rbc_warp.analysis.audit import quick_audit
     from rbc_warp.runs.folder import RunDir
     from rbc_warp.runs.run import prepare_run, summary, train_run
     from rbc_warp.runs.tracking import check_trackers
@@ -176,6 +177,7 @@ def _train(options: argparse.Namespace, config: Config, run: RunDir | None = Non
         if processes.is_first:
             print(summary(result))
     if processes.is_first and result.status == "finished" and result.start < result.iterations:
+        print(f"audit: {quick_audit(run)}")
         _test_equilibrium(run, config, result.iterations, backend, options.quiet)
     return result
 

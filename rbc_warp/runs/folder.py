@@ -1,4 +1,4 @@
-"""Paths and files of a run, in one place; the only module that opens files which may come from a stranger.
+"""Paths and files of a run, in one place.
 
 ``files.py`` reads and writes them: nothing read can run code, and a full disk or a killed process leaves what was
 there before.
@@ -105,6 +105,17 @@ class RunDir:
     def episode_path(self, label: int | str, agent_type: str) -> Path:
         """A type's dense rollout; ``label`` is an iteration or 'final'."""
         return _checked_label(self.path / f"episode_{label}_{_agent_type(agent_type)}.npz", label, ("final",))
+
+    def episode_labels(self) -> list[str]:
+        """Labels of dense rollouts: iterations ascending, then 'final' where it exists."""
+        return _labels(self.path, rf"episode_([0-9]+|final)_{AGENT_TYPES[0]}\.npz")
+
+    def last_episode(self) -> str:
+        """The label of the last dense rollout. Raises RunFileError where there is none."""
+        labels = self.episode_labels()
+        if not labels:
+            raise RunFileError(self.path, "holds no dense rollout", "give the rollout-… folder of a run that has one")
+        return labels[-1]
 
     def labels(self, agent_type: str) -> list[str]:
         """Checkpoints of a type: iterations ascending, then 'best' and 'latest' where they exist."""
