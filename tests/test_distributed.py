@@ -67,12 +67,20 @@ def flat(record: dict, prefix: str = "") -> dict[str, float]:
     return leaves
 
 
+# Parts of a batch and trials are of each process's own environments: with them two processes learn alike, not the same.
+WHOLE = [
+    part
+    for key in ("consumer_minibatches", "firm_minibatches", "firm_trials", "government_trials")
+    for part in ("--set", f"agents.{key}={int('minibatches' in key)}")
+]
+
+
 def test_two_processes_play_the_same_episodes_and_learn_the_same(tmp_path):
-    words = torchrun("run_training.py", *options(tmp_path / "two", 4))
+    words = torchrun("run_training.py", *options(tmp_path / "two", 4), *WHOLE)
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("finished after 4 iterations") == 1  # the first process speaks for both
-    assert run_training.main(options(tmp_path / "one", 4)) == 0
+    assert run_training.main([*options(tmp_path / "one", 4), *WHOLE]) == 0
     two, one = only_run(tmp_path / "two"), only_run(tmp_path / "one")
     assert {path.name for path in two.path.glob("*.npz")} == {path.name for path in one.path.glob("*.npz")}
     for agent in AGENT_TYPES:
