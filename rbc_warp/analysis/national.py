@@ -80,7 +80,7 @@ def national_accounts(economy: Economy, rollout: xr.Dataset) -> xr.Dataset:
     accounts["gdp_income"] = sum(accounts[name] for name in INCOME)
     # Terms of the sums, by which rounding is judged: budgets are saved in float32 and far larger than their changes.
     accounts["gross"] = total(np.abs(budget) + price * stock + revenue + price * production + wage * labor)
-    accounts["labor_share"] = _ratio(accounts["compensation"], accounts["gdp_production"])
+    accounts["labor_share"] = FLOW, _ratio(accounts["compensation"].values, accounts["gdp_production"].values)
     weight = _ratio(revenue, revenue.sum(axis=2, keepdims=True))
     accounts["concentration"] = FLOW, (weight**2).sum(axis=2)
     accounts["markup"] = (*FLOW, "firm"), _ratio(data["alpha"].values * price * production, wage * labor)
