@@ -93,8 +93,9 @@ def national_accounts(economy: Economy, rollout: xr.Dataset) -> xr.Dataset:
     handed_back = (income_tax.sum(axis=2) + tax.sum(axis=2)) / economy.num_consumers
     income = earned - income_tax + handed_back[..., None] + economy.budget_drip
     accounts["disposable_income"] = (*FLOW, "consumer"), income
-    accounts["final_wealth"] = ("episode", "consumer"), (
-        data["consumer_budget"].values[:, -1] + income[:, -1] - basket_cost[:, -1]
+    accounts["final_wealth"] = (
+        ("episode", "consumer"),
+        (data["consumer_budget"].values[:, -1] + income[:, -1] - basket_cost[:, -1]),
     )
     accounts["income_tax"] = total(income_tax)
     return accounts

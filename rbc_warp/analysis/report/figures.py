@@ -99,7 +99,9 @@ def economy(rollouts: Mapping[str, xr.Dataset]) -> go.Figure:
         for number, (name, _, _) in enumerate(panels):
             traces = _by_period(data[name])
             for trace in traces:
-                trace.update(visible=label == last, showlegend=number == 0 and bool(trace.name) and trace.name != "firm")
+                trace.update(
+                    visible=label == last, showlegend=number == 0 and bool(trace.name) and trace.name != "firm"
+                )
                 figure.add_trace(trace, **cell(number, 4))
             shown_at += [label] * len(traces)
     buttons = [
@@ -243,7 +245,9 @@ def laffer(pairs: pd.DataFrame, values: Mapping[str, str]) -> go.Figure:
     for number, name in enumerate(values):
         for order, rate in enumerate(rates):
             line = pairs[pairs["corporate_tax"] == rate].sort_values("income_tax")
-            color = f"rgb({36 + 160 * order // max(1, len(rates) - 1)},85,{166 - 100 * order // max(1, len(rates) - 1)})"
+            color = (
+                f"rgb({36 + 160 * order // max(1, len(rates) - 1)},85,{166 - 100 * order // max(1, len(rates) - 1)})"
+            )
             trace = go.Scatter(x=line["income_tax"], y=line[name], name=f"corporate tax {rate:g}", line_color=color)
             figure.add_trace(trace.update(showlegend=number == 0), **cell(number, len(values)))
     return figure.update_xaxes(title_text="income tax")
@@ -280,7 +284,9 @@ def gaps(points: Sequence[Point]) -> go.Figure:
                 line_color=COLORS[order % len(COLORS)], error_y={"array": high - shares, "arrayminus": 0 * shares},
             )  # fmt: skip
             figure.add_trace(trace.update(showlegend=number == 0), **cell(number))
-        figure.add_hline(y=bar, line_dash="dash", line_color=COLORS[1], annotation_text=f"bar {bar:g} %", **cell(number))
+        figure.add_hline(
+            y=bar, line_dash="dash", line_color=COLORS[1], annotation_text=f"bar {bar:g} %", **cell(number)
+        )
     return figure.update_xaxes(title_text="environment steps")
 
 

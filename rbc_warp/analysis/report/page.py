@@ -272,7 +272,9 @@ def policies(source: Source, section: Section) -> None:
         curves = responses(model, loaded[agent], agent, states, allowed[agent])
         if curves:
             whose = {"consumer": f"good and firm {GOOD} as an example", "firm": "its own numbers"}
-            section.figure(f"{agent.capitalize()}: {whose.get(agent, f'firm {GOOD} as an example')}.", figures.policy(curves))
+            section.figure(
+                f"{agent.capitalize()}: {whose.get(agent, f'firm {GOOD} as an example')}.", figures.policy(curves)
+            )
     for agent in set(model.agents) - set(source.learning):
         section.text(f"The {agent} plays one given action for the whole run.")
 
@@ -304,7 +306,17 @@ def equilibrium(sources: list[Source], section: Section, command: str) -> None:
             "Exploitability: the largest gain found in any way, per agent and period, with its 95 % interval. 0 would "
             "be a best response; what was not tried may gain more."
         )
-        head = ["run", "checkpoint", "type", "gain", "low", "high", "of training gain [%]", "of own learning [%]", "how"]
+        head = [
+            "run",
+            "checkpoint",
+            "type",
+            "gain",
+            "low",
+            "high",
+            "of training gain [%]",
+            "of own learning [%]",
+            "how",
+        ]
         section.table(head, _shown(rows), sortable=True)
 
 
