@@ -1,8 +1,8 @@
 """National accounts of a dense rollout: GDP by production, expenditure and income, and what follows from them.
 
 Each side is measured from other saved numbers: production from hours and capital, expenditure from baskets, exports and
-inventories, income from wages and the firms' budgets. Firms turn money into capital that nobody in the economy sells, so
-capital goods count as imported. Inventories change at current prices; gains from holding them are no part of GDP.
+inventories, income from wages and the firms' budgets. Firms turn money into capital that nobody in the economy sells,
+so capital goods count as imported. Inventories change at current prices; gains from holding them are no part of GDP.
 """
 
 from __future__ import annotations

@@ -51,9 +51,10 @@ def regress(table: pd.DataFrame, x: str, y: str) -> Line | None:
     n, mean = len(known), float(known[:, 0].mean())
     half = stats.t.ppf(0.975, n - 2) * fit.stderr
     rest = known[:, 1] - fit.intercept - fit.slope * known[:, 0]
+    residual = float(np.sqrt((rest**2).sum() / (n - 2)))
     return Line(
         x, y, float(fit.slope), float(fit.slope - half), float(fit.slope + half), float(fit.intercept),
-        float(fit.rvalue**2), n, mean, float(((known[:, 0] - mean) ** 2).sum()), float(np.sqrt((rest**2).sum() / (n - 2))),
+        float(fit.rvalue**2), n, mean, float(((known[:, 0] - mean) ** 2).sum()), residual,
     )  # fmt: skip
 
 

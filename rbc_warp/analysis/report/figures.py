@@ -20,7 +20,9 @@ from rbc_warp.analysis.relations import Line
 from rbc_warp.equilibrium.results import PUBLISHED_BARS
 
 COLORS = ("#2458a6", "#c8553d", "#5a8f3c", "#8a5aa6", "#c29a2b", "#3b9aa0")
+MARGINS = 150  # Above and below the panels [pixels].
 FAINT = "rgba(90,90,90,0.35)"
+BAND = "rgba(36,88,166,0.14)"
 COLUMNS = 3
 LOOK = go.layout.Template(
     layout={
@@ -28,9 +30,15 @@ LOOK = go.layout.Template(
         "font": {"family": "system-ui, sans-serif", "size": 12, "color": "#222"},
         "paper_bgcolor": "white",
         "plot_bgcolor": "white",
-        "xaxis": {"gridcolor": "#eee", "linecolor": "#999", "zeroline": False, "automargin": True},
+        "xaxis": {
+            "title": {"standoff": 4},
+            "gridcolor": "#eee",
+            "linecolor": "#999",
+            "zeroline": False,
+            "automargin": True,
+        },
         "yaxis": {"gridcolor": "#eee", "linecolor": "#999", "zerolinecolor": "#bbb", "automargin": True},
-        "margin": {"l": 50, "r": 20, "t": 60, "b": 45},
+        "margin": {"l": 50, "r": 20, "t": 60, "b": 90},
         "hovermode": "closest",
     }
 )
@@ -39,7 +47,7 @@ FIRM_PANELS = (
     ("prices", "Prices", "money per unit"),
     ("wages", "Wages", "money per hour"),
     ("inventories", "Inventories", "units"),
-    ("overdemanded", "Rationed in the period before", "share of episodes"),
+    ("overdemanded", "Rationed before", "share of episodes"),
     ("labor", "Labor", "hours"),
     ("production", "Production", "units"),
     ("sales", "Sales to consumers", "units"),
@@ -60,10 +68,12 @@ LORENZ = ("disposable income", "consumption", "final wealth", "utility")
 def grid(titles: Sequence[str], columns: int = COLUMNS, row_height: int = 240) -> go.Figure:
     """Make an empty figure of panels with these titles."""
     rows = -(-len(titles) // columns)
-    height = row_height * rows + 90
+    height = row_height * rows + MARGINS
     gap = min(0.35 / rows, 0.2) if rows > 1 else 0.0
     figure = make_subplots(rows, columns, subplot_titles=titles, vertical_spacing=gap, horizontal_spacing=0.09)
-    figure.update_layout(template=LOOK, height=height, legend={"orientation": "h", "y": -60 / height, "yanchor": "top"})
+    figure.update_layout(
+        template=LOOK, height=height, legend={"orientation": "h", "y": -50 / (row_height * rows), "yanchor": "top"}
+    )
     figure.update_annotations(font_size=12)
     return figure
 
@@ -99,9 +109,7 @@ def economy(rollouts: Mapping[str, xr.Dataset]) -> go.Figure:
         for number, (name, _, _) in enumerate(panels):
             traces = _by_period(data[name])
             for trace in traces:
-                trace.update(
-                    visible=label == last, showlegend=number == 0 and bool(trace.name) and trace.name != "firm"
-                )
+                trace.update(visible=label == last, showlegend=number == 0 and trace.name not in (None, "firm"))
                 figure.add_trace(trace, **cell(number, 4))
             shown_at += [label] * len(traces)
     buttons = [
@@ -109,7 +117,7 @@ def economy(rollouts: Mapping[str, xr.Dataset]) -> go.Figure:
         for label in rollouts
     ]
     menu = {"type": "buttons", "direction": "right", "x": 0, "xanchor": "left", "y": 1.06, "yanchor": "bottom"}
-    figure.update_layout(updatemenus=[{**menu, "active": len(rollouts) - 1, "buttons": buttons}], margin_t=100)
+    figure.update_layout(updatemenus=[{**menu, "active": len(rollouts) - 1, "buttons": buttons}], margin_t=110)
     return figure.update_xaxes(title_text="period", row=-(-len(panels) // 4))
 
 
@@ -121,7 +129,7 @@ def _by_period(values: xr.DataArray) -> list[go.Scatter]:
     band = {"line": {"width": 0}, "hoverinfo": "skip", "mode": "lines"}
     traces = [
         go.Scatter(x=period, y=high, **band),
-        go.Scatter(x=period, y=low, fill="tonexty", fillcolor="rgba(36,88,166,0.13)", name="90 % of agents and episodes", **band),
+        go.Scatter(x=period, y=low, fill="tonexty", fillcolor=BAND, name="90 % of agents and episodes", **band),
     ]  # fmt: skip
     if "firm" in values.dims:
         for firm in values["firm"].values:
@@ -175,7 +183,9 @@ def indicators(accounts: xr.Dataset) -> go.Figure:
 def lorenz_curves(measures: Mapping[str, np.ndarray], ginis: Mapping[str, float]) -> go.Figure:
     """Draw the Lorenz curve of each measure of (E, I), all consumers of all episodes together."""
     figure = grid([""], columns=1, row_height=360)
-    figure.add_trace(go.Scatter(x=[0, 1], y=[0, 1], name="equality", line={"dash": "dash", "color": "#999"}))
+    figure.add_trace(
+        go.Scatter(x=[0, 1], y=[0, 1], name="equality", mode="lines", line={"dash": "dash", "color": "#999"})
+    )
     for name, values in measures.items():
         people, share = lorenz(values)
         if np.isfinite(share).all():
@@ -194,7 +204,7 @@ def by_theta(theta: np.ndarray, measures: Mapping[str, np.ndarray]) -> go.Figure
         low, high = (np.quantile(values, q, axis=0)[order] for q in (0.05, 0.95))
         band = {"line": {"width": 0}, "hoverinfo": "skip", "mode": "lines", "showlegend": False}
         figure.add_trace(go.Scatter(x=theta[order], y=high, **band), **cell(number, 5))
-        filled = go.Scatter(x=theta[order], y=low, fill="tonexty", fillcolor="rgba(36,88,166,0.15)", **band)
+        filled = go.Scatter(x=theta[order], y=low, fill="tonexty", fillcolor=BAND, **band)
         figure.add_trace(filled, **cell(number, 5))
         points = {"size": 4, "color": COLORS[0]}
         mean = go.Scatter(x=theta[order], y=values.mean(axis=0)[order], mode="markers", marker=points, showlegend=False)
@@ -219,8 +229,7 @@ def surface(pairs: pd.DataFrame, columns: Mapping[str, str]) -> go.Figure:
     width = 1.0 / COLUMNS
     for number, name in enumerate(columns):
         table = pairs.pivot(index="corporate_tax", columns="income_tax", values=name)
-        bar = {"len": 0.28, "x": (number % COLUMNS + 0.94) * width, "thickness": 8, "y": 0.5}
-        bar["len"] = 0.9
+        bar = {"len": 0.9, "x": (number % COLUMNS + 0.76) * width, "thickness": 8, "y": 0.5}
         heat = go.Heatmap(
             x=table.columns, y=table.index, z=table.values, colorscale="Viridis", colorbar=bar,
             hovertemplate="income tax %{x}, corporate tax %{y}: %{z:.5g}<extra></extra>",
@@ -230,11 +239,11 @@ def surface(pairs: pd.DataFrame, columns: Mapping[str, str]) -> go.Figure:
         marker = {"symbol": "star", "size": 14, "color": "white", "line": {"color": "black", "width": 1}}
         star = go.Scatter(x=[best["income_tax"]], y=[best["corporate_tax"]], mode="markers", marker=marker)
         figure.add_trace(star.update(showlegend=False, hoverinfo="skip"), **cell(number))
-        domain = [(number % COLUMNS) * width + 0.02, (number % COLUMNS + 0.9) * width]
+        domain = [(number % COLUMNS + 0.06) * width, (number % COLUMNS + 0.75) * width]
         figure.update_xaxes(title_text="income tax", domain=domain, **cell(number))
         figure.update_yaxes(title_text="corporate tax" if number % COLUMNS == 0 else None, **cell(number))
     for number, note in enumerate(figure.layout.annotations):
-        note.x = (number % COLUMNS + 0.46) * width
+        note.x = (number % COLUMNS + 0.4) * width
     return figure
 
 
@@ -259,7 +268,7 @@ def policy(responses: Mapping[str, Mapping[str, tuple[np.ndarray, Mapping[str, n
     ``responses``: choice → quantity seen → its values (n,) and, by action, the curve (n,). A row of panels per choice.
     """
     seen = list(next(iter(responses.values())))
-    titles = [f"{choice} against {name}" for choice in responses for name in seen]
+    titles = [choice for choice in responses for _ in seen]
     figure = grid(titles, columns=len(seen), row_height=250)
     for row, curves in enumerate(responses.values(), start=1):
         for column, (name, (x, by_action)) in enumerate(curves.items(), start=1):
@@ -287,7 +296,7 @@ def gaps(points: Sequence[Point]) -> go.Figure:
         figure.add_hline(
             y=bar, line_dash="dash", line_color=COLORS[1], annotation_text=f"bar {bar:g} %", **cell(number)
         )
-    return figure.update_xaxes(title_text="environment steps")
+    return figure.update_xaxes(title_text="environment steps", nticks=4, tickformat=".4s")
 
 
 def relations(table: pd.DataFrame, lines: Sequence[Line]) -> go.Figure:
@@ -305,4 +314,4 @@ def relations(table: pd.DataFrame, lines: Sequence[Line]) -> go.Figure:
         dots = go.Scatter(x=table[line.x], y=table[line.y], mode="markers", text=table["run"], marker_color=COLORS[0])
         figure.add_trace(dots.update(showlegend=False), **cell(number))
         figure.update_xaxes(title_text=line.x, **cell(number))
-    return figure
+    return figure.update_xaxes(exponentformat="none")

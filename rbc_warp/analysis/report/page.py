@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-import torch
 import xarray as xr
 import yaml
 from jinja2 import Environment, PackageLoader
@@ -42,6 +41,7 @@ from rbc_warp.runs.sweep import varied
 
 CHECKPOINTS = 4
 """Dense rollouts that are shown, spread evenly, the last among them."""
+REVENUES = {"revenue": "Revenue", "income_revenue": "from income", "corporate_revenue": "from profits"}
 LAST_SHARE = 0.05
 """Share of the logged iterations, the last ones, over which final figures are means."""
 PACKAGES = ("rbc-warp", "torch", "numpy", "scipy", "xarray", "pandas", "plotly")
@@ -145,11 +145,9 @@ def economy(source: Source, section: Section) -> None:
         for n in chosen
     }
     section.figure(
-        "The ten quarters of an episode at checkpoints (buttons: iterations, 'final' the end of training). Thin gray "
+        f"The {source.economy.num_periods} quarters of an episode at checkpoints (buttons: iterations, 'final' the end of training). Thin gray "
         "lines: firms, means over episodes; blue: the mean over agents and episodes, with the band that holds 90 % of "
-        "them. See how prices and wages settle, who is rationed, and where goods and money pile up.".replace(
-            "ten quarters", f"{source.economy.num_periods} quarters"
-        ),
+        "them. See how prices and wages settle, who is rationed, and where goods and money pile up.",
         figures.economy(rollouts),
     )
 
@@ -174,8 +172,8 @@ def national(source: Source, section: Section) -> None:
             row.append(float(value))
     section.table(["period", "GDP by production", "by expenditure", "by income"], rows)
     section.figure(
-        "Labor's share of GDP; the markup α p Y / (w L) of price over the marginal cost of labor, median over firms and "
-        "episodes; the Herfindahl index of firms' revenues (1 is a monopoly); the mean hourly wage over the price "
+        "Labor's share of GDP; the markup α p Y / (w L) of price over the marginal cost of labor, median over firms "
+        "and episodes; the Herfindahl index of firms' revenues (1 is a monopoly); the mean hourly wage over the price "
         "level; and gains from holding inventories while prices change. Gaps: nothing was made, sold or paid.",
         figures.indicators(accounts),
     )
@@ -200,11 +198,10 @@ def inequality(source: Source, section: Section) -> None:
         figures.lorenz_curves(measures, ginis),
     )
     rows = [
-        [name, ginis[name] if np.isfinite(ginis[name]) else "not defined", *map(float, np.quantile(values, (0.1, 0.5, 0.9)))]
-        + [f"{(values < 0).mean():.1%}"]
+        [name, ginis[name], *map(float, np.quantile(values, (0.1, 0.5, 0.9))), f"{(values < 0).mean():.1%}"]
         for name, values in measures.items()
-    ]  # fmt: skip
-    section.table(["per consumer and episode", "Gini", "10 %", "median", "90 %", "below zero"], rows)
+    ]
+    section.table(["per consumer and episode", "Gini", "10 %", "median", "90 %", "below zero"], _shown(rows))
     theta = rollout["theta"].isel(episode=0, period=0).values.astype(float)
     section.figure(
         "The same by disutility of work θ: points are consumers, means over episodes, with the band of 90 % of "
@@ -222,8 +219,8 @@ def fiscal(source: Source, section: Section) -> None:
         return
     factor = source.economy.firm_reward_for_government_factor
     section.figure(
-        f"What each constant pair of taxes brings at checkpoint {scan['checkpoint']}, consumers and firms playing on as "
-        f"they learned: welfare (consumers' rewards plus {factor:g} of the firms'), and mean rewards per agent and "
+        f"What each constant pair of taxes brings at checkpoint {scan['checkpoint']}, consumers and firms playing on "
+        f"as they learned: welfare (consumers' rewards plus {factor:g} of the firms'), and mean rewards per agent and "
         "period. Stars: the largest value. A star at the taxes that the government chose means it cannot gain.",
         figures.surface(
             pairs, {"government": "Welfare", "consumer": "Consumer's reward", "firm": "Firm's reward"}
@@ -235,18 +232,16 @@ def fiscal(source: Source, section: Section) -> None:
         policies = load_policies(source.run, source.config)
         table = revenues(source.economy, policies, allowed, stage)
         section.figure(
-            "Tax revenue per period under the same pairs, the saved policies played again in 8 episodes: a Laffer curve "
-            "would rise and fall with the rate. All revenue goes back to the consumers in equal parts.",
+            "Tax revenue per period under the same pairs, the saved policies played again in 8 episodes: a Laffer "
+            "curve would rise and fall with the rate. All revenue goes back to the consumers in equal parts.",
             figures.laffer(
                 table,
-                {"revenue": "Revenue", "income_revenue": "from income", "corporate_revenue": "from profits"},
+                REVENUES,
             ),
         )
         section.figure(
-            "The same revenue over both rates; stars: the largest.",
-            figures.surface(
-                table, {"revenue": "Revenue", "income_revenue": "from income", "corporate_revenue": "from profits"}
-            ),
+            "The same revenue over both rates, as a surface; stars: the largest.",
+            figures.surface(table, REVENUES),
         )
 
 
@@ -407,7 +402,7 @@ def write_report(folder: Path, target: Path) -> None:
     """
     runs = find_runs(folder) if folder.is_dir() and not (folder / "hparams.yaml").exists() else []
     sources = [Source(run) for run in runs or [RunDir(folder)]]
-    threads = torch.get_num_threads()
+
     whole = Section("equilibrium", "Equilibrium"), Section("configuration", "Configuration and versions")
     if runs:
         command = f"python run_best_response.py --experiment-dir {folder} --ep-strs latest --verdict"
@@ -418,7 +413,7 @@ def write_report(folder: Path, target: Path) -> None:
         sections = run_sections(sources[0])
     equilibrium(sources, whole[0], command)
     configuration(sources, whole[1])
-    torch.set_num_threads(threads)
+
     agents = sources[0].config.agents
     subtitle = f"{agents.num_consumers} consumers, {agents.num_firms} firms, one government"
     title = f"{folder.resolve().name}" + (f": {len(runs)} runs" if runs else "")
