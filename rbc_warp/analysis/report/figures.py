@@ -296,7 +296,7 @@ def gaps(points: Sequence[Point]) -> go.Figure:
         figure.add_hline(
             y=bar, line_dash="dash", line_color=COLORS[1], annotation_text=f"bar {bar:g} %", **cell(number)
         )
-    return figure.update_xaxes(title_text="environment steps", nticks=4, tickformat=".4s")
+    return figure.update_xaxes(title_text="environment steps", nticks=4, tickformat=".3s", rangemode="tozero")
 
 
 def relations(table: pd.DataFrame, lines: Sequence[Line]) -> go.Figure:

@@ -145,9 +145,10 @@ def economy(source: Source, section: Section) -> None:
         for n in chosen
     }
     section.figure(
-        f"The {source.economy.num_periods} quarters of an episode at checkpoints (buttons: iterations, 'final' the end of training). Thin gray "
-        "lines: firms, means over episodes; blue: the mean over agents and episodes, with the band that holds 90 % of "
-        "them. See how prices and wages settle, who is rationed, and where goods and money pile up.",
+        f"The {source.economy.num_periods} quarters of an episode at checkpoints (buttons: iterations, 'final' the end "
+        "of training). Thin gray lines: firms, means over episodes; blue: the mean over agents and episodes, with the "
+        "band that holds 90 % of them. See how prices and wages settle, who is rationed, and where goods and money "
+        "pile up.",
         figures.economy(rollouts),
     )
 
@@ -266,7 +267,7 @@ def policies(source: Source, section: Section) -> None:
         states = episodes[agent].states[:, model.num_periods // 2]
         curves = responses(model, loaded[agent], agent, states, allowed[agent])
         if curves:
-            whose = {"consumer": f"good and firm {GOOD} as an example", "firm": "its own numbers"}
+            whose = {"consumer": f"good and firm {GOOD} as an example", "firm": "against its own numbers"}
             section.figure(
                 f"{agent.capitalize()}: {whose.get(agent, f'firm {GOOD} as an example')}.", figures.policy(curves)
             )
