@@ -10,7 +10,7 @@ COMMANDS = {
     "bench": "how fast it does so",
     "scaling": "how that grows with the number of processes",
     "power": "how much the search for deviations finds of gains that are known exactly",
-    "report": "a picture of a run",
+    "report": "a page of interactive figures of a run or an experiment, or a picture",
     "gaps": "how far runs were from equilibrium, checkpoint by checkpoint",
     "audit": "whether its rollouts add up, were allowed, and drawn as its policies say",
     "phases": "what each type of a run learned, and what changed when firms began to learn",

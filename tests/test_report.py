@@ -1,0 +1,235 @@
+"""The report: accounts that close, inequality by hand, and a page that is one file and says what is missing."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from economies import make_economy, random_actions
+from scipy import stats
+
+from rbc_warp.__main__ import main
+from rbc_warp.analysis.inequality import gini, lorenz
+from rbc_warp.analysis.national import national_accounts, residuals
+from rbc_warp.analysis.relations import regress
+from rbc_warp.analysis.rollouts import VARIABLES, variables
+from rbc_warp.config import load_config
+from rbc_warp.economy import reference
+from rbc_warp.economy.agents import AGENT_TYPES
+from rbc_warp.economy.parameters import Economy
+from rbc_warp.equilibrium.results import Results
+from rbc_warp.runs.episodes import Episode
+from rbc_warp.runs.folder import RunDir
+from rbc_warp.runs.run import prepare_run, train_run
+
+QUICK = ["train.num_episodes=12", "train.batch_size=4", "train.save_dense_every=10", "world.maxtime=3"]
+SMALL = ["agents.num_consumers=5", "agents.num_firms=2", "world.initial_stocks=20"]
+SECTIONS = ("training", "economy", "accounts", "inequality", "fiscal", "policies", "equilibrium", "configuration")
+
+
+def rollout_of(economy: Economy, seed: int) -> xr.Dataset:
+    """A rollout of random actions, played by the reference."""
+    actions = random_actions(economy, 3, economy.num_periods, seed)
+    played = reference.rollout(economy, actions)
+    episodes = {
+        agent: Episode(found["states"], actions[agent], found["rewards"], np.empty(0), found["aux_array"])
+        for agent, found in played.items()
+    }
+    values = variables(economy, {agent: episodes[agent] for agent in AGENT_TYPES})
+    return xr.Dataset(
+        {name: (dims, values[name]) for name, (dims, _, _) in VARIABLES.items()},
+        coords={
+            "episode": np.arange(3),
+            "period": np.arange(economy.num_periods),
+            "firm": np.arange(economy.num_firms),
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ("seed", "changes"),
+    [
+        (0, {}),
+        (1, {"open_": False, "interest_rate": 0.1}),
+        (2, {"interest_rate": 0.05, "initial_inventory": 30.0}),
+        (3, {"boost_firm_reward_factor": 1.0, "initial_firm_budget": -500.0, "budget_drip": 5.0}),
+    ],
+)
+def test_gdp_is_the_same_by_production_expenditure_and_income(seed, changes) -> None:
+    economy = make_economy(8, 3, **{"initial_inventory": 20.0, **changes})
+    rollout = rollout_of(economy, seed)
+    accounts = national_accounts(economy, rollout)
+    worth = (rollout["prices"] * rollout["production"]).sum("firm")
+    for side in ("production", "expenditure", "income"):
+        np.testing.assert_allclose(accounts[f"gdp_{side}"], worth, rtol=1e-9, atol=1e-6)
+    assert float(worth.max()) > 0 and float(abs(accounts["inventory_change"]).max()) > 0
+    assert max(residuals(accounts).values()) < 1e-12
+    # What consumers can spend explains their budgets: the same flows, seen from the other side.
+    budget = rollout["consumer_budget"].values
+    spent = (rollout["consumption"].values * rollout["prices"].values[:, :, None]).sum(axis=3)
+    after = budget[:, :-1] + (accounts["disposable_income"].values - spent)[:, :-1]
+    after += economy.interest_rate * np.maximum(after, 0.0)
+    np.testing.assert_allclose(budget[:, 1:], after, rtol=1e-9, atol=1e-6)
+    for broken in ("consumption", "firm_budget", "wage_income", "production"):
+        wrong = rollout.copy(deep=True)
+        wrong[broken][:, 1] *= 1.01
+        assert max(residuals(national_accounts(economy, wrong)).values()) > 1e-9, broken
+
+
+def test_shares_and_concentration_by_hand() -> None:
+    economy = make_economy(8, 4)
+    accounts = national_accounts(economy, rollout_of(economy, 5))
+    known = accounts["concentration"].values
+    known = known[np.isfinite(known)]
+    assert known.size and (known >= 0.25 - 1e-12).all() and (known <= 1.0 + 1e-12).all()
+    paid = accounts["labor_share"] * accounts["gdp_production"]
+    np.testing.assert_allclose(paid, accounts["compensation"].where(accounts["gdp_production"] != 0))
+
+
+def test_gini_and_lorenz_by_hand() -> None:
+    people, share = lorenz(np.array([3.0, 1.0, 0.0, 4.0]))
+    np.testing.assert_allclose(people, [0, 0.25, 0.5, 0.75, 1])
+    np.testing.assert_allclose(share, [0, 0, 1 / 8, 4 / 8, 1])
+    assert gini(np.array([3.0, 1.0, 0.0, 4.0])) == pytest.approx(0.4375)  # Σ|x−y| / (2 n² mean) = 28 / 64
+    assert gini(np.full(7, 2.5)) == pytest.approx(0.0)
+    assert gini(np.array([0.0] * 9 + [1.0])) == pytest.approx(0.9)
+    assert gini(np.array([-1.0, 0.0, 2.0])) == pytest.approx(2.0)  # in debt: above 1
+    assert np.isnan(gini(np.array([-2.0, 1.0]))) and np.isnan(gini(np.zeros(3)))
+
+
+def test_a_regression_and_its_interval() -> None:
+    x = np.array([1.0, 2.0, 3.0, 5.0])
+    table = pd.DataFrame({"x": x, "y": 2 * x + [0.1, -0.1, 0.2, 0.0], "same": 1.0})
+    line = regress(table, "x", "y")
+    fit = stats.linregress(table["x"], table["y"])
+    assert (
+        line is not None and line.slope == pytest.approx(fit.slope) and line.r_squared == pytest.approx(fit.rvalue**2)
+    )
+    # The interval at x = 0 is that of the intercept.
+    _, half = line.predict(np.array([0.0]))
+    assert half[0] == pytest.approx(stats.t.ppf(0.975, 2) * fit.intercept_stderr)
+    assert regress(table, "x", "same") is None and regress(table.head(2), "x", "y") is None
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    config = load_config(Path(__file__).resolve().parents[1] / "configs" / "smoke.yaml", [*QUICK, *SMALL])
+    run = RunDir.create(tmp_path_factory.mktemp("experiment"))
+    prepare_run(run, config)
+    train_run(run, config, "host", quiet=True)
+    return run
+
+
+@pytest.fixture
+def run(trained: RunDir, tmp_path: Path) -> RunDir:
+    """A copy, to change files of."""
+    return RunDir(shutil.copytree(trained.path, tmp_path / "experiment" / trained.path.name))
+
+
+def scan_taxes(run: RunDir) -> None:
+    """Add a scan of all tax pairs, as ``run_best_response.py --scan`` does."""
+    economy = Economy.from_config(load_config(run.hparams_path))
+    names = [f"income tax {a:g}, corporate tax {b:g}" for a, b in economy.government_choices]
+    rewards = {name: {"consumer": 1.0, "firm": 2.0, "government": float(n)} for n, name in enumerate(names)}
+    results = Results.read(run)
+    gains = dict.fromkeys(names, 0.0)
+    place = {"checkpoint": "latest", "iteration": 11, "agent": "government", "index": None, "greedy": False}
+    results.add_scan({**place, "gains": gains, "rewards": rewards})
+    results.write(run)
+
+
+class Outline(HTMLParser):
+    """What a page refers to, its sections, and the JSON of its figures."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.references: list[str] = []
+        self.sections: list[str] = []
+        self.figures: list[dict] = []
+        self._in_figure = False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.references += [given[name] or "" for name in ("src", "href") if name in given]
+        self.references += [tag] * (tag in ("link", "img", "iframe", "base"))
+        self.sections += [given.get("id") or ""] * (tag == "section")
+        self._in_figure = given.get("type") == "application/json"
+
+    def handle_data(self, data: str) -> None:
+        if self._in_figure:
+            self.figures.append(json.loads(data))
+            self._in_figure = False
+
+
+def report(folder: Path, target: Path) -> str:
+    assert main(["report", str(folder), "-o", str(target)]) == 0
+    return target.read_text()
+
+
+def missing(page: str) -> list[str]:
+    return re.findall(r'class="missing">(.*?)</p>', page, re.DOTALL)
+
+
+def test_the_page_of_a_run_is_one_file_and_says_what_is_missing(run: RunDir, tmp_path: Path) -> None:
+    page = report(run.path, tmp_path / "page.html")
+    outline = Outline(page)
+    assert tuple(outline.sections) == SECTIONS
+    assert outline.references == [f"#{name}" for name in SECTIONS] and page.count("* plotly.js v") == 1
+    absent = missing(page)
+    assert len(absent) == 2 and "--scan" in absent[0] and "--verdict" in absent[1]
+    scan_taxes(run)
+    complete = Outline(report(run.path, tmp_path / "page.html"))
+    assert len(complete.figures) == len(outline.figures) + 3
+
+    # A run of the public implementation has no metrics; one that was stopped early has no rollout.
+    run.metrics_path.unlink()
+    run.status_path.unlink()
+    assert len(missing(report(run.path, tmp_path / "page.html"))) == 2
+    for path in run.path.glob("episode_*"):
+        path.unlink()
+    page = report(run.path, tmp_path / "page.html")
+    assert tuple(Outline(page).sections) == SECTIONS and len(missing(page)) == 6
+
+
+def test_an_experiment_is_a_sortable_table_with_regressions(run: RunDir, tmp_path: Path) -> None:
+    for number in range(1, 4):
+        copy = shutil.copytree(run.path, run.path.with_name(f"rollout-{number}-1"))
+        hparams = copy / "hparams.yaml"
+        hparams.write_text(hparams.read_text().replace("base_seed:", f"base_seed: {number} #", 1))
+        lines = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
+        for line in lines:
+            line["economy"]["price"] += number**2
+        (copy / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        hparams.write_text(hparams.read_text().replace("\n  lr: ", f"\n  lr: {number}.0e-3 #", 1))
+    page = report(run.path.parent, tmp_path / "page.html")
+    assert Outline(page).sections == ["runs", "equilibrium", "configuration"]
+    assert "train.lr" in page and 'class="sortable"' in page and "rollout-3-1" in page
+
+
+@pytest.mark.parametrize("name", ["episode_final_firm.npz", "metrics.jsonl", "best_response.json", "hparams.yaml"])
+def test_a_damaged_file_is_one_message(run: RunDir, tmp_path: Path, capsys, name: str) -> None:
+    (run.path / name).write_bytes(b"{nonsense\n")
+    with pytest.raises(SystemExit) as ended:
+        main(["report", str(run.path), "-o", str(tmp_path / "page.html")])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and name in error and "Traceback" not in error
+    assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_every_figure_is_drawn_in_a_browser(run: RunDir, tmp_path: Path) -> None:
+    scan_taxes(run)
+    page = report(run.path, tmp_path / "page.html")
+    words = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000", "--dump-dom"]
+    drawn = subprocess.run([*words, f"file://{tmp_path}/page.html"], capture_output=True, text=True, timeout=120).stdout
+    assert drawn.count('class="plot-container plotly"') == len(Outline(page).figures)
