@@ -120,7 +120,8 @@ def test_a_run_stopped_after_every_iteration_equals_an_uninterrupted_one(uninter
 
 
 def test_a_process_killed_and_resumed_equals_an_uninterrupted_one(tmp_path):
-    config = tiny("train.num_episodes=2000", "train.save_state_every=25", "train.save_dense_every=500")
+    constant = "train.lr_decay_start=null"  # the decay ends with the run, so that another length is another training
+    config = tiny(constant, "train.num_episodes=2000", "train.save_state_every=25", "train.save_dense_every=500")
     run = new_run(tmp_path, config)
     command = [sys.executable, "run_training.py", "--resume", run.path, "--backend=host", "--threads=1", "--quiet"]
     process = subprocess.Popen(command, cwd=ROOT)
@@ -133,7 +134,7 @@ def test_a_process_killed_and_resumed_equals_an_uninterrupted_one(tmp_path):
     reached = read_state(run, config)["iteration"]
     assert 25 < reached < 2000
     longer = tiny(
-        f"train.num_episodes={reached + 20}", *(f"train.save_{what}_every=500" for what in ("dense", "state"))
+        constant, f"train.num_episodes={reached + 20}", *(f"train.save_{what}_every=500" for what in ("dense", "state"))
     )
     assert train(run, longer, resume=True).start == reached
     whole = new_run(tmp_path / "whole", longer)
