@@ -263,8 +263,8 @@ def policies(source: Source, section: Section) -> None:
     section.text(
         "Choices of saved policies, halfway through the checkpoints and at the end, while one number that the agent "
         "sees is varied and all others stay as in states of the middle of the last dense rollout's episodes; curves "
-        "are means over 64 of these. Money and inventories reach a network as decimal digits, so its answers to them are "
-        "jagged. Flat curves: the choice does not depend on that number. A curve at 1: always chosen."
+        "are means over 64 of these. Money and inventories reach a network as decimal digits, so its answers to them "
+        "are jagged. A flat curve: the choice does not depend on that number. A curve at 1: it is always chosen."
     )
     whose = {"consumer": f"good and firm {GOOD} as an example", "firm": "against its own numbers"}
     saved = set.intersection(*(set(source.run.labels(agent)) for agent in source.learning))
