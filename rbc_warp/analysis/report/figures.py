@@ -277,7 +277,7 @@ def policy(responses: Mapping[str, Mapping[str, tuple[np.ndarray, Mapping[str, n
                 trace = go.Scatter(x=x, y=y, mode="lines", name=action, line=line, legendgroup=f"{row}")
                 figure.add_trace(trace.update(showlegend=column == 1 and len(by_action) > 1), row=row, col=column)
             figure.update_xaxes(title_text=name, row=row, col=column)
-    return figure
+    return figure.update_yaxes(rangemode="tozero")
 
 
 def gaps(points: Sequence[Point]) -> go.Figure:

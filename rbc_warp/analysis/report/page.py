@@ -254,25 +254,31 @@ def policies(source: Source, section: Section) -> None:
         section.missing(text, f"python run_training.py --resume {source.run.path}")
         return
     config, model = source.config, source.economy
-    allowed = curriculum.allowed_actions(config, model, source.iteration)
-    loaded = load_policies(source.run, config)
+    for agent in [name for name in model.agents if name not in source.learning]:
+        section.text(f"The {agent} plays one given action for the whole run.")
+    if not source.learning:
+        return
     assert source.last is not None
     episodes = read_rollout(source.run, model, source.last, source.learning)
     section.text(
-        "Choices of the latest policies while one number that the agent sees is varied and all others stay as in saved "
-        "states of the middle of episodes; curves are means over 64 of these. Money and inventories reach a network as "
-        "decimal digits, so its answers to them are jagged. Flat curves: the choice does not depend on that number."
+        "Choices of saved policies, halfway through the checkpoints and at the end, while one number that the agent "
+        "sees is varied and all others stay as in states of the middle of the last dense rollout's episodes; curves "
+        "are means over 64 of these. Money and inventories reach a network as decimal digits, so its answers to them "
+        "are jagged. A flat curve: the choice does not depend on that number. A curve at 1: it is always chosen."
     )
-    for agent in source.learning:
-        states = episodes[agent].states[:, model.num_periods // 2]
-        curves = responses(model, loaded[agent], agent, states, allowed[agent])
-        if curves:
-            whose = {"consumer": f"good and firm {GOOD} as an example", "firm": "against its own numbers"}
-            section.figure(
-                f"{agent.capitalize()}: {whose.get(agent, f'firm {GOOD} as an example')}.", figures.policy(curves)
-            )
-    for agent in set(model.agents) - set(source.learning):
-        section.text(f"The {agent} plays one given action for the whole run.")
+    whose = {"consumer": f"good and firm {GOOD} as an example", "firm": "against its own numbers"}
+    saved = set.intersection(*(set(source.run.labels(agent)) for agent in source.learning))
+    numbers = sorted(int(label) for label in saved if label.isdecimal())
+    for label in [*map(str, numbers[len(numbers) // 2 :][:1]), "latest"]:
+        iteration = source.iteration if label == "latest" else int(label)
+        allowed = curriculum.allowed_actions(config, model, iteration)
+        loaded = load_policies(source.run, config, label)
+        for agent in source.learning:
+            states = episodes[agent].states[:, model.num_periods // 2]
+            curves = responses(model, loaded[agent], agent, states, allowed[agent])
+            if curves:
+                sentence = f"Checkpoint {label}, {agent}: {whose.get(agent, f'firm {GOOD} as an example')}."
+                section.figure(sentence, figures.policy(curves))
 
 
 def equilibrium(sources: list[Source], section: Section, command: str) -> None:
