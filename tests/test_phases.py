@@ -114,6 +114,7 @@ def test_a_run_is_measured_and_printed(run: RunDir, tmp_path: Path, capsys: pyte
         assert gain["mean"] == pytest.approx(row["trained"] - row["untrained"], rel=1e-9, abs=1e-9)
         assert gain["low"] <= gain["mean"] <= gain["high"] and row["is_clear"] == (gain["low"] > 0)
         assert f"{row['phase']['agent']} " in shown
+        assert (row["alone"] is None) == (row["phase"]["agent"] == "government")
     assert [shift["expected"] for shift in found["sequence"]["shifts"]] == ["up", "down", "up", "down"]
     assert "iterations 2-2 and 3-3" in shown and "8 episodes" in shown
     assert found["notes"] == [] and "note:" not in shown
@@ -132,6 +133,7 @@ def test_identical_policies_gain_exactly_nothing_and_a_bad_one_loses(run: RunDir
 
     same = gain(copy.deepcopy(untrained["consumer"]))
     assert (same.gain.mean, same.gain.low, same.gain.high) == (0.0, 0.0, 0.0) and not same.is_clear
+    assert same.alone is not None and (same.alone.mean, same.alone.low, same.alone.high) == (0.0, 0.0, 0.0)
 
     idle = copy.deepcopy(untrained["consumer"])  # works as long as it can and consumes nothing
     with torch.no_grad():
@@ -140,6 +142,7 @@ def test_identical_policies_gain_exactly_nothing_and_a_bad_one_loses(run: RunDir
         hours[-1] += 100.0
     bad = gain(idle)
     assert bad.gain.high < 0.0 and not bad.is_clear
+    assert bad.alone is not None and bad.alone.high < 0.0
     assert bad.untrained == same.untrained == same.trained
 
 

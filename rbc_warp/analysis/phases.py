@@ -3,8 +3,12 @@
 A type's phase lasts from its first update to the next type's, or to the end of the run. The policies of the phase's
 last checkpoint play at that checkpoint's stage of the curriculum, once as they are and once with this type's policy
 as it was before any training. Nothing else differs: masks, θ factor, opponents and random numbers are the same.
+
+What pays each agent may hurt its type: consumers who buy more leave less for one another. So it is measured, too, what
+training is worth to one agent alone, while its peers play as trained.
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
@@ -14,7 +18,7 @@ from rbc_warp.analysis.picture import series
 from rbc_warp.config import Config, load_config
 from rbc_warp.economy import curriculum
 from rbc_warp.economy.parameters import Economy
-from rbc_warp.equilibrium.game import Estimate, Game, of_deviator, paired_gain
+from rbc_warp.equilibrium.game import Estimate, Game, OwnPolicy, of_deviator, paired_gain, sample_of_agents
 from rbc_warp.equilibrium.request import Checkpoint, last_iteration, open_checkpoint
 from rbc_warp.errors import RunFileError
 from rbc_warp.runs.console import text_table
@@ -53,6 +57,8 @@ class Learned:
     untrained: float
     trained: float
     gain: Estimate
+    alone: Estimate | None
+    """The same for one agent alone, a mean over up to ten of them; None for a type of one agent."""
     episodes: int
 
     @property
@@ -162,7 +168,22 @@ def learned(
     before = rewards({**checkpoint.policies, phase.agent: untrained})
     gain = paired_gain(after, before, greedy=False)
     means = float(before.mean()), float(after.mean())
-    return Learned(phase, checkpoint.label, checkpoint.iteration, *means, gain, len(after))
+    alone = _gain_alone(game(checkpoint.policies), phase.agent, untrained)
+    return Learned(phase, checkpoint.label, checkpoint.iteration, *means, gain, alone, len(after))
+
+
+def _gain_alone(game: Game, agent: str, untrained: Policy) -> Estimate | None:
+    """The worth of its training to one agent, whose peers keep theirs."""
+    count = game.economy.agents[agent].count
+    if count == 1:
+        return None
+    gains = []
+    for index in sample_of_agents(count):
+        own = OwnPolicy(game.trainer, agent, index, copy.deepcopy(untrained))
+        trained = of_deviator(game.baseline(), agent, index)
+        game.restore()
+        gains.append(trained - of_deviator(game.evaluate(own), agent, index))
+    return Estimate.of(np.mean(gains, axis=0))
 
 
 def published_sequence(run: RunDir, config: Config, found: list[Phase], notes: list[str]) -> Sequence | None:
@@ -226,6 +247,11 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000.0 else f"{value:.4g}"
 
 
+def _interval(gain: Estimate) -> str:
+    mean, low, high = map(_number, (gain.mean, gain.low, gain.high))
+    return f"{mean} [{low}, {high}]"
+
+
 def _learned_table(rows: list[Learned]) -> str:
     title = (
         "Each type's policy at its phase's end against its untrained self, everything else equal: mean reward per\n"
@@ -233,11 +259,20 @@ def _learned_table(rows: list[Learned]) -> str:
     )
     lines = []
     for row in rows:
-        gain, low, high = map(_number, (row.gain.mean, row.gain.low, row.gain.high))
         phase = f"{row.phase.start}-{row.phase.end}"
-        figures = (_number(row.untrained), _number(row.trained), f"{gain} [{low}, {high}]")
-        lines.append((row.phase.agent, phase, row.checkpoint, *figures, "yes" if row.is_clear else "no"))
-    head = ("type", "phase", "checkpoint", "untrained", "trained", "gain [95 %]", "clear of 0")
+        figures = (_number(row.untrained), _number(row.trained), _interval(row.gain))
+        alone = "" if row.alone is None else _interval(row.alone)
+        lines.append((row.phase.agent, phase, row.checkpoint, *figures, "yes" if row.is_clear else "no", alone))
+    head = (
+        "type",
+        "phase",
+        "checkpoint",
+        "untrained",
+        "trained",
+        "gain [95 %]",
+        "clear of 0",
+        "one agent alone [95 %]",
+    )
     return f"{title}\n\n{text_table(head, lines)}"
 
 
