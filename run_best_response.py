@@ -25,6 +25,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--deviator", choices=["type", "individual"], default="type", help="who is fine-tuned: a type, or single agents"
     )
     add("--agents", nargs="+", type=int, metavar="I", help="single agents that deviate (default: ten spread evenly)")
+    add("--fresh", action="store_true", help="fine-tune from untrained networks, which no collapsed policy holds back")
     add("--scan", action="store_true", help="try every fixed action as well")
     add("--exact", type=int, metavar="PLANS", help="enumerate up to so many plans against deterministic play")
     add("--greedy", action="store_true", help="everybody else always takes the most likely action")
@@ -95,6 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
         repeats=options.repeat_runs,
         checkpoint_every=options.checkpoint_model,
         individual=options.deviator == "individual",
+        fresh=options.fresh,
         agents=tuple(options.agents) if options.agents else None,
         scan=options.scan,
         max_plans=options.exact,

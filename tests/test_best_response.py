@@ -337,6 +337,36 @@ def market_of(economy: Economy) -> Market:
     return Market(prices, wages, tax, np.zeros(periods))
 
 
+def test_training_afresh_leaves_a_policy_that_fine_tuning_cannot(tmp_path: Path) -> None:
+    """A firm that never draws but one bad action: its own gradient is nothing there."""
+    config = changed(TINY, **LEARN_SOON)
+    game = make_game(config)
+    untrained = copy.deepcopy(game.policies["firm"])
+    best = scan(game, "firm", 0).found.deviation.actions[0, 0]
+    stuck = game.policies["firm"]
+    worst = int(np.argmin([value for value in scan(game, "firm", 0).gains.values()]))
+    with torch.no_grad():
+        stuck.flat.zero_()
+        stuck.layers(stuck.flat).bias3[worst] = 200.0
+    assert best != worst
+    game = Game(game.trainer, game.policies, 0)
+    warm = fine_tune(game, "firm", 40, 10, index=0)
+    fresh = fine_tune(game, "firm", 40, 10, index=0, first=untrained)
+    assert warm.gain.mean == pytest.approx(0.0, abs=1e-6) and fresh.gain.low > 0.0
+    assert fresh.before.mean() == pytest.approx(warm.before.mean())
+
+
+def test_trained_afresh_is_a_record_of_its_own(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [run_dir, 3, "--ep-strs", "latest", "--agent-type", "firm"]
+    assert launch(*arguments) == launch(*arguments, "--fresh") == 0
+    records = json.loads((run_dir / "best_response.json").read_text())["records"]
+    assert [record["method"] for record in records] == ["fine-tuned", "trained afresh"]
+    assert "trained afresh" in capsys.readouterr().out
+    for path in (run_dir / "saved_models").glob("*_policy_0.pt"):
+        path.unlink()
+    assert launch(*arguments, "--fresh") == 2 and "--fresh" in capsys.readouterr().err
+
+
 def test_too_many_plans_are_refused(game: Game) -> None:
     with pytest.raises(ValueError, match="--exact 3: a firm has 4 joint actions"):
         exact.best_plan(game, "firm", 0, max_plans=3)

@@ -32,7 +32,7 @@ from rbc_warp.equilibrium.game import (
     sample_of_agents,
 )
 from rbc_warp.equilibrium.request import Checkpoint, Plan, Request, prepare
-from rbc_warp.equilibrium.results import Record, Results
+from rbc_warp.equilibrium.results import FINE_TUNED, Record, Results
 from rbc_warp.equilibrium.verdict import QUICK, Candidate, Effort, Verdict, environments_for, judge
 from rbc_warp.runs.console import ProgressBar
 from rbc_warp.runs.folder import RunDir
@@ -198,8 +198,8 @@ def _steps(plan: Plan, request: Request, game: Game, checkpoint: Checkpoint, age
     every = request.checkpoint_every or max(1, plan.iterations // CHECKPOINTS)
     for index in chosen if request.individual else [None]:
         for repeat in range(request.repeats):
-            tuned = what("fine-tuned", index, repeat, iterations=plan.iterations, every=every)
-            folder = result_folder(plan.run, agent, checkpoint.label, repeat, index, game.greedy)
+            tuned = what(FINE_TUNED[request.fresh], index, repeat, iterations=plan.iterations, every=every)
+            folder = result_folder(plan.run, agent, checkpoint.label, repeat, index, game.greedy, request.fresh)
             measured = partial(_fine_tuned, plan, request, game, folder, tuned)
             steps.append(Step(tuned, measured, folder, plan.iterations))
     if request.scan:
@@ -247,7 +247,8 @@ def _fine_tuned(
         folder.save_policy(agent, label, policy.state_dict())
 
     resume = ResumeState(folder, plan.config, settings)
-    tuned = fine_tune(game, agent, iterations, settings["every"], repeat, index, save, resume, advance)
+    first = plan.untrained[agent] if request.fresh and plan.untrained else None
+    tuned = fine_tune(game, agent, iterations, settings["every"], repeat, index, save, resume, advance, first)
     save("latest", tuned.policy)
     if index is None and repeat == 0:
         for other in plan.agent_types:
@@ -308,10 +309,12 @@ def _planned(max_plans: int, game: Game, what: Mapping[str, Any], advance: Advan
     )  # fmt: skip
 
 
-def result_folder(run: RunDir, agent: str, label: str, repeat: int, index: int | None, greedy: bool) -> RunDir:
+def result_folder(
+    run: RunDir, agent: str, label: str, repeat: int, index: int | None, greedy: bool, fresh: bool = False
+) -> RunDir:
     """Return the folder of a fine-tuning: ``br<type>/`` for the latest checkpoint's first, else one of its own."""
     base = run.best_response(agent)
-    if label == "latest" and repeat == 0 and index is None and not greedy:
+    if label == "latest" and repeat == 0 and index is None and not greedy and not fresh:
         return base
-    path = base.path / f"ep_{label}" / f"{'greedy_' if greedy else ''}seed_{repeat}"
+    path = base.path / f"ep_{label}" / f"{'greedy_' if greedy else ''}{'fresh_' if fresh else ''}seed_{repeat}"
     return RunDir(path if index is None else path / f"agent_{index}", must_exist=False)

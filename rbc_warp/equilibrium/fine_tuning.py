@@ -158,6 +158,7 @@ def fine_tune(
     save: Callable[[int | str, Policy], None] = lambda label, policy: None,
     resume: ResumeState | None = None,
     advance: Callable[[int], None] = lambda updates: None,
+    first: Policy | None = None,
 ) -> FineTuned:
     """Train one type further, or one agent of it (``index``), while everybody else stays as in the checkpoint.
 
@@ -166,7 +167,8 @@ def fine_tune(
     Every ``every`` updates the policy becomes a candidate; the checkpoint's own policy is one too. The best on a
     quarter as many selection episodes is compared with the checkpoint's policy on the report draws. ``save`` gets each
     candidate, then the best. With a ``resume`` it goes on from the state there, and leaves one with each candidate and
-    when one is due. ``advance`` is told of updates made.
+    when one is due. ``advance`` is told of updates made. ``first``: the policy that training
+    starts from, the checkpoint's by default.
     """
     game.restore()
     trainer, kind = game.trainer, game.economy.agents[agent]
@@ -194,6 +196,9 @@ def fine_tune(
         "seconds": 0.0,
     }
     start = 0
+    if first is not None:
+        with torch.no_grad():
+            policy.flat.copy_(first.flat)
     if resume and (state := resume.read()):
         start, progress = continue_from(trainer, state), state["progress"]
         advance(start)

@@ -31,6 +31,7 @@ class Request:
     checkpoint_every: int | None = None
     """Iterations between the policies that compete for the best; None makes ten of them."""
     individual: bool = False  #: One agent deviates, instead of its whole type.
+    fresh: bool = False  #: Fine-tuning starts from the policies of checkpoint 0.
     agents: tuple[int, ...] | None = None  #: Agents that deviate alone; None takes ten of each type, spread evenly.
     scan: bool = False
     max_plans: int | None = None  #: Largest number of plans to enumerate; None enumerates none.
@@ -130,6 +131,9 @@ def _prepare_run(run: RunDir, request: Request) -> Plan:
     has_start = all(run.policy_path(agent, 0).exists() for agent in learning)
     if not has_start:
         notes.append("no checkpoint 0: gains are not given in percent of the training gain")
+    if request.fresh and not has_start:
+        remedy = "leave --fresh out, or use a run that has it"
+        raise RunFileError(run.saved_models_path, "holds no checkpoint 0 for --fresh to start from", remedy)
     if request.max_plans is not None:
         _check_plans(config, request, types, notes)
     results = Results.read(run)

@@ -15,7 +15,8 @@ from rbc_warp.runs.console import text_table
 from rbc_warp.runs.files import write_text
 from rbc_warp.runs.folder import RunDir
 
-METHODS = ("fine-tuned", "fixed", "planned")
+FINE_TUNED = ("fine-tuned", "trained afresh")
+METHODS = (*FINE_TUNED, "fixed", "planned")
 # Best-response gain as a share of the training gain in the paper, worst of 10 seeds [%].
 PUBLISHED_BARS = {"consumer": 3.0, "firm": 10.0, "government": 1.0}
 
@@ -69,7 +70,7 @@ class Record:
 
     @property
     def how(self) -> str:
-        seed = f", seed {self.repeat}" if self.method == "fine-tuned" else ""
+        seed = f", seed {self.repeat}" if self.method in FINE_TUNED else ""
         return f"{self.deviator}: {self.method}, {self.found}{seed}"
 
     def compared_with(self, training_gain: float | None = None, learning_gain: float | None = None) -> Record:
@@ -292,7 +293,7 @@ def _alone_row(records: Sequence[Record]) -> tuple[str, ...]:
 def _row(
     record: Record, how: str, before: float, after: float, gain: Estimate, percents: Sequence[str]
 ) -> tuple[str, ...]:
-    fine_tuned = record.method == "fine-tuned" and record.index is None
+    fine_tuned = record.method in FINE_TUNED and record.index is None
     speed = record.seconds_per_iteration
     return (
         record.checkpoint + (" (most likely)" if record.greedy else ""),
