@@ -13,6 +13,7 @@ COMMANDS = {
     "report": "a page of interactive figures of a run or an experiment, or a picture",
     "gaps": "how far runs were from equilibrium, checkpoint by checkpoint",
     "audit": "whether its rollouts add up, were allowed, and drawn as its policies say",
+    "compare": "two runs, or one under other taxes, with paired differences",
     "phases": "what each type of a run learned, and what changed when firms began to learn",
 }
 

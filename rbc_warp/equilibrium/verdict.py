@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from scipy.optimize import brentq
-
 from rbc_warp.economy.agents import CONSUMER_THETA
-from rbc_warp.economy.reference import utility
+from rbc_warp.economy.welfare import consumption_equivalent
 from rbc_warp.equilibrium.deviations import SEARCHERS, Deviation, Found, search, single_agents, values_of
 from rbc_warp.equilibrium.game import REPORT_STREAM, Estimate, Game, of_deviator, sample_of_agents
 from rbc_warp.equilibrium.relaxation import markets_of, upper_values
@@ -229,9 +227,7 @@ def _largest(
         bar=bases.bar,
         nash_conv=conv,
         exploitability=conv / max(1, len(gaps)),
-        consumption_equivalent=(
-            _consumption_equivalent(game, index, gain.mean) if agent == "consumer" and index is not None else None
-        ),
+        consumption_equivalent=(_worth(game, index, gain.mean) if agent == "consumer" and index is not None else None),
         upper_end=_upper_end(game, level) if agent == "consumer" else None,
     )
 
@@ -260,20 +256,10 @@ def _upper_end(game: Game, level: float) -> float:
     return max(Estimate.of(gains[:, consumer], level).high for consumer in range(gains.shape[1]))
 
 
-def _consumption_equivalent(game: Game, consumer: int, gain: float) -> float | None:
-    """The permanent rise of a consumer's consumption of all goods that is worth a gain, hours as they are [%].
-
-    u takes 1 + c, so there is no closed form. None where it consumes too little for any rise to be worth it.
-    """
+def _worth(game: Game, consumer: int, gain: float) -> float | None:
+    """What a gain is worth to a consumer in consumption [%]; 0 where there is none."""
     if gain <= 0.0:
         return 0.0
     _play_with_consumption(game)
     units = game.trainer.rollout.aux("consumer")[:, :, consumer].double().cpu().numpy()  # (T, E, J)
-    crra = game.economy.crra
-    now = utility(units, crra).sum(axis=-1).mean()
-
-    def missing(rise: float) -> float:
-        return float(utility((1.0 + rise) * units, crra).sum(axis=-1).mean() - now - gain)
-
-    largest = 1e6
-    return 100.0 * float(brentq(missing, 0.0, largest)) if missing(largest) > 0.0 else None
+    return consumption_equivalent(units, gain, game.economy.crra)

@@ -19,6 +19,7 @@ from plotly.io import to_json
 from plotly.offline import get_plotlyjs
 
 from rbc_warp.analysis import picture
+from rbc_warp.analysis.compare import Comparison, figure, tables
 from rbc_warp.analysis.fiscal import revenues
 from rbc_warp.analysis.gaps import points_of
 from rbc_warp.analysis.inequality import gini
@@ -424,10 +425,33 @@ def write_report(folder: Path, target: Path) -> None:
     agents = sources[0].config.agents
     subtitle = f"{agents.num_consumers} consumers, {agents.num_firms} firms, one government"
     title = f"{folder.resolve().name}" + (f": {len(runs)} runs" if runs else "")
+    _write(target, title, subtitle, [*sections, *whole])
+
+
+def write_comparison(found: Comparison, target: Path) -> None:
+    """Write the page of a comparison."""
+    section = Section("comparison", "Baseline and reform")
+    shown = tables(found)
+    section.text(
+        f"Base: {found.base}. Reform: {found.reform}. Means over periods; changes are paired, with 95 % intervals."
+    )
+    section.table(*shown["figures"])
+    consumers = Section("consumers", "Who gains and who loses")
+    consumers.figure(
+        f"{found.winners:.0%} of the consumers gain and {found.losers:.0%} lose; bars above 0 are groups that gain. "
+        "The table says what permanent change of consumption is worth the change to them.",
+        figure(found),
+    )
+    consumers.table(*shown["groups"])
+    subtitle = f"{found.episodes} episodes of each, with common random numbers"
+    _write(target, "Baseline and reform", subtitle, [section, consumers])
+
+
+def _write(target: Path, title: str, subtitle: str, sections: list[Section]) -> None:
     templates = Environment(loader=PackageLoader("rbc_warp.analysis.report", "."), autoescape=True)
     templates.filters["figure"] = _number
     page = templates.get_template("template.html").render(
-        title=title, subtitle=subtitle, sections=[*sections, *whole], plotly_js=get_plotlyjs()
+        title=title, subtitle=subtitle, sections=sections, plotly_js=get_plotlyjs()
     )
     write_text(target, page)
 
