@@ -28,6 +28,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--fresh", action="store_true", help="fine-tune from untrained networks, which no collapsed policy holds back")
     add("--scan", action="store_true", help="try every fixed action as well")
     add("--exact", type=int, metavar="PLANS", help="enumerate up to so many plans against deterministic play")
+    add("--rules", type=int, metavar="EPISODES", help="search feedback rules of single agents, each action on so many")
     add("--greedy", action="store_true", help="everybody else always takes the most likely action")
     add("--eval-episodes", type=int, metavar="N", help="episodes of each evaluation (default: 512; of a mixture 128)")
     add(
@@ -100,6 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
         agents=tuple(options.agents) if options.agents else None,
         scan=options.scan,
         max_plans=options.exact,
+        rules=options.rules,
         greedy=options.greedy,
         episodes=options.eval_episodes,
         backend=options.backend,

@@ -367,6 +367,16 @@ def test_trained_afresh_is_a_record_of_its_own(run_dir: Path, capsys: pytest.Cap
     assert launch(*arguments, "--fresh") == 2 and "--fresh" in capsys.readouterr().err
 
 
+def test_rules_are_searched_for_single_agents(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch(run_dir, 1, "--ep-strs", "latest", "--agent-type", "firm", "--agents", "1", "--rules", "64") == 0
+    records = json.loads((run_dir / "best_response.json").read_text())["records"]
+    (rule,) = [record for record in records if record["method"] == "rule"]
+    assert rule["index"] == 1 and rule["settings"]["rules"] == 64 and rule["low"] <= rule["gain"] <= rule["high"]
+    assert "firm 1" in capsys.readouterr().out
+    assert launch(run_dir, 1, "--ep-strs", "latest", "--rules", "0") == 2
+    assert launch(run_dir, 1, "--ep-strs", "latest", "--rules", "64", "--greedy") == 2
+
+
 def test_too_many_plans_are_refused(game: Game) -> None:
     with pytest.raises(ValueError, match="--exact 3: a firm has 4 joint actions"):
         exact.best_plan(game, "firm", 0, max_plans=3)

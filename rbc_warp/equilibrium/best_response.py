@@ -33,6 +33,7 @@ from rbc_warp.equilibrium.game import (
 )
 from rbc_warp.equilibrium.request import Checkpoint, Plan, Request, prepare
 from rbc_warp.equilibrium.results import FINE_TUNED, Record, Results
+from rbc_warp.equilibrium.rules import best_rule
 from rbc_warp.equilibrium.verdict import QUICK, Candidate, Effort, Verdict, environments_for, judge
 from rbc_warp.runs.console import ProgressBar
 from rbc_warp.runs.folder import RunDir
@@ -207,6 +208,10 @@ def _steps(plan: Plan, request: Request, game: Game, checkpoint: Checkpoint, age
         for index in [None, *chosen] if agent == "firm" and count > 1 else chosen:
             fixed = what("fixed", index)
             steps.append(Step(fixed, partial(_scanned, plan, game, fixed)))
+    if request.rules is not None:
+        for index in chosen:
+            ruled = what("rule", index, rules=request.rules)
+            steps.append(Step(ruled, partial(_ruled, request.rules, game, ruled)))
     if request.max_plans is not None and game.economy.agents[agent].num_joint_actions <= request.max_plans:
         for index in chosen:
             planned = what("planned", index, plans=request.max_plans)
@@ -307,6 +312,14 @@ def _planned(max_plans: int, game: Game, what: Mapping[str, Any], advance: Advan
         found=found, before=float(before.mean()), after=float(after.mean()), details=details,
         **_interval(paired_gain(after, before, game.greedy)), **what,
     )  # fmt: skip
+
+
+def _ruled(episodes: int, game: Game, what: Mapping[str, Any], advance: Advance) -> Record:
+    """The best feedback rule that a search against drawn play finds for one agent."""
+    game.restore()
+    best = best_rule(game, what["agent"], what["index"], episodes, game.num_episodes)
+    after = best.before + best.gain.mean
+    return Record(found=best.rule.name, before=best.before, after=after, **_interval(best.gain), **what)
 
 
 def result_folder(

@@ -35,6 +35,8 @@ class Request:
     agents: tuple[int, ...] | None = None  #: Agents that deviate alone; None takes ten of each type, spread evenly.
     scan: bool = False
     max_plans: int | None = None  #: Largest number of plans to enumerate; None enumerates none.
+    rules: int | None = None
+    """Episodes of each action and period in a search for feedback rules of single agents; None searches none."""
     greedy: bool = False  #: Everybody else takes the most likely action.
     episodes: int = 512
     backend: str = "auto"
@@ -79,11 +81,14 @@ def prepare(request: Request) -> list[Plan]:
         ("--checkpoint-model", request.checkpoint_every),
         ("--eval-episodes", request.episodes),
         ("--exact", request.max_plans),
+        ("--rules", request.rules),
     ):
         if value is not None and value < 1:
             raise ConfigError(f"{name} {value} is not a positive number; give 1 or more")
     if request.verdict in EFFORTS and request.greedy:
         raise ConfigError("--verdict judges play that is drawn, --greedy the most likely play; give one of them")
+    if request.rules is not None and request.greedy:
+        raise ConfigError("--rules searches against drawn play, --greedy is the most likely play; give one of them")
     if request.repeats > MAX_REPEATS:
         raise ConfigError(f"--repeat-runs {request.repeats} is too many; give at most {MAX_REPEATS}")
     if request.run_dir is not None and request.experiment_dir is not None:

@@ -16,7 +16,7 @@ from rbc_warp.runs.files import write_text
 from rbc_warp.runs.folder import RunDir
 
 FINE_TUNED = ("fine-tuned", "trained afresh")
-METHODS = (*FINE_TUNED, "fixed", "planned")
+METHODS = (*FINE_TUNED, "fixed", "planned", "rule")
 # Best-response gain as a share of the training gain in the paper, worst of 10 seeds [%].
 PUBLISHED_BARS = {"consumer": 3.0, "firm": 10.0, "government": 1.0}
 
