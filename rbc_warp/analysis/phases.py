@@ -69,25 +69,36 @@ class Learned:
 
 @dataclass(frozen=True)
 class Shift:
-    """Mean of one figure before and after firms begin to learn."""
+    """Mean of one figure before and after firms begin to learn, and at the end of their phase."""
 
     figure: str
     before: float
     after: float
+    end: float
     expected: str  #: 'up' or 'down', as in the paper.
 
     @property
     def holds(self) -> bool:
-        return self.after > self.before if self.expected == "up" else self.after < self.before
+        """Whether it moves so at once."""
+        return self._moves(self.after)
+
+    @property
+    def holds_at_end(self) -> bool:
+        """Whether it has moved so by the end of the phase, in which taxes rise, too."""
+        return self._moves(self.end)
+
+    def _moves(self, to: float) -> bool:
+        return to > self.before if self.expected == "up" else to < self.before
 
 
 @dataclass(frozen=True)
 class Sequence:
-    """All figures when firms begin, means over ``before`` and ``after``: windows (first, last iteration)."""
+    """All figures when firms begin, means over windows (first, last iteration): the last of their phase is ``end``."""
 
     start: int
     before: tuple[int, int]
     after: tuple[int, int]
+    end: tuple[int, int]
     shifts: list[Shift]
 
 
@@ -105,7 +116,10 @@ class Findings:
             "sequence": self.sequence
             and {
                 **asdict(self.sequence),
-                "shifts": [{**asdict(shift), "holds": shift.holds} for shift in self.sequence.shifts],
+                "shifts": [
+                    {**asdict(shift), "holds": shift.holds, "holds_at_end": shift.holds_at_end}
+                    for shift in self.sequence.shifts
+                ],
             },
             "notes": self.notes,
         }
@@ -204,12 +218,19 @@ def published_sequence(run: RunDir, config: Config, found: list[Phase], notes: l
     length = max(shorter // WINDOWS_PER_PHASE, config.train.log_every)
     before = max(firms.start - length, 0), firms.start - 1
     after = firms.start, firms.start + length - 1
+    end = max(firms.end - length, firms.start), firms.end - 1
     records = run.read_metrics()
     shifts = [
-        Shift(name, _mean(run, records, path, before), _mean(run, records, path, after), expected)
+        Shift(
+            name,
+            before=_mean(run, records, path, before),
+            after=_mean(run, records, path, after),
+            end=_mean(run, records, path, end),
+            expected=expected,
+        )
         for path, name, expected in PUBLISHED_SEQUENCE
     ]
-    return Sequence(firms.start, before, after, shifts)
+    return Sequence(firms.start, before, after, end, shifts)
 
 
 def _mean(run: RunDir, records: list[dict], path: str, window: tuple[int, int]) -> float:
@@ -277,12 +298,15 @@ def _learned_table(rows: list[Learned]) -> str:
 
 
 def _sequence_table(sequence: Sequence) -> str:
-    (first, last), (begin, end) = sequence.before, sequence.after
+    windows = [f"{first}-{last}" for first, last in (sequence.before, sequence.after, sequence.end)]
     title = (
-        f"Firms begin to learn at iteration {sequence.start}: means over iterations {first}-{last} and {begin}-{end}"
+        f"Firms begin to learn at iteration {sequence.start}: means over iterations {windows[0]} before it,\n"
+        f"{windows[1]} at once, and {windows[2]} at the end of their phase"
     )
     lines = []
     for shift in sequence.shifts:
-        figures = map(_number, (shift.before, shift.after, shift.after - shift.before))
-        lines.append((shift.figure, *figures, shift.expected, "yes" if shift.holds else "no"))
-    return f"{title}\n\n{text_table(('figure', 'before', 'after', 'change', 'in the paper', 'holds'), lines)}"
+        figures = map(_number, (shift.before, shift.after, shift.end))
+        holds = ("yes" if moves else "no" for moves in (shift.holds, shift.holds_at_end))
+        lines.append((shift.figure, *figures, shift.expected, *holds))
+    head = ("figure", "before", "at once", "at the end", "in the paper", "holds at once", "at the end")
+    return f"{title}\n\n{text_table(head, lines)}"
