@@ -12,7 +12,7 @@ from rbc_warp.economy.agents import FIRM_PRICE, FIRM_WAGE
 from rbc_warp.training.recorder import Recorder
 from rbc_warp.training.rollout import Draw
 from rbc_warp.training.trainer import RbcTrainer
-from rbc_warp.training.trials import LARGEST_ADVANTAGE, REACH, Trials
+from rbc_warp.training.trials import LARGEST_ADVANTAGE, REACH, Trials, places_of_trials
 
 SETTINGS = {
     "agents": {"num_consumers": 5, "num_firms": 3, "firm_trials": 12, "firm_training_start": 1, "trials_end": 3},
@@ -59,7 +59,7 @@ def test_trials_that_paid_replace_what_was_drawn_and_others_nothing(trainer: Rbc
     trainer.interventions = ()
     trainer.play(Draw(7))
     batch = trainer.rollout.batch("firm", GAMMA, 1.0, trainer.processes)
-    got = trials.learned_from(batch, trainer.rollout, GAMMA, weight=2.0)
+    got = trials.learned_from(batch, trainer.rollout, GAMMA, weight=2.0, reach=REACH)
     spread = (batch.target - batch.value).double().std()
     probabilities = trainer.models["firm"].probabilities(trainer.rollout.states("firm"))
     untouched = torch.ones(len(batch.actions), dtype=torch.bool)
@@ -137,6 +137,32 @@ def test_every_type_tries_in_environments_of_its_own(trainer: RbcTrainer) -> Non
     trials = trainer._drawn_trials()
     assert sorted(trials["government"].where.tolist()) == list(range(11, 16))
     assert sorted(set(trials["firm"].where.tolist())) == list(range(11)) and len(trials["firm"].where) == 30
+
+
+@pytest.mark.parametrize(
+    ("numbers", "envs", "expected"),
+    [
+        ({"firm": 3}, 1, {"firm": [0, 0, 0]}),
+        ({"firm": 6, "government": 2}, 1, {"firm": [0, 0, 0, 0]}),  # one each period; none is left for the government
+        ({"firm": 6, "government": 2}, 2, {"government": [1], "firm": [0, 0, 0, 0]}),
+        ({"firm": 2, "government": 3}, 8, {"firm": [7, 6], "government": [5, 4, 3]}),
+        ({"firm": 5, "government": 1}, 4, {"government": [3], "firm": [2, 1, 0, 2, 1]}),
+        ({}, 4, {}),
+    ],
+)
+def test_trials_find_places_in_any_number_of_environments(numbers: dict, envs: int, expected: dict) -> None:
+    places = places_of_trials(numbers, envs, num_periods=4)
+    assert {name: where.tolist() for name, where in places.items()} == expected
+
+
+@pytest.mark.parametrize("more", ["train.use_ppo=false", "train.batch_size=1"])
+def test_trials_train_by_either_rule_and_in_a_single_environment(more: str) -> None:
+    settings = [more, "agents.government_trials=2", "agents.firm_training_start=0", "train.num_episodes=2"]
+    trainer = RbcTrainer(load_config(SETTINGS, settings), "host", recorder=Recorder())
+    before = trainer.models["firm"].flat.detach().clone()
+    trainer.train()
+    after = trainer.models["firm"].flat.detach()
+    assert torch.isfinite(after).all() and not torch.equal(before, after)
 
 
 def test_firms_learn_from_a_trial_what_pays_alone() -> None:

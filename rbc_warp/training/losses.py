@@ -6,7 +6,8 @@ To change how agents learn, change this file and set ``train.learner: autograd``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -55,6 +56,21 @@ class LossWeights:
     entropy: float  #: Of all heads but the last.
     last_head_entropy: float
     value: float
+
+
+def minibatches(batch: Batch, num_envs: int, passes: int, parts: int, generator: torch.Generator) -> Iterator[Batch]:
+    """Yield what each optimizer step reads: in every pass all of a batch, in random parts.
+
+    Parts are of the environments, or of the agents where the batch has more agents than environments.
+    """
+    if parts == 1:
+        yield from itertools.repeat(batch, passes)
+        return
+    agents = len(batch.actions) // len(batch.public)
+    part_of, count = (batch.of_agents, agents) if agents > num_envs else (batch.of_environments, num_envs)
+    for _ in range(passes):
+        for part in torch.randperm(count, generator=generator).chunk(parts):
+            yield part_of(part.to(batch.actions.device), num_envs)
 
 
 def discounted_returns(rewards: torch.Tensor, gamma: float) -> torch.Tensor:

@@ -27,13 +27,13 @@ from rbc_warp.economy.reference import Stage
 from rbc_warp.errors import ConfigError, RunFileError
 from rbc_warp.training.fused import FusedLearner
 from rbc_warp.training.learner import AutogradLearner, Learner
-from rbc_warp.training.losses import Batch, LossWeights
+from rbc_warp.training.losses import LossWeights, minibatches
 from rbc_warp.training.policy import Policy, make_policies
 from rbc_warp.training.processes import Processes
 from rbc_warp.training.recorder import Losses, Recorder, WarpDriveFiles
 from rbc_warp.training.rollout import EVALUATION_STREAM, Draw, Intervention, Rollout
 from rbc_warp.training.schedule import Schedule, Update
-from rbc_warp.training.trials import Trials
+from rbc_warp.training.trials import REACH, Trials, places_of_trials
 from rbc_warp.warpdrive import tables
 from rbc_warp.warpdrive.env import RbcEnv
 from rbc_warp.warpdrive.kernels import DRAW_FROM_PROBABILITIES, DRAW_GREEDY, LOSS_STATISTICS, Heads, RbcSampler
@@ -245,21 +245,12 @@ class RbcTrainer(TrainerA2C):
         self.play(draw, self.recorder.keeps_consumption(self.iteration))
 
     def _drawn_trials(self) -> dict[str, Trials]:
-        """Draw the iteration's trials.
-
-        Each type's are in environments of its own: one in each, or for the type that makes most, as many as are needed
-        in each of those that the others leave.
-        """
-        numbers, left = self.schedule.trials(self.iteration), self.num_local_envs
-        drawn: dict[str, Trials] = {}
-        for order, name in enumerate(sorted(numbers, key=numbers.__getitem__)):
-            number = min(numbers[name], max(1, left // 2)) if order + 1 < len(numbers) else numbers[name]
-            envs = min(number, left)
-            where = left - 1 - torch.arange(number) % envs
-            left -= envs
+        """Draw the iteration's trials, in this process's environments."""
+        numbers, periods = self.schedule.trials(self.iteration), self.economy.num_periods
+        drawn = {}
+        for order, (name, where) in enumerate(places_of_trials(numbers, self.num_local_envs, periods).items()):
             seed = self._seed_of(self.iteration, TRIALS + len(self.learners) * self.processes.rank + order)
-            agent = self.economy.agents[name]
-            drawn[name] = Trials(agent, self.economy.num_periods, where, self.learners[name], seed)
+            drawn[name] = Trials(self.economy.agents[name], periods, where, self.learners[name], seed)
         return drawn
 
     def _update_model_params(self, iteration: int) -> dict[str, dict[str, torch.Tensor]]:
@@ -408,33 +399,21 @@ class RbcTrainer(TrainerA2C):
         discounts = train.gamma, train.gae_lambda
         batch = self.rollout.batch(update.agent, *discounts, self.processes, update.index, chosen)
         if update.agent in self._trials:
-            weight = self.settings.agents.trials_weight
-            batch = self._trials[update.agent].learned_from(batch, self.rollout, train.gamma, weight)
+            weight, reach = self.settings.agents.trials_weight, REACH if train.use_ppo else 0.0
+            batch = self._trials[update.agent].learned_from(batch, self.rollout, train.gamma, weight, reach)
         entropy = update.entropy, update.last_head_entropy
         weights = LossWeights(train.use_ppo, train.ppo_clip_param, *entropy, train.value_loss_weight)
         learner.optimizer.param_groups[0]["lr"] = update.learning_rate
-        norm = learner.update(self._minibatches(batch, update, iteration), weights, train.clip_grad_norm)
+        settings = self.economy.agents[update.agent].settings
+        passes = (settings.passes or train.ppo_num_updates) if train.use_ppo else 1
+        seed = self._seed_of(
+            iteration, MINIBATCHES + list(self.learners).index(update.agent)
+        )  # the same in all processes
+        generator = torch.Generator().manual_seed(seed)
+        steps = minibatches(batch, self.num_local_envs, passes, settings.minibatches, generator)
+        norm = learner.update(steps, weights, train.clip_grad_norm)
         losses = dict(zip(LOSS_STATISTICS, learner.statistics.clone(), strict=True))
         return losses | {"gradient_norm": norm, "entropy_coefficient": torch.tensor(update.entropy)}
-
-    def _minibatches(self, batch: Batch, update: Update, iteration: int) -> Iterator[Batch]:
-        """Yield what each optimizer step of an update reads: in every pass all of a batch, in random parts.
-
-        Parts are of the environments, or of the agents where a batch has more agents than environments; they are the
-        same in every process.
-        """
-        train, agent = self.settings.train, self.economy.agents[update.agent]
-        passes = (agent.settings.passes or train.ppo_num_updates) if train.use_ppo else 1
-        if agent.settings.minibatches == 1:
-            yield from itertools.repeat(batch, passes)
-            return
-        envs, agents = self.num_local_envs, len(batch.actions) // len(batch.public)
-        purpose = MINIBATCHES + list(self.learners).index(agent.name)
-        generator = torch.Generator().manual_seed(self._seed_of(iteration, purpose))
-        part_of, count = (batch.of_agents, agents) if agents > envs else (batch.of_environments, envs)
-        for _ in range(passes):
-            for part in torch.randperm(count, generator=generator).chunk(agent.settings.minibatches):
-                yield part_of(part.to(self.device), envs)
 
     def _seed_of(self, iteration: int, purpose: int) -> int:
         """Return the seed of an iteration's random choices on the host."""

@@ -1,10 +1,11 @@
 """Trials: what one agent alone would have gained by another action, learned from where it paid.
 
 A policy that all firms share learns what pays when all of them do it. So, beside each iteration's episodes, the same
-episodes are played again with the same random numbers, but in each of them one random agent takes one random action in
-one random period. What it gains is the difference of two returns that share all other chance: its own, alone. Where the
-trial gained, it takes the place of what the agent had drawn in the batch that its type learns from; where not, nothing
-changes. (Learning from losses as well drives the logits of rare actions down without bound.)
+episodes are played again with the same random numbers, but in each of them a random agent, or a few in different
+periods, changes one part of one action at random. What it gains is the difference of two returns that share all other
+chance: its own, alone. Where the trial gained, it takes the place of what the agent had drawn in the batch that its
+type learns from; where not, nothing changes. (Learning from losses as well drives the logits of rare actions down
+without bound.)
 """
 
 from __future__ import annotations
@@ -26,6 +27,24 @@ LARGEST_ADVANTAGE = 10.0
 REACH = 1.0
 """How far an update may raise the log-probability of a trial that paid before PPO's clip holds it: an action that is
 hardly ever drawn would otherwise rise by a tenth of nothing."""
+
+
+def places_of_trials(numbers: Mapping[str, int], num_envs: int, num_periods: int) -> dict[str, torch.Tensor]:
+    """Return in which environments each type makes its trials, (k,); a type for which none is left has no place.
+
+    Each type has environments of its own, half of those that are left at most: one for each trial. The type that makes
+    most has all that the others leave, with several trials in each where need be, at most one per period.
+    """
+    left, places = num_envs, {}
+    names = sorted(numbers, key=numbers.__getitem__)
+    for name in names:
+        is_last = name == names[-1]
+        number = min(numbers[name], left * num_periods if is_last else left // 2)
+        envs = min(number, left)
+        if envs:
+            places[name] = left - 1 - torch.arange(number) % envs
+        left -= envs
+    return places
 
 
 class Trials(Intervention):
@@ -76,12 +95,12 @@ class Trials(Intervention):
         scaled = rollout.rewards(self.agent.name) / self.agent.settings.reward_scale
         return discounted_returns(scaled, gamma)[self.when, self.where, self.who]
 
-    def learned_from(self, batch: Batch, rollout: Rollout, gamma: float, weight: float) -> Batch:
+    def learned_from(self, batch: Batch, rollout: Rollout, gamma: float, weight: float, reach: float) -> Batch:
         """Return the type's batch of the rollout without trials, in which trials that paid replace what was drawn.
 
         Such a row teaches the value nothing. Its advantage is the gain times ``weight``, in standard deviations of the
-        batch's; its probability is the policy's own of the action that was tried, times exp(REACH), which leaves the
-        gradient as it is and moves the clip.
+        batch's; its probability is the policy's own of the action that was tried, times exp(``reach``), which leaves
+        the gradient of PPO as it is and moves its clip.
         """
         _, spread = mean_and_std(batch.target - batch.value, self.learner.processes)
         gains = self._tried - self._returns(rollout, gamma)
@@ -95,8 +114,8 @@ class Trials(Intervention):
         outputs = batch.advantage.new_empty(len(paid), self.agent.num_actions + 1)
         self.learner.logits(batch.public[observations], batch.private[rows], outputs)
         logits = outputs[:, :-1].masked_fill(~self.learner.heads.allowed.bool(), MASKED)
-        log_probability[rows] = REACH + logits.log_softmax(-1).gather(1, self.action[paid].unsqueeze(1)).squeeze(1)
+        log_probability[rows] = reach + logits.log_softmax(-1).gather(1, self.action[paid].unsqueeze(1)).squeeze(1)
         advantage, target = batch.advantage.clone(), batch.target.clone()
-        advantage[rows] = math.exp(REACH) * (weight * gains[paid] / spread).clamp(max=LARGEST_ADVANTAGE).float()
+        advantage[rows] = math.exp(reach) * (weight * gains[paid] / spread).clamp(max=LARGEST_ADVANTAGE).float()
         target[rows] = batch.value[rows]
         return replace(batch, actions=actions, log_probability=log_probability, advantage=advantage, target=target)
