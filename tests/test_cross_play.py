@@ -172,7 +172,7 @@ def test_the_launcher_writes_what_it_prints(runs: list[Path], tmp_path: Path, mo
     assert json.loads(output.read_text())["runs"][0]["checkpoint"] == "2"
     assert json.loads(output.read_text())["episodes"] == 128
     said = capsys.readouterr()
-    assert said.out.rstrip().endswith(f"file: {output}") and "1280/2048" in said.err
+    assert said.out.rstrip().endswith(f"file: {output}") and "512/2304" in said.err
 
 
 def test_a_run_of_the_public_implementation_takes_part(runs: list[Path]) -> None:

@@ -26,6 +26,7 @@ from rbc_warp.equilibrium.game import (
     REPORT_STREAM,
     Estimate,
     Forced,
+    Gained,
     Game,
     of_deviator,
     paired_gain,
@@ -124,25 +125,16 @@ def measure(plan: Plan, request: Request) -> Results:
                 else:
                     step.forget()
                     known += 1
-        # Games share the trainer; each puts its own policies back before it plays.
-        earlier: dict[str, dict[str, float]] = {agent: {} for agent in steps}
-        if plan.untrained and checkpoint.iteration > 0:
-            at_start = Game(trainer, plan.untrained, *args)
-            for agent in steps:
-                if steps[agent]:
-                    earlier[agent]["training_gain"] = _reward_of(at_start, agent)
-            for agent in steps:
-                if steps[agent]:
-                    unlearned = Game(trainer, {**checkpoint.policies, agent: plan.untrained[agent]}, *args)
-                    earlier[agent]["learning_gain"] = _reward_of(unlearned, agent)
+        wanted = [agent for agent in steps if steps[agent]]
+        gained: dict[str, Gained] = {}
+        if plan.untrained and checkpoint.iteration > 0 and wanted:
+            gained = game.gained(plan.untrained, wanted, game.num_episodes)
         updates = sum(step.updates for of_type in steps.values() for step in of_type)
         with ProgressBar(updates, quiet=request.quiet or not updates) as bar:
             for agent in steps:
                 bar.show(f"checkpoint {checkpoint.label}, {agent}")
                 for step in steps[agent]:
-                    measures = {name: _reward_of(game, agent) - reward for name, reward in earlier[agent].items()}
-                    record = step.measure(bar.advance)
-                    plan.results.add(record.compared_with(**measures))
+                    plan.results.add(record := step.measure(bar.advance).compared_with(gained.get(agent)))
                     plan.results.write(plan.run)
                     step.forget()
                     if not request.quiet:
@@ -150,10 +142,6 @@ def measure(plan: Plan, request: Request) -> Results:
     if known:
         print(f"{plan.run.path}: {known} known from before; --restart measures them again", file=sys.stderr)
     return plan.results
-
-
-def _reward_of(game: Game, agent: str) -> float:
-    return float(game.baseline()[agent].mean())
 
 
 @dataclass(frozen=True)

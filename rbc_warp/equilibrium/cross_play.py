@@ -468,7 +468,7 @@ def play(
         return game.policies | {agent: entrants[k].checkpoint.policies[agent] for agent, k in chosen}
 
     with_start = sum(entrant.untrained is not None for entrant in entrants)
-    with ProgressBar((len(mixtures) + with_start * (1 + len(types))) * episodes, quiet=quiet) as bar:
+    with ProgressBar((len(mixtures) + with_start * (2 + len(types))) * episodes, quiet=quiet) as bar:
 
         def values(policies: Mapping[str, Policy]) -> dict[str, np.ndarray]:
             """Per type (episodes,), the mean over its agents and periods."""
@@ -478,19 +478,16 @@ def play(
 
         bar.show(f"mixtures of {len(entrants)} runs")
         played = [values(mixed(mixture)) for mixture in mixtures]
-        own = [played[mixtures.index((k,) * len(types))] for k in range(len(entrants))]
         bar.show("untrained policies")
         gained: list[dict[str, dict[str, float]]] = []
-        for entrant, trained in zip(entrants, own, strict=True):
+        for entrant in entrants:
             gained.append({})
-            if entrant.untrained is None:
-                continue
-            at_start = values(entrant.untrained)
-            for agent in types:
-                unlearned = values({**entrant.checkpoint.policies, agent: entrant.untrained[agent]})
-                worth = {"training gain": at_start, "own learning": unlearned}
-                gained[-1][agent] = {
-                    name: float((trained[agent] - before[agent]).mean()) for name, before in worth.items()
+            if entrant.untrained is not None:
+                found = game.with_policies(entrant.checkpoint.policies).gained(entrant.untrained, types, episodes)
+                bar.advance((2 + len(types)) * episodes)
+                gained[-1] = {
+                    agent: {"training gain": float(each.training.mean()), "own learning": float(each.learning.mean())}
+                    for agent, each in found.items()
                 }
     game.restore()
     return CrossPlay(types, {agent: np.stack([each[agent] for each in played]) for agent in types}, gained)

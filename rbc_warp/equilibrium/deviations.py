@@ -175,6 +175,13 @@ def search(
     return found
 
 
+def size_of_search(deviations: Sequence[Deviation], screening: int, scoring: int, company: int = 1) -> int:
+    """Return how many episodes :func:`search` plays, where all agents have as many deviations."""
+    agents = len({(deviation.agent, deviation.index) for deviation in deviations})
+    each = len(deviations) // max(1, agents)
+    return -(-agents // company) * (each + min(each, FINALISTS) * FINAL) * screening + agents * scoring
+
+
 def _best(deviations: Sequence[Deviation], values: np.ndarray, at_most: int) -> list[Deviation]:
     """The best ``at_most`` deviations of each agent, agents in their order."""
     kept: dict[tuple, list[int]] = {}

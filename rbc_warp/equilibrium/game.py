@@ -58,6 +58,14 @@ def _student(count: int, level: float) -> float:
     return float(stdtrit(count - 1, 0.5 + level / 2)) if count > 1 else 0.0
 
 
+@dataclass(frozen=True)
+class Gained:
+    """What a type has gained, per episode (episodes,), a mean over its agents and periods."""
+
+    training: np.ndarray  #: Its value in self-play, less that where all policies are untrained.
+    learning: np.ndarray  #: The same, less that of its own untrained policy among the others as they are.
+
+
 class Forced(Intervention):
     """Given actions instead of a policy's. ``actions`` (E or 1, T or 1, heads) are indices; FREE leaves a head alone.
 
@@ -191,6 +199,17 @@ class Game:
     def with_policies(self, policies: Mapping[str, Policy]) -> Game:
         """Return the game of other policies at the same stage; the trainer now holds theirs, until :meth:`restore`."""
         return Game(self.trainer, policies, self.iteration, greedy=self.greedy)
+
+    def gained(self, untrained: Mapping[str, Policy], types: Sequence[str], episodes: int) -> dict[str, Gained]:
+        """Return what training and its own learning have brought each of some types, at this game's stage."""
+        values = {agent: self.values(episodes)[agent].mean(axis=1) for agent in types}
+        start = self.with_policies(untrained).values(episodes)
+        found = {}
+        for agent, value in values.items():
+            alone = self.with_policies({**self.policies, agent: untrained[agent]}).values(episodes)
+            found[agent] = Gained(value - start[agent].mean(axis=1), value - alone[agent].mean(axis=1))
+        self.restore()
+        return found
 
     def values(self, episodes: int, stream: int = REPORT_STREAM, repeat: int = 0) -> dict[str, np.ndarray]:
         """Return rewards per type, (episodes, n), means over periods, where nobody deviates; played once."""

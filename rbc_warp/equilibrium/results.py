@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rbc_warp.economy.agents import AGENT_TYPES
-from rbc_warp.equilibrium.game import Estimate
+from rbc_warp.equilibrium.game import Estimate, Gained
 from rbc_warp.errors import RunFileError
 from rbc_warp.runs.console import text_table
 from rbc_warp.runs.files import write_text
@@ -73,14 +73,17 @@ class Record:
         seed = f", seed {self.repeat}" if self.method in FINE_TUNED else ""
         return f"{self.deviator}: {self.method}, {self.found}{seed}"
 
-    def compared_with(self, training_gain: float | None = None, learning_gain: float | None = None) -> Record:
-        """With the gain as a share of what the type gained before."""
+    def compared_with(self, gained: Gained | None) -> Record:
+        """With the gain as a share of what the type gained before, None where that is unknown."""
+        if gained is None:
+            return self
+        training_gain, learning_gain = float(gained.training.mean()), float(gained.learning.mean())
         return replace(
             self,
             training_gain=training_gain,
-            percent=_percent(self.gain, training_gain),
+            percent=percent_of(self.gain, training_gain),
             learning_gain=learning_gain,
-            learning_percent=_percent(self.gain, learning_gain),
+            learning_percent=percent_of(self.gain, learning_gain),
         )
 
     def line(self) -> str:
@@ -88,8 +91,9 @@ class Record:
         return f"checkpoint {self.checkpoint}, {self.how}: {self.before:.5g} -> {self.after:.5g}, gain {interval}"
 
 
-def _percent(gain: float, training_gain: float | None) -> float | None:
-    return 100.0 * gain / training_gain if training_gain is not None and training_gain > 0.0 else None
+def percent_of(gain: float, base: float | None) -> float | None:
+    """Return a gain as a share of another [%], None where that is unknown or not positive."""
+    return 100.0 * gain / base if base is not None and base > 0.0 else None
 
 
 @dataclass
@@ -271,7 +275,7 @@ def _type_row(repeats: Sequence[Record]) -> tuple[str, ...]:
     gains = np.array([record.gain for record in repeats])
     estimate = Estimate.of(gains) if len(gains) > 1 else Estimate(first.gain, first.low, first.high)
     worst = max(repeats, key=lambda record: record.gain)
-    percents = [_percent_text(_percent(estimate.mean, base)) for base in (first.training_gain, first.learning_gain)]
+    percents = [_percent_text(percent_of(estimate.mean, base)) for base in (first.training_gain, first.learning_gain)]
     if len(repeats) > 1:
         for column, worst_percent in enumerate((worst.percent, worst.learning_percent)):
             percents[column] += "" if worst_percent is None else f", worst {_percent_text(worst_percent)}"

@@ -8,10 +8,18 @@ from typing import Any
 
 from rbc_warp.economy.agents import CONSUMER_THETA
 from rbc_warp.economy.welfare import consumption_equivalent
-from rbc_warp.equilibrium.deviations import SEARCHERS, Deviation, Found, search, single_agents, values_of
-from rbc_warp.equilibrium.game import REPORT_STREAM, Estimate, Game, of_deviator, sample_of_agents
+from rbc_warp.equilibrium.deviations import (
+    SEARCHERS,
+    Deviation,
+    Found,
+    search,
+    single_agents,
+    size_of_search,
+    values_of,
+)
+from rbc_warp.equilibrium.game import REPORT_STREAM, Estimate, Gained, Game, of_deviator, sample_of_agents
 from rbc_warp.equilibrium.relaxation import markets_of, upper_values
-from rbc_warp.equilibrium.results import PUBLISHED_BARS
+from rbc_warp.equilibrium.results import PUBLISHED_BARS, percent_of
 from rbc_warp.runs.console import ProgressBar
 from rbc_warp.training.policy import Policy
 from rbc_warp.training.rollout import Draw
@@ -132,27 +140,26 @@ def judge(
     searched = [agent for agent in types if game.has_choice(agent)]
     families = len(searched) * len(effort.screening) + sum(1 for agent in types if more.get(agent))
     level = 1.0 - (1.0 - LEVEL) / max(1, families)
-    bases = {agent: _Bases.of(game, untrained, agent, effort.rescoring) for agent in types}
+    gained = {} if untrained is None else game.gained(untrained, types, effort.rescoring)
+    bases = {agent: _Bases.of(agent, gained.get(agent)) for agent in types}
     tasks = []
     for agent in searched:
         count = game.economy.agents[agent].count
         indices = single_agents(game, agent, None if effort.agents is None else sample_of_agents(count, effort.agents))
         for name in effort.screening:
             tried = [deviation for index in indices for deviation in SEARCHERS[name](game, agent, index)]
-            tasks.append((agent, name, len(indices), tried))
+            tasks.append((agent, name, len(indices), tried, max(1, count // AGENTS_PER_DEVIATOR)))
     found: dict[str, list[tuple[str, Found]]] = {agent: [] for agent in types}
-    total = sum(len(tried) * effort.screening[name] for _, name, _, tried in tasks)
-    with ProgressBar(total, quiet=quiet) as bar:
-        for agent, name, many, tried in tasks:
+    look = 1.0 - (1.0 - level) / LOOKS
+    sizes = (size_of_search(tried, effort.screening[name], effort.scoring, few) for _, name, _, tried, few in tasks)
+    with ProgressBar(sum(sizes), quiet=quiet) as bar:
+        for agent, name, many, tried, company in tasks:
             bar.show(f"{name} deviations of {many} {agent}s")
-            screening, company = effort.screening[name], max(1, game.economy.agents[agent].count // AGENTS_PER_DEVIATOR)
-            look = 1.0 - (1.0 - level) / LOOKS
-            first = search(game, tried, screening, effort.scoring, look, company=company)
-            bar.advance(len(tried) * screening)
+            first = search(game, tried, effort.screening[name], effort.scoring, look, bar.advance, company)
             found[agent] += [(name, each) for each in _decided(game, first, bases[agent].bar, effort.rescoring, look)]
     largest = {agent: _largest(game, agent, found[agent], more.get(agent, ()), bases[agent], level) for agent in types}
-    agents = sum(many for _, name, many, _ in tasks if name == next(iter(effort.screening)))
-    count = sum(len(tried) for *_, tried in tasks) + sum(map(len, more.values()))
+    agents = sum(many for _, name, many, *_ in tasks if name == next(iter(effort.screening)))
+    count = sum(len(tried) for *_, tried, _ in tasks) + sum(map(len, more.values()))
     passed = all(each.passed for each in largest.values())
     return Verdict(checkpoint, game.iteration, passed, agents, count, effort.name, largest)
 
@@ -166,15 +173,11 @@ class _Bases:
     bar: float | None
 
     @classmethod
-    def of(cls, game: Game, untrained: Mapping[str, Policy] | None, agent: str, episodes: int) -> _Bases:
-        """Measure both; the bar takes the lower end of the gain that it is a share of."""
-        if untrained is None:
+    def of(cls, agent: str, gained: Gained | None) -> _Bases:
+        """Take what was gained; the bar takes the lower end of the gain that it is a share of."""
+        if gained is None:
             return cls(None, None, None)
-        value = game.values(episodes)[agent].mean(axis=1)
-        gains = []
-        for policies in (untrained, {**game.policies, agent: untrained[agent]}):
-            gains.append(Estimate.of(value - game.with_policies(policies).values(episodes)[agent].mean(axis=1)))
-        game.restore()
+        gains = [Estimate.of(gained.training), Estimate.of(gained.learning)]
         training, learning = (gain.mean if gain.low > 0.0 else None for gain in gains)
         base = next((gain.low for gain in gains if gain.low > 0.0), None)
         return cls(training, learning, None if base is None else PUBLISHED_BARS[agent] / 100.0 * base)
@@ -219,8 +222,8 @@ def _largest(
         gain=gain.mean,
         low=gain.low,
         high=gain.high,
-        of_training_gain=_percent(gain.mean, bases.training),
-        of_own_learning=_percent(gain.mean, bases.learning),
+        of_training_gain=percent_of(gain.mean, bases.training),
+        of_own_learning=percent_of(gain.mean, bases.learning),
         who=who,
         how=how,
         passed=bases.bar is not None and gain.high <= bases.bar,
@@ -230,10 +233,6 @@ def _largest(
         consumption_equivalent=(_worth(game, index, gain.mean) if agent == "consumer" and index is not None else None),
         upper_end=_upper_end(game, level) if agent == "consumer" else None,
     )
-
-
-def _percent(gain: float, base: float | None) -> float | None:
-    return None if base is None else 100.0 * gain / base
 
 
 def _who(deviation: Deviation) -> str:
