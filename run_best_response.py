@@ -44,8 +44,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add_common_arguments(parser)
     options = parser.parse_args(arguments)
     check_cross_play(parser, options)
-    if options.eval_episodes is None:
-        options.eval_episodes = 128 if options.cross_play else 512
     if options.experiment_dir == "":  # a bare flag: the folder is the first argument
         if options.rollout_dir is None:
             parser.error("--experiment-dir needs the folder that holds the runs")
@@ -74,13 +72,12 @@ def main(arguments: list[str] | None = None) -> int:
     from rbc_warp.commands.launch import prepare_process
 
     if options.cross_play:
-        from rbc_warp.equilibrium.cross_play import run_cross_play
+        from rbc_warp.equilibrium.cross_play import EPISODES, run_cross_play
 
         prepare_process(options)
         runs, output = [Path(run) for run in options.cross_play], Path(options.output or "cross_play.json")
-        run_cross_play(
-            runs, options.ep_strs, options.eval_episodes, options.backend, options.overrides, output, options.quiet
-        )
+        episodes = EPISODES if options.eval_episodes is None else options.eval_episodes
+        run_cross_play(runs, options.ep_strs, episodes, options.backend, options.overrides, output, options.quiet)
         return 0
     from rbc_warp.equilibrium.best_response import (
         run_request,  # torch loads only after the arguments are known to be sound
@@ -103,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
         max_plans=options.exact,
         rules=options.rules,
         greedy=options.greedy,
-        episodes=options.eval_episodes,
+        episodes=Request.episodes if options.eval_episodes is None else options.eval_episodes,
         backend=options.backend,
         overrides=tuple(options.overrides),
         quiet=options.quiet,

@@ -7,12 +7,11 @@ outside they do not learn anew.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 
 from rbc_warp.analysis.inequality import gini
 from rbc_warp.config import Config, load_config
@@ -23,7 +22,7 @@ from rbc_warp.economy.welfare import consumption_equivalent
 from rbc_warp.equilibrium.game import REPORT_STREAM, Estimate, Forced, Game
 from rbc_warp.equilibrium.request import open_checkpoint
 from rbc_warp.errors import ConfigError
-from rbc_warp.runs.console import text_table
+from rbc_warp.runs.console import number_text, text_table
 from rbc_warp.runs.folder import RunDir
 from rbc_warp.training.recorder import Recorder
 from rbc_warp.training.rollout import Draw
@@ -75,14 +74,14 @@ class Comparison:
 
     def __str__(self) -> str:
         rows = [
-            (each.figure, each.unit, _number(each.base), _number(each.reform), _interval(each.change))
+            (each.figure, each.unit, number_text(each.base), number_text(each.reform), str(each.change))
             for each in self.differences
         ]
         groups = [
             (
                 f"{group.first}-{group.last}",
-                _number(group.theta),
-                _interval(group.change),
+                number_text(group.theta),
+                str(group.change),
                 "-" if group.equivalent is None else f"{group.equivalent:.3g} %",
                 f"{group.winners:.0%}",
                 f"{group.losers:.0%}",
@@ -235,51 +234,3 @@ def _check_sizes(base: RunDir, reform: RunDir, here: Config, there: Config) -> N
                 f"{base.path} and {reform.path} cannot be compared: {key} is {values[0]} and {values[1]}; "
                 "name runs of one size"
             )
-
-
-def figure(comparison: Comparison) -> go.Figure:
-    """Return the change of utility by θ: one bar with its interval for each group of consumers."""
-    names = [f"{group.first}–{group.last}" for group in comparison.groups]
-    means = [group.change.mean for group in comparison.groups]
-    bars = go.Bar(
-        x=names,
-        y=means,
-        error_y={"type": "data", "array": [group.change.high - group.change.mean for group in comparison.groups]},
-        marker_color=["#5a8f3c" if mean > 0.0 else "#c8553d" for mean in means],
-    )
-    shown = go.Figure(bars)
-    shown.update_layout(
-        template="plotly_white",
-        height=380,
-        xaxis_title="consumers, from the largest θ",
-        yaxis_title="change of utility",
-    )
-    return shown
-
-
-def tables(comparison: Comparison) -> Mapping[str, tuple[list[str], list[list[Any]]]]:
-    """Return the tables of the page: heads and rows."""
-    differences = [
-        [each.figure, each.unit, each.base, each.reform, each.change.mean, each.change.low, each.change.high]
-        for each in comparison.differences
-    ]
-    groups = [
-        [f"{g.first}–{g.last}", g.theta, g.change.mean, g.change.low, g.change.high,
-         "–" if g.equivalent is None else g.equivalent, 100 * g.winners, 100 * g.losers]
-        for g in comparison.groups
-    ]  # fmt: skip
-    return {
-        "figures": (["figure", "unit", "base", "reform", "change", "low", "high"], differences),
-        "groups": (
-            ["consumers", "θ", "change", "low", "high", "in consumption [%]", "gain [%]", "lose [%]"],
-            groups,
-        ),
-    }
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 10_000.0 else f"{value:.4g}"
-
-
-def _interval(change: Estimate) -> str:
-    return f"{_number(change.mean)} [{_number(change.low)}, {_number(change.high)}]"

@@ -21,7 +21,7 @@ from rbc_warp.economy.parameters import Economy
 from rbc_warp.equilibrium.game import Estimate, Game, OwnPolicy, of_deviator, paired_gain, sample_of_agents
 from rbc_warp.equilibrium.request import Checkpoint, last_iteration, open_checkpoint
 from rbc_warp.errors import RunFileError
-from rbc_warp.runs.console import text_table
+from rbc_warp.runs.console import number_text, text_table
 from rbc_warp.runs.folder import RunDir
 from rbc_warp.runs.run import load_policies
 from rbc_warp.training.policy import Policy
@@ -169,20 +169,15 @@ def learned(
     trainer: RbcTrainer, phase: Phase, checkpoint: Checkpoint, untrained: Policy, episodes: int
 ) -> Learned | None:
     """Play the checkpoint with and without the type's training; None where the stage leaves the type no choice."""
-
-    def game(policies: Mapping[str, Policy]) -> Game:
-        return Game(trainer, policies, checkpoint.iteration, episodes, multipliers=checkpoint.multipliers)
-
-    def rewards(policies: Mapping[str, Policy]) -> np.ndarray:
-        return of_deviator(game(policies).baseline(), phase.agent, None)
-
-    if not game(checkpoint.policies).has_choice(phase.agent):
+    game = Game(trainer, checkpoint.policies, checkpoint.iteration, episodes, multipliers=checkpoint.multipliers)
+    if not game.has_choice(phase.agent):
         return None
-    after = rewards(checkpoint.policies)
-    before = rewards({**checkpoint.policies, phase.agent: untrained})
+    after = of_deviator(game.baseline(), phase.agent, None)
+    without = game.with_policies({**checkpoint.policies, phase.agent: untrained})
+    before = of_deviator(without.values(game.num_episodes), phase.agent, None)
     gain = paired_gain(after, before, greedy=False)
     means = float(before.mean()), float(after.mean())
-    alone = _gain_alone(game(checkpoint.policies), phase.agent, untrained)
+    alone = _gain_alone(game, phase.agent, untrained)
     return Learned(phase, checkpoint.label, checkpoint.iteration, *means, gain, alone, len(after))
 
 
@@ -264,15 +259,6 @@ def examine(run: RunDir, episodes: int, backend: str = "auto") -> Findings:
     return findings
 
 
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000.0 else f"{value:.4g}"
-
-
-def _interval(gain: Estimate) -> str:
-    mean, low, high = map(_number, (gain.mean, gain.low, gain.high))
-    return f"{mean} [{low}, {high}]"
-
-
 def _learned_table(rows: list[Learned]) -> str:
     title = (
         "Each type's policy at its phase's end against its untrained self, everything else equal: mean reward per\n"
@@ -281,8 +267,8 @@ def _learned_table(rows: list[Learned]) -> str:
     lines = []
     for row in rows:
         phase = f"{row.phase.start}-{row.phase.end}"
-        figures = (_number(row.untrained), _number(row.trained), _interval(row.gain))
-        alone = "" if row.alone is None else _interval(row.alone)
+        figures = (number_text(row.untrained), number_text(row.trained), str(row.gain))
+        alone = "" if row.alone is None else str(row.alone)
         lines.append((row.phase.agent, phase, row.checkpoint, *figures, "yes" if row.is_clear else "no", alone))
     head = (
         "type",
@@ -305,7 +291,7 @@ def _sequence_table(sequence: Sequence) -> str:
     )
     lines = []
     for shift in sequence.shifts:
-        figures = map(_number, (shift.before, shift.after, shift.end))
+        figures = map(number_text, (shift.before, shift.after, shift.end))
         holds = ("yes" if moves else "no" for moves in (shift.holds, shift.holds_at_end))
         lines.append((shift.figure, *figures, shift.expected, *holds))
     head = ("figure", "before", "at once", "at the end", "in the paper", "holds at once", "at the end")

@@ -18,6 +18,7 @@ from scipy.special import stdtrit
 
 from rbc_warp.economy.agents import AgentType
 from rbc_warp.economy.parameters import Economy
+from rbc_warp.runs.console import number_text
 from rbc_warp.training.policy import Policy
 from rbc_warp.training.rollout import EVALUATION_STREAM, Draw, Intervention
 from rbc_warp.training.trainer import RbcTrainer
@@ -45,6 +46,9 @@ class Estimate:
         spread = float(np.std(values, ddof=1)) if count > 1 else 0.0
         half = _student(count, level) * spread / count**0.5
         return cls(mean, mean - half, mean + half)
+
+    def __str__(self) -> str:
+        return f"{number_text(self.mean)} [{number_text(self.low)}, {number_text(self.high)}]"
 
     def at(self, level: float, was: float, count: int) -> Estimate:
         """Return the estimate at another level than it ``was`` made at from ``count`` values."""

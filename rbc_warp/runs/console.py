@@ -27,6 +27,11 @@ def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in captured.get().rstrip().splitlines())
 
 
+def number_text(value: float) -> str:
+    """Return a number for a table: four digits, or all of a large one's with separators."""
+    return f"{value:,.0f}" if abs(value) >= 1000.0 else f"{value:.4g}"
+
+
 class ProgressBar:
     """Shows how far a computation is: a bar on a terminal, now and then a line elsewhere, nothing when ``quiet``."""
 

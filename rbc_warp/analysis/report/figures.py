@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
+from rbc_warp.analysis.compare import Group
 from rbc_warp.analysis.gaps import Point
 from rbc_warp.analysis.inequality import lorenz
 from rbc_warp.analysis.national import EXPENDITURE, INCOME
@@ -315,3 +316,18 @@ def relations(table: pd.DataFrame, lines: Sequence[Line]) -> go.Figure:
         figure.add_trace(dots.update(showlegend=False), **cell(number))
         figure.update_xaxes(title_text=line.x, **cell(number))
     return figure.update_xaxes(exponentformat="none")
+
+
+def changes(groups: Sequence[Group]) -> go.Figure:
+    """Bars: the change of utility of each group of consumers, with its interval."""
+    means = [group.change.mean for group in groups]
+    bars = go.Bar(
+        x=[f"{group.first}–{group.last}" for group in groups],
+        y=means,
+        error_y={"type": "data", "array": [group.change.high - group.change.mean for group in groups]},
+        marker_color=[COLORS[2] if mean > 0.0 else COLORS[1] for mean in means],
+    )
+    figure = go.Figure(bars)
+    axes = {"xaxis_title": "consumers, by falling θ", "yaxis_title": "change of utility"}
+    figure.update_layout(template=LOOK, height=380, **axes)
+    return figure
