@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 from test_best_response import launch, run_dir, trained  # noqa: F401 (fixtures)
 
+import run_training
 from rbc_warp.__main__ import main
 from rbc_warp.analysis.gaps import points_of, table
 from rbc_warp.commands import time_to_equilibrium
-from rbc_warp.config import load_config
-from rbc_warp.config.stretch import stretched
+from rbc_warp.config import Agents, Train, load_config
+from rbc_warp.config.schema import EntropyAnneal, RangeAnneal, TaxAnneal, ThetaAnneal
+from rbc_warp.config.stretch import BLOCKS, INTERVALS, RATES, TIMES, WHOLE, stretched
 from rbc_warp.economy.curriculum import env_steps
 from rbc_warp.economy.parameters import Economy
 from rbc_warp.equilibrium.results import PUBLISHED_BARS
@@ -73,8 +75,45 @@ def test_a_stretched_schedule_is_the_same_in_another_time(name: str) -> None:
     assert longer.world == config.world and longer.agents.consumer_minibatches == config.agents.consumer_minibatches
 
 
+def test_every_time_of_the_schema_is_stretched_or_stays_for_a_reason() -> None:
+    """A new key that counts iterations has to say which."""
+    stays = {  # cycles of a few iterations, and what is done beside training
+        *("train_consumers_every", "train_firms_every", "train_government_every", "training_schedule_mod"),
+        *("consumer_mod_threshold", "lagr_num_steps", "log_every", "best_response_episodes"),
+    }
+    times = {*TIMES["agents"], *TIMES["train"], *INTERVALS, *BLOCKS}
+    counted = {
+        key
+        for section in (Agents, Train)
+        for key, field in section.model_fields.items()
+        if "[iteration" in field.description
+        or field.description.startswith(("When ", "Widening", "Rising", "Rise of the disutility", "Decay", "Cycle"))
+        or key.endswith("_mod_threshold")
+    }
+    assert counted == times | stays and not times & stays
+    blocks = {EntropyAnneal: {"coef_floor"}, RangeAnneal: {"start"}, TaxAnneal: {"start"}, ThetaAnneal: set()}
+    for block, levels in blocks.items():
+        assert set(block.model_fields) == {"anneal_on", *levels} | (
+            set(block.model_fields) & {*RATES, *WHOLE, "exp_decay_length_in_steps"}
+        )
+
+
+@pytest.mark.parametrize("factor", ["0", "-1", "nan", "inf", "x"])
+def test_a_factor_that_stretches_nothing_is_refused(factor: str, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_training.main(["--config", str(CONFIGS / "smoke.yaml"), "--stretch", factor])
+    assert ended.value.code == 2 and "--stretch" in capsys.readouterr().err
+
+
+def test_the_launcher_stretches_before_it_overrides(tmp_path: Path) -> None:
+    words = ["--config", str(CONFIGS / "smoke.yaml"), "--stretch", "0.5", "--set", "train.num_episodes=3", "--quiet"]
+    assert run_training.main([*words, "--experiment-dir", str(tmp_path)]) == 0
+    config = load_config(next(tmp_path.iterdir()) / "hparams.yaml")
+    assert config.train.num_episodes == 3 and config.agents.firm_training_start == 5
+
+
 def test_the_ladder_is_climbed_until_a_verdict_passes(monkeypatch) -> None:
-    """With trials that pass at a given length: each setting stops there, and the ratio compares what it took."""
+    """With attempts that pass at a given length: each setting stops there, and the ratio compares what it took."""
     needed = {32: 100, 64: 400}  # by environments: what tells the settings apart here
 
     def fake(config: Any, updates: int, backend: str) -> dict[str, Any]:
@@ -88,14 +127,14 @@ def test_the_ladder_is_climbed_until_a_verdict_passes(monkeypatch) -> None:
         config = stretched(load_config(CONFIGS / "smoke.yaml"), iterations / 40)
         return load_config(config, [f"train.batch_size={32 if setting == 'rbc.yaml' else 64}"])
 
-    monkeypatch.setattr(time_to_equilibrium, "trial", fake)
+    monkeypatch.setattr(time_to_equilibrium, "attempt", fake)
     monkeypatch.setattr(time_to_equilibrium, "of_length", of_length)
     length = load_config(CONFIGS / "rbc.yaml").train.num_episodes
     needed[32], needed[64] = length // 2, length
     said: list[str] = []
     result = time_to_equilibrium.time_to_equilibrium("host", 1, said.append)
-    assert [one["length"] for one in result["trials"]["rbc.yaml"]] == [0.5]
-    assert [one["length"] for one in result["trials"]["published"]] == [0.5, 1.0]
+    assert [one["length"] for one in result["attempts"]["rbc.yaml"]] == [0.5]
+    assert [one["length"] for one in result["attempts"]["published"]] == [0.5, 1.0]
     assert result["ratios"] == [{"seed": 0, "env_steps": 4.0, "seconds": 2.0, "at_least": False}]
     needed[64] = 10**9
     result = time_to_equilibrium.time_to_equilibrium("host", 1, said.append)

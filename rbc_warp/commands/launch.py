@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import sys
 import warnings
@@ -45,6 +46,9 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that name a training run, or several, and how to run them."""
     parser.add_argument("--config", type=Path, help="YAML file that describes the run, or the runs of a sweep")
     parser.add_argument("--experiment-dir", type=Path, help="folder for the runs (default: experiment/<config's name>)")
+    parser.add_argument(
+        "--stretch", type=factor, metavar="FACTOR", help="multiply all times of the schedule; --set comes after it"
+    )
     parser.add_argument("--resume", type=Path, metavar="RUN", help="continue this rollout-… folder instead")
     parser.add_argument("--num-consumers", type=positive, metavar="N", help="same as --set agents.num_consumers=N")
     parser.add_argument("--num-firms", type=positive, metavar="N", help="same as --set agents.num_firms=N")
@@ -76,6 +80,8 @@ def check_training_arguments(parser: argparse.ArgumentParser, options: argparse.
     )
     if options.resume and (options.config or options.experiment_dir or many):
         parser.error("--resume RUN continues one run: leave --config, --experiment-dir and the options of sweeps away")
+    if options.stretch and (options.resume or many):
+        parser.error("--stretch is for one new run: leave --resume and the options of sweeps away")
     if options.run_only and (options.overrides or options.dry_run or options.seed_from_timestamp):
         parser.error("--run-only trains runs as they are: leave the options that describe runs away")
     if not (options.config or options.resume or (options.run_only and options.experiment_dir)):
@@ -83,6 +89,13 @@ def check_training_arguments(parser: argparse.ArgumentParser, options: argparse.
     if options.ray_address and options.executor != "ray":
         parser.error("--ray-address needs --executor ray")
     options.many = many
+
+
+def factor(text: str) -> float:
+    number = float(text)
+    if not 0.0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return number
 
 
 def positive(text: str) -> int:
@@ -131,8 +144,11 @@ def start(options: argparse.Namespace) -> RunResult:
     """A new run from ``options.config``; everything is checked before anything is written."""
     from rbc_warp.config import load_config
 
-    config = load_config(options.config, options.overrides)
-    return _train(options, config)
+    if options.stretch is None:
+        return _train(options, load_config(options.config, options.overrides))
+    from rbc_warp.config.stretch import stretched
+
+    return _train(options, load_config(stretched(load_config(options.config), options.stretch), options.overrides))
 
 
 def resume(options: argparse.Namespace) -> RunResult:

@@ -27,6 +27,8 @@ def run_sweep(options: argparse.Namespace) -> int:
     """Make and train the runs of a sweep; returns 0, or 1 if one failed."""
     if under_torchrun():
         raise ConfigError("torchrun shares one run among processes, not a sweep; use --jobs N without torchrun")
+    if options.stretch is not None:
+        raise ConfigError("--stretch is for one run; stretch the file that the sweep varies, or leave --stretch out")
     check_trackers(options.track)
     folder = experiment_folder(options)
     if options.run_only:

@@ -40,7 +40,7 @@ def of_length(setting: str, iterations: int, seed: int) -> Config:
     return load_config(config, [f"train.batch_size={envs}", f"train.base_seed={seed}", *saving])
 
 
-def trial(config: Config, updates: int, backend: str) -> dict[str, Any]:
+def attempt(config: Config, updates: int, backend: str) -> dict[str, Any]:
     """Train, then judge; return what it took and the verdict."""
     with tempfile.TemporaryDirectory(prefix="rbc_warp-") as folder:
         run = RunDir.create(Path(folder))
@@ -63,27 +63,27 @@ def trial(config: Config, updates: int, backend: str) -> dict[str, Any]:
 
 
 def time_to_equilibrium(backend: str, seeds: int, show: Callable[[str], None], updates: int = 100) -> dict[str, Any]:
-    """Climb the ladder with each setting and seed until a verdict passes; return all trials and the ratios.
+    """Climb the ladder with each setting and seed until a verdict passes; return all attempts and the ratios.
 
     ``updates``: of each type's fine-tuning, which counts as a deviation. A ratio is None where rbc.yaml does not pass;
     where the published settings do not pass, it is the least that it can be.
     """
     length = load_config(CONFIGS / SETTINGS["rbc.yaml"]).train.num_episodes
-    trials: dict[str, list[dict[str, Any]]] = {setting: [] for setting in SETTINGS}
+    attempts: dict[str, list[dict[str, Any]]] = {setting: [] for setting in SETTINGS}
     ratios = []
     for seed in range(seeds):
         last = {}
         for setting in SETTINGS:
             for share in LADDER:
-                done = trial(of_length(setting, max(4, round(share * length)), seed), updates, backend)
-                trials[setting].append(last_one := {"length": share, **done})
+                done = attempt(of_length(setting, max(4, round(share * length)), seed), updates, backend)
+                attempts[setting].append(last_one := {"length": share, **done})
                 show(_line(setting, last_one))
                 if done["verdict"]["passed"]:
                     break
             last[setting] = last_one
         ratios.append(_ratio(last["rbc.yaml"], last["published"], seed))
-    show(_table(trials))
-    return {"trials": trials, "ratios": ratios}
+    show(_table(attempts))
+    return {"attempts": attempts, "ratios": ratios}
 
 
 def _ratio(ours: dict[str, Any], published: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -115,9 +115,9 @@ def _line(setting: str, done: dict[str, Any]) -> str:
     )
 
 
-def _table(trials: dict[str, list[dict[str, Any]]]) -> str:
+def _table(attempts: dict[str, list[dict[str, Any]]]) -> str:
     rows = []
-    for setting, done in trials.items():
+    for setting, done in attempts.items():
         for seed in dict.fromkeys(one["seed"] for one in done):
             last = [one for one in done if one["seed"] == seed][-1]
             reached = last["verdict"]["passed"]

@@ -217,7 +217,12 @@ def _largest(
     if not candidates:
         return Largest(0.0, 0.0, 0.0, 0.0, 0.0, agent, "only one action is allowed", True, bases.bar, 0.0, 0.0)
     gain, who, how, index = max(candidates, key=lambda candidate: candidate[0].high)
-    conv = sum(gaps.values())
+    conv, worth, upper_end = sum(gaps.values()), None, None
+    if agent == "consumer":
+        game.restore()
+        game.trainer.play(Draw(game.iteration, REPORT_STREAM, game.greedy), keep_consumption=True)
+        worth = None if index is None else _worth(game, index, gain.mean)
+        upper_end = _upper_end(game, level)
     return Largest(
         gain=gain.mean,
         low=gain.low,
@@ -230,8 +235,8 @@ def _largest(
         bar=bases.bar,
         nash_conv=conv,
         exploitability=conv / max(1, len(gaps)),
-        consumption_equivalent=(_worth(game, index, gain.mean) if agent == "consumer" and index is not None else None),
-        upper_end=_upper_end(game, level) if agent == "consumer" else None,
+        consumption_equivalent=worth,
+        upper_end=upper_end,
     )
 
 
@@ -239,14 +244,11 @@ def _who(deviation: Deviation) -> str:
     return deviation.agent if deviation.index is None else f"{deviation.agent} {deviation.index}"
 
 
-def _play_with_consumption(game: Game) -> None:
-    game.restore()
-    game.trainer.play(Draw(game.iteration, REPORT_STREAM, game.greedy), keep_consumption=True)
-
-
 def _upper_end(game: Game, level: float) -> float:
-    """The largest upper end, over consumers, of what knowing all prices and never being rationed would bring."""
-    _play_with_consumption(game)
+    """The largest upper end, over consumers, of what knowing all prices and never being rationed would bring.
+
+    Of the episodes that were just played, with their consumption.
+    """
     rollout, economy = game.trainer.rollout, game.economy
     theta = rollout.private_states("consumer")[0, 0, :, CONSUMER_THETA].double().cpu().numpy()  # as it is felt now
     bounds = upper_values(economy, markets_of(economy, rollout), theta)
@@ -256,9 +258,8 @@ def _upper_end(game: Game, level: float) -> float:
 
 
 def _worth(game: Game, consumer: int, gain: float) -> float | None:
-    """What a gain is worth to a consumer in consumption [%]; 0 where there is none."""
+    """What a gain is worth to a consumer in its consumption just played [%]; 0 where there is none."""
     if gain <= 0.0:
         return 0.0
-    _play_with_consumption(game)
     units = game.trainer.rollout.aux("consumer")[:, :, consumer].double().cpu().numpy()  # (T, E, J)
     return consumption_equivalent(units, gain, game.economy.crra)
