@@ -15,7 +15,8 @@ import yaml
 from test_best_response import TINY, changed, files, launch
 
 from rbc_warp.economy.agents import AGENT_TYPES
-from rbc_warp.equilibrium.cross_play import CrossPlay, all_mixtures, enter, play
+from rbc_warp.equilibrium.cross_play import CrossPlay, all_mixtures, play
+from rbc_warp.equilibrium.entrants import enter
 from rbc_warp.equilibrium.game import REPORT_STREAM, Game
 from rbc_warp.runs.folder import RunDir
 from rbc_warp.runs.run import load_policies, prepare_run, train_run

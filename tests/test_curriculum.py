@@ -223,5 +223,7 @@ def test_learning_rates_fall_to_nothing_at_the_end():
     firm = Economy.from_config(config).agents["firm"]
     rates = [curriculum.learning_rate(config, firm, n) for n in (0, 60, 80, 99, 100)]
     assert rates == pytest.approx([0.005, 0.005, 0.0025, 0.005 / 40, 0.0])
+    endless = load_config(config, ["train.infinite_episodes=true"])
+    assert curriculum.learning_rate(endless, firm, 1000) == 0.005  # no end, no fall
     updates = Schedule(config, Economy.from_config(config)).updates(80)
     assert {update.agent: update.learning_rate for update in updates}["firm"] == pytest.approx(0.0025)

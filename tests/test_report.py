@@ -15,6 +15,7 @@ import pytest
 import xarray as xr
 from economies import make_economy, random_actions
 from scipy import stats
+from trainers import trained_run
 
 from rbc_warp.__main__ import main
 from rbc_warp.analysis.inequality import gini, lorenz
@@ -28,7 +29,6 @@ from rbc_warp.economy.parameters import Economy
 from rbc_warp.equilibrium.results import Results
 from rbc_warp.runs.episodes import Episode
 from rbc_warp.runs.folder import RunDir
-from rbc_warp.runs.run import prepare_run, train_run
 
 QUICK = ["train.num_episodes=12", "train.batch_size=4", "train.save_dense_every=10", "world.maxtime=3"]
 SMALL = ["agents.num_consumers=5", "agents.num_firms=2", "world.initial_stocks=20"]
@@ -121,11 +121,7 @@ def test_a_regression_and_its_interval() -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    config = load_config(Path(__file__).resolve().parents[1] / "configs" / "smoke.yaml", [*QUICK, *SMALL])
-    run = RunDir.create(tmp_path_factory.mktemp("experiment"))
-    prepare_run(run, config)
-    train_run(run, config, "host", quiet=True)
-    return run
+    return trained_run(tmp_path_factory.mktemp("experiment"), *QUICK, *SMALL)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+from trainers import trained_run
 
 import rbc_warp
 from rbc_warp.analysis.rollouts import VARIABLES
@@ -19,7 +20,6 @@ from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.economy.parameters import Economy
 from rbc_warp.errors import RunFileError
 from rbc_warp.runs.folder import EPISODE_KEYS, RunDir
-from rbc_warp.runs.run import prepare_run, train_run
 
 E, T, J = 4, 3, 2
 CONSUMERS = 5
@@ -36,11 +36,7 @@ QUICK = [
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    config = load_config(Path(__file__).resolve().parents[1] / "configs" / "smoke.yaml", QUICK)
-    run = RunDir.create(tmp_path_factory.mktemp("experiment"))
-    prepare_run(run, config)
-    train_run(run, config, "host", quiet=True)
-    return run
+    return trained_run(tmp_path_factory.mktemp("experiment"), *QUICK)
 
 
 @pytest.fixture

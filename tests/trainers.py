@@ -1,9 +1,14 @@
-"""What tests of training share: one iteration, in its two halves."""
+"""What tests of training share: one iteration, in its two halves, and a whole small run."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
+from rbc_warp.config import load_config
+from rbc_warp.runs.folder import RunDir
+from rbc_warp.runs.run import prepare_run, train_run
 from rbc_warp.training.rollout import Draw
 from rbc_warp.training.trainer import RbcTrainer
 
@@ -17,3 +22,12 @@ def play_iteration(trainer: RbcTrainer, iteration: int, keep_consumption: bool =
 def learn(trainer: RbcTrainer, iteration: int) -> dict[str, dict[str, torch.Tensor]]:
     """Update every type that is due, from the last rollout."""
     return trainer._update_model_params(iteration)
+
+
+def trained_run(folder: Path, *overrides: str) -> RunDir:
+    """Train configs/smoke.yaml in a new run below ``folder``."""
+    config = load_config(Path(__file__).parents[1] / "configs" / "smoke.yaml", list(overrides))
+    run = RunDir.create(folder)
+    prepare_run(run, config)
+    train_run(run, config, "host", quiet=True)
+    return run

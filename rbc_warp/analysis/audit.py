@@ -68,11 +68,10 @@ def audit(run: RunDir) -> Findings:
         if iteration is None:
             findings.notes.append(f"rollout {label}: its iteration is not known, so nothing is said of what it allowed")
         else:
-            choices += _check_actions(config, economy, label, iteration, episodes, findings)
-            policies = _policies(run, config, label, iteration, findings)
-            for agent, policy in policies.items():
-                allowed = curriculum.allowed_actions(config, economy, iteration)[agent]
-                tests += counts(label, economy.agents[agent], episodes[agent], policy, allowed)
+            allowed = curriculum.allowed_actions(config, economy, iteration)
+            choices += _check_actions(economy, label, iteration, episodes, allowed, findings)
+            for agent, policy in _policies(run, config, label, iteration, findings).items():
+                tests += counts(label, economy.agents[agent], episodes[agent], policy, allowed[agent])
         if label == last:
             _tell_collapse(run, config, economy, label, episodes, findings)
     if findings.is_sound:
@@ -142,11 +141,16 @@ def _iteration(run: RunDir, config: Config, label: str) -> int | None:
 
 
 def _check_actions(
-    config: Config, economy: Economy, label: str, iteration: int, episodes: Mapping[str, Episode], findings: Findings
+    economy: Economy,
+    label: str,
+    iteration: int,
+    episodes: Mapping[str, Episode],
+    masks: Mapping[str, np.ndarray],
+    findings: Findings,
 ) -> int:
     """Find actions that the stage of the curriculum did not allow; return how many were looked at."""
     number = 0
-    for name, allowed in curriculum.allowed_actions(config, economy, iteration).items():
+    for name, allowed in masks.items():
         agent = economy.agents[name]
         for head, taken, mask in _heads(agent, episodes[name], allowed):
             checks = Checks(label)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 import numpy as np
 import torch
 
@@ -39,7 +37,8 @@ def responses(
     if agent != "government":
         column = layout.size + (CONSUMER_BUDGET if agent == "consumer" else FIRM_BUDGET)
         ranges = {"budget": (np.full(len(pick), column), _ends(rows[:, column])), **ranges}
-    whose = {"firm": "own ", "consumer": f"firm {GOOD}'s "}.get(agent, f"firm {GOOD}'s ")
+    whose = "own " if agent == "firm" else f"firm {GOOD}'s "
+    choices_of = _consumer if agent == "consumer" else _marginals
     found: Curves = {}
     for name, (columns, (low, high)) in ranges.items():
         values = np.linspace(low, high, GRID)
@@ -49,7 +48,7 @@ def responses(
             mask = None if allowed is None else torch.as_tensor(allowed)
             chances = policy.probabilities(varied, mask).numpy().mean(axis=0)
         shown = "own budget" if name == "budget" else whose + name
-        for choice, curves in CHOICES[agent](economy, chances).items():
+        for choice, curves in choices_of(economy, agent, chances).items():
             found.setdefault(choice, {})[shown] = values, curves
     return found
 
@@ -59,8 +58,8 @@ def _ends(values: np.ndarray) -> tuple[float, float]:
     return (float(low), float(high)) if high > low else (float(low), float(low) + 1.0)
 
 
-def _consumer(economy: Economy, chances: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
-    heads = np.split(chances, np.cumsum(economy.agents["consumer"].head_sizes)[:-1], axis=-1)
+def _consumer(economy: Economy, agent: str, chances: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
+    heads = np.split(chances, np.cumsum(economy.agents[agent].head_sizes)[:-1], axis=-1)
     hours = {f"{hours:g} hours": heads[-2][:, n] for n, hours in enumerate(economy.work_choices)}
     return {
         "P(hours)": hours,
@@ -69,24 +68,15 @@ def _consumer(economy: Economy, chances: np.ndarray) -> dict[str, dict[str, np.n
     }
 
 
-def _joint(agent: str) -> Callable[[Economy, np.ndarray], dict[str, dict[str, np.ndarray]]]:
-    def marginals(economy: Economy, chances: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
-        kind = economy.agents[agent]
-        found = {}
-        for column, name in enumerate(kind.choice_names):
-            values = np.unique(kind.choices[:, column])
-            if len(values) > 1:
-                shown = name.replace("_", " ")
-                found[f"P({shown})"] = {
-                    f"{shown} {value:g}": chances[:, kind.choices[:, column] == value].sum(axis=1) for value in values
-                }
-        return found
-
-    return marginals
-
-
-CHOICES: Mapping[str, Callable[[Economy, np.ndarray], dict[str, dict[str, np.ndarray]]]] = {
-    "consumer": _consumer,
-    "firm": _joint("firm"),
-    "government": _joint("government"),
-}
+def _marginals(economy: Economy, agent: str, chances: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
+    """Of a table of joint choices, the probabilities of each column's values."""
+    kind = economy.agents[agent]
+    found = {}
+    for column, name in enumerate(kind.choice_names):
+        values = np.unique(kind.choices[:, column])
+        if len(values) > 1:
+            shown = name.replace("_", " ")
+            found[f"P({shown})"] = {
+                f"{shown} {value:g}": chances[:, kind.choices[:, column] == value].sum(axis=1) for value in values
+            }
+    return found

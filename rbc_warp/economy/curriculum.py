@@ -37,10 +37,12 @@ def entropy_coefficient(config: Config, agent: AgentType, iteration: int) -> flo
 
 
 def learning_rate(config: Config, agent: AgentType, iteration: int) -> float:
-    """A type's learning rate: constant, then from ``lr_decay_start`` on a line to 0 at ``num_episodes``."""
+    """A type's learning rate: constant, then from ``lr_decay_start`` on a line to 0 at the run's end, if it has one."""
     rate = config.train.lr * agent.settings.lr_multiple
     start, end = config.train.lr_decay_start, config.train.num_episodes
-    return rate if start is None or start >= end else rate * _line(iteration, start, end)
+    if start is None or start >= end or config.train.infinite_episodes:
+        return rate
+    return rate * _line(iteration, start, end)
 
 
 def _line(iteration: int, start: int, end: int) -> float:
