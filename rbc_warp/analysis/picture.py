@@ -1,11 +1,12 @@
 """A picture of a run, from its metrics.jsonl alone."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from rbc_warp.config import Config, load_config
+from rbc_warp.config import load_config
+from rbc_warp.economy import curriculum
+from rbc_warp.economy.parameters import Economy
 from rbc_warp.errors import RunFileError
 from rbc_warp.runs.files import write_atomically
 from rbc_warp.runs.folder import RunDir
@@ -37,15 +38,6 @@ def series(records: list[dict], path: str) -> tuple[np.ndarray, np.ndarray]:
     return tuple(np.array(points, dtype=float).reshape(-1, 2).T)  # type: ignore[return-value]
 
 
-def phases(config: Config) -> Iterator[tuple[int, str]]:
-    """Yield the beginning of each later phase of the curriculum, and its name."""
-    agents = config.agents
-    if agents.firm_training_start > 0 and agents.frozen_firm_action is None:
-        yield agents.firm_training_start, "firms learn"
-    if agents.government_training_start > 0 and agents.frozen_government_action is None:
-        yield agents.government_training_start, "government learns"
-
-
 def draw(run: RunDir, target: Path) -> None:
     """Draw all panels of a run into a PNG, PDF or SVG file."""
     import matplotlib
@@ -54,6 +46,7 @@ def draw(run: RunDir, target: Path) -> None:
     from matplotlib import pyplot
 
     config = load_config(run.hparams_path)
+    phases = curriculum.phases(config, Economy.from_config(config))
     records = run.read_metrics()
     if not records:
         raise RunFileError(run.metrics_path, "holds no metrics", "draw a run that trained for at least one iteration")
@@ -62,14 +55,14 @@ def draw(run: RunDir, target: Path) -> None:
     for axis, (title, unit, lines) in zip(axes.flat, PANELS, strict=True):
         for color, (path, label) in zip(COLORS, lines, strict=False):
             axis.plot(*series(records, path), color=color, linewidth=1.2, label=label)
-        for start, _ in phases(config):
+        for start, _ in phases:
             axis.axvline(start, color="0.6", linestyle=":", linewidth=1)
         axis.set_title(f"{title} [{unit}]", loc="left", fontsize=9)
         axis.grid(axis="y", color="0.92")
         if len(lines) > 1:
             axis.legend(frameon=False, fontsize=8)
     low, high = axes[0, 0].get_ylim()
-    for row, (start, name) in enumerate(phases(config)):
+    for row, (start, name) in enumerate(phases):
         axes[0, 0].text(start, high - 0.07 * row * (high - low), f" {name}", fontsize=7, color="0.4", va="top")
     for axis in axes[-1]:
         axis.set_xlabel("iteration")

@@ -1,6 +1,7 @@
 """The curriculum: pure functions of the configuration and the iteration, counted from 0."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -38,11 +39,15 @@ def entropy_coefficient(config: Config, agent: AgentType, iteration: int) -> flo
 
 def learning_rate(config: Config, agent: AgentType, iteration: int) -> float:
     """A type's learning rate: constant, then from ``lr_decay_start`` on a line to 0 at the run's end, if it has one."""
-    rate = config.train.lr * agent.settings.lr_multiple
+    return config.train.lr * agent.settings.lr_multiple * learning_rate_factor(config, iteration)
+
+
+def learning_rate_factor(config: Config, iteration: int) -> float:
+    """Share of their first value that all learning rates have."""
     start, end = config.train.lr_decay_start, config.train.num_episodes
     if start is None or start >= end or config.train.infinite_episodes:
-        return rate
-    return rate * _line(iteration, start, end)
+        return 1.0
+    return _line(iteration, start, end)
 
 
 def _line(iteration: int, start: int, end: int) -> float:
@@ -50,18 +55,61 @@ def _line(iteration: int, start: int, end: int) -> float:
     return min(max((end - iteration) / (end - start), 0.0), 1.0)
 
 
-def trains(config: Config, agent: AgentType, iteration: int) -> bool:
-    """Return whether a type's policy is updated after this iteration's episode."""
+def in_training(config: Config, agent: AgentType, iteration: int) -> bool:
+    """Return whether a type learns in the phase of an iteration, be it its turn in this very one or not."""
     if agent.is_frozen:
         return False
-    mod, threshold = config.agents.training_schedule_mod, config.agents.consumer_mod_threshold
-    if mod is not None and threshold is not None and agent.name in ("consumer", "firm"):
-        consumers_turn = iteration % mod <= threshold
-        return consumers_turn == (agent.name == "consumer")
+    if _alternates(config, agent):
+        return True
     settings = agent.settings
     if settings.training_list is not None:
         return any(start <= iteration < end for start, end in settings.training_list)
-    return iteration >= settings.training_start and iteration % settings.train_every == 0
+    return iteration >= settings.training_start
+
+
+def trains(config: Config, agent: AgentType, iteration: int) -> bool:
+    """Return whether a type's policy is updated after this iteration's episode."""
+    if not in_training(config, agent, iteration):
+        return False
+    mod, threshold = config.agents.training_schedule_mod, config.agents.consumer_mod_threshold
+    if mod is not None and threshold is not None and _alternates(config, agent):
+        consumers_turn = iteration % mod <= threshold
+        return consumers_turn == (agent.name == "consumer")
+    return agent.settings.training_list is not None or iteration % agent.settings.train_every == 0
+
+
+def _alternates(config: Config, agent: AgentType) -> bool:
+    """Whether a type learns in turns with another."""
+    return config.agents.training_schedule_mod is not None and agent.name in ("consumer", "firm")
+
+
+def phase(config: Config, economy: Economy, iteration: int) -> str:
+    """The phase of an iteration in words: "consumers and firms learn"."""
+    return _learn(_learners(config, economy, iteration))
+
+
+def phases(config: Config, economy: Economy) -> list[tuple[int, str]]:
+    """The beginning of each later phase, and who joins in it: (780, "firms learn"); who goes on, where some leave."""
+    borders = set()
+    for agent in economy.agents.values():
+        spans = agent.settings.training_list
+        borders |= {agent.settings.training_start} if spans is None else {border for span in spans for border in span}
+    found = []
+    for border in sorted(borders - {0}):
+        before, now = (_learners(config, economy, iteration) for iteration in (border - 1, border))
+        if before != now:
+            found.append((border, _learn([agent for agent in now if agent not in before] or now)))
+    return found
+
+
+def _learners(config: Config, economy: Economy, iteration: int) -> list[AgentType]:
+    return [agent for agent in economy.agents.values() if in_training(config, agent, iteration)]
+
+
+def _learn(agents: Sequence[AgentType]) -> str:
+    names = [agent.name if agent.count == 1 else f"{agent.name}s" for agent in agents] or ["nobody"]
+    verb = "learn" if len(names) > 1 or (agents and agents[0].count > 1) else "learns"
+    return f"{' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))} {verb}"
 
 
 def trials(config: Config, economy: Economy, iteration: int) -> dict[str, int]:
@@ -115,3 +163,17 @@ def _allowed_taxes(config: Config, economy: Economy, iteration: int) -> np.ndarr
     n = max(iteration - config.agents.government_begin_anneal_action, 0)
     cap = anneal.start + anneal.increase_const * n + TOLERANCE
     return np.all(economy.government_choices <= cap, axis=1)
+
+
+def narrowed(config: Config, economy: Economy, iteration: int) -> dict[str, tuple[float, float]]:
+    """The lowest and highest value that may be drawn of each quantity whose actions are not all open yet."""
+    ranges = {}
+    for name, mask in allowed_actions(config, economy, iteration).items():
+        agent = economy.agents[name]
+        if agent.is_frozen or len(mask) != len(agent.choices) or mask.all():
+            continue
+        for column, quantity in enumerate(agent.choice_names):
+            values, open_values = agent.choices[:, column], agent.choices[mask, column]
+            if len(np.unique(open_values)) < len(np.unique(values)):
+                ranges[quantity] = (float(open_values.min()), float(open_values.max()))
+    return ranges

@@ -1,5 +1,7 @@
 """The metrics of an iteration: rewards per type, the economy in a few figures, and the losses."""
 
+from collections.abc import Mapping
+
 import torch
 
 from rbc_warp.economy.agents import (
@@ -12,6 +14,9 @@ from rbc_warp.economy.agents import (
 )
 from rbc_warp.training.recorder import Losses
 from rbc_warp.training.rollout import Rollout
+
+SHOWN = ("price", "wage", "hours", "sales", "exports", "income_tax", "corporate_tax")
+"""Those indicators that a person is shown on a terminal."""
 
 
 def rewards(rollout: Rollout) -> dict[str, float]:
@@ -60,3 +65,8 @@ def record(rollout: Rollout, iteration: int, losses: Losses) -> dict:
         "economy": indicators(rollout),
         "loss": {agent: {name: float(value) for name, value in values.items()} for agent, values in losses.items()},
     }
+
+
+def rewards_text(record: Mapping) -> str:
+    """Return a line of metrics as one line of text: the mean rewards."""
+    return "  ".join(f"{agent} {reward:.4g}" for agent, reward in record["reward"].items())

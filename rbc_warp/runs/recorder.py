@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from rbc_warp.runs import metrics
-from rbc_warp.runs.console import ProgressBar
 from rbc_warp.runs.folder import RunDir
 from rbc_warp.runs.interrupt import Interrupt
+from rbc_warp.runs.live import LiveView
 from rbc_warp.runs.resume import save_state
 from rbc_warp.runs.tracking import Tracker, flat
 from rbc_warp.training.processes import Processes
@@ -26,9 +26,9 @@ class RunRecorder(Recorder):
         end: int | None,
         interrupt: Interrupt,
         trackers: Sequence[Tracker],
-        bar: ProgressBar,
+        view: LiveView,
     ):
-        self.run, self.end, self.interrupt, self.trackers, self.bar = run, end, interrupt, trackers, bar
+        self.run, self.end, self.interrupt, self.trackers, self.view = run, end, interrupt, trackers, view
         self.processes = trainer.processes
         self.train = trainer.settings.train
         self.record: dict = {}  #: The last line of metrics.
@@ -66,7 +66,7 @@ class RunRecorder(Recorder):
                 tracker.flush()
             if self.processes.is_first:
                 save_state(self.run, trainer, iteration + 1)
-        self.bar.advance()
+        self.view.advance(iteration + 1)
 
     def wants_to_stop(self) -> bool:
         return self._stops
@@ -77,7 +77,7 @@ class RunRecorder(Recorder):
             self.run.append_metrics([record])
             for tracker in self.trackers:
                 tracker.log(record["iteration"], dict(flat(record)))
-            self.bar.show(rewards_text(record))
+            self.view.note(record)
 
     def _save_policies(self, trainer: RbcTrainer, *labels: str) -> None:
         if self.processes.is_first:
@@ -97,8 +97,3 @@ def save_episode(run: RunDir, trainer: RbcTrainer, label: str, processes: Proces
         states, actions, rewards, *aux = (processes.gather(array.transpose(0, 1)).numpy() for array in arrays)
         if processes.is_first:
             run.write_episode(label, name, states, actions, rewards, agent.choices, aux[0] if aux else None)
-
-
-def rewards_text(record: dict) -> str:
-    """Return a line of metrics as one line of text: the mean rewards."""
-    return "  ".join(f"{agent} {reward:.4g}" for agent, reward in record["reward"].items())

@@ -10,11 +10,12 @@ import torch
 from rbc_warp.config import Config
 from rbc_warp.economy.parameters import Economy
 from rbc_warp.errors import RunFileError
-from rbc_warp.runs.console import ProgressBar
 from rbc_warp.runs.folder import RunDir
 from rbc_warp.runs.interrupt import Interrupt
+from rbc_warp.runs.live import LiveView
 from rbc_warp.runs.locks import locked
-from rbc_warp.runs.recorder import RunRecorder, rewards_text
+from rbc_warp.runs.metrics import SHOWN, rewards_text
+from rbc_warp.runs.recorder import RunRecorder
 from rbc_warp.runs.resume import continue_from, metrics_to_keep, resumable_state
 from rbc_warp.runs.tracking import Tracker, open_trackers
 from rbc_warp.training.policy import Policy, make_policies
@@ -108,9 +109,10 @@ def train_run(
             for tracker in trackers:
                 stack.callback(tracker.close)
         interrupt = Interrupt(parent)
-        bar = ProgressBar(end, start, quiet or not processes.is_first)
-        trainer.recorder = recorder = RunRecorder(run, trainer, end, interrupt, trackers, bar)
-        with interrupt.watching(), bar:
+        records = run.read_metrics() if start and not quiet and processes.is_first else []
+        view = LiveView(trainer, start, end, quiet or not processes.is_first, records)
+        trainer.recorder = recorder = RunRecorder(run, trainer, end, interrupt, trackers, view)
+        with interrupt.watching(), view:
             return _train(run, trainer, start, end, recorder)
 
 
@@ -145,9 +147,8 @@ def summary(result: RunResult, threads: int | None = None) -> str:
     lines = [f"{result.status} after {result.iterations} iterations, {result.seconds:.0f} s on {threads} threads"]
     if result.record:
         economy = result.record["economy"]
-        shown = ("price", "wage", "hours", "sales", "exports", "income_tax", "corporate_tax")
         lines.append(f"rewards per agent and period: {rewards_text(result.record)}")
-        lines.append("means: " + "  ".join(f"{name} {economy[name]:.4g}" for name in shown))
+        lines.append("means: " + "  ".join(f"{name} {economy[name]:.4g}" for name in SHOWN))
     lines.append(f"files: {run.path}  (metrics.jsonl, saved_models/, episode_*.npz, hparams.yaml)")
     if result.status == "finished":
         lines.append(f"next:  python run_best_response.py {run.path}")

@@ -238,10 +238,11 @@ class RbcTrainer(TrainerA2C):
         self._trials = self._drawn_trials()
         if self._trials:
             before, self.interventions = self.interventions, (*self.interventions, *self._trials.values())
-            self.play(draw)
-            self.interventions = before
-            for trials in self._trials.values():
-                trials.note(self.rollout, self.settings.train.gamma)
+            with self._timed("trials_time"):
+                self.play(draw)
+                self.interventions = before
+                for trials in self._trials.values():
+                    trials.note(self.rollout, self.settings.train.gamma)
         self.play(draw, self.recorder.keeps_consumption(self.iteration))
 
     def _drawn_trials(self) -> dict[str, Trials]:
@@ -259,7 +260,8 @@ class RbcTrainer(TrainerA2C):
         for update in self.schedule.updates(iteration):
             if not self.config["policy"][update.agent]["to_train"]:
                 continue
-            losses[update.agent] = self.update(update, iteration)
+            with self._timed(f"{update.agent}_update_time"):
+                losses[update.agent] = self.update(update, iteration)
             self.current_timestep[update.agent] += self.training_batch_size
             if self.schedule.raises_multipliers(iteration):
                 self._raise_multiplier(update.agent)
@@ -307,10 +309,14 @@ class RbcTrainer(TrainerA2C):
 
     @contextlib.contextmanager
     def _timed(self, part: str) -> Iterator[None]:
-        """Add to one of WarpDrive's performance figures; on a GPU, the time that it takes to issue the work."""
+        """Add to one of WarpDrive's performance figures, or to one more beside them.
+
+        On a GPU, whose calls return before the work is done, it is the time to issue the work, and to wait where a
+        part reads a result: figures of parts say where the host's time goes, not which kernels take it.
+        """
         began = time.perf_counter()
         yield
-        setattr(self.perf_stats, part, getattr(self.perf_stats, part) + time.perf_counter() - began)
+        setattr(self.perf_stats, part, getattr(self.perf_stats, part, 0.0) + time.perf_counter() - began)
 
     def _set_draw(self, draw: Draw, flags: int = 0) -> None:
         seed = self.settings.train.base_seed

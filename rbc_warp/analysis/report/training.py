@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
-from rbc_warp.analysis import picture
 from rbc_warp.analysis.picture import PANELS
 from rbc_warp.analysis.report.drawing import COLORS, COLUMNS, cell, grid
 from rbc_warp.analysis.report.parts import Section, Source
 from rbc_warp.analysis.rollouts import load_metrics
+from rbc_warp.economy import curriculum
+from rbc_warp.economy.parameters import Economy
 
 
 def fill(source: Source, section: Section) -> None:
@@ -19,7 +20,7 @@ def fill(source: Source, section: Section) -> None:
         text = "There are no metrics of training (metrics.jsonl), as in a run of the public implementation; train one:"
         section.missing(text, "python run_training.py --config configs/rbc.yaml")
         return
-    starts = list(picture.phases(source.config))
+    starts = curriculum.phases(source.config, Economy.from_config(source.config))
     section.figure(
         "Rewards, prices, wages, hours, taxes and entropy by iteration. Dotted lines: where firms and the government "
         "begin to learn. See what jumps there, and whether the curves are flat at the end.",
