@@ -85,30 +85,30 @@ def plain_line(status: Status) -> str:
 def view(status: Status, width: int) -> Text:
     """Return the status in some ten lines of at most ``width`` columns, or 40 in a terminal that is narrower."""
     width = min(max(width, WIDTH[0]), WIDTH[1])
-    lines = [Text(status.phase, "bold"), *_flowing(_opening(status), width, DARK), *_rewards(status, width)]
+    lines = [Text(status.phase, "bold"), *_changing(status, width), *_rewards(status, width)]
     if status.record:
         economy = status.record["economy"]
         lines += _flowing([f"{name.replace('_', ' ')} {number_text(economy[name])}" for name in SHOWN], width)
     if status.shares:
         speeds = [f"{status.speed:,.0f} env-steps/s", f"{status.agent_steps:,.0f} agent-steps/s"]
-        shares = [f"{part} {share:.0%}" for part, share in status.shares.items() if share >= 0.005]
+        shares = [f"{part} {100 * share:.0f} %" for part, share in status.shares.items() if share >= 0.005]
         lines += [*_flowing(speeds, width), *_flowing(shares, width, DARK)]
     lines.append(_progress(status, width))
     return Text("\n").join(lines)
 
 
-def _opening(status: Status) -> list[str]:
+def _changing(status: Status, width: int) -> list[Text]:
     """What the curriculum is still changing, besides the entropy weights."""
-    config, iteration = status.config, status.iteration
-    items = []
-    if (theta := curriculum.theta_factor(config, iteration)) < 0.995:
-        items.append(f"θ at {theta:.0%}")
-    for quantity, (low, high) in curriculum.narrowed(config, status.economy, iteration).items():
+    theta = curriculum.theta_factor(status.config, status.iteration)
+    rate = curriculum.learning_rate_factor(status.config, status.iteration)
+    shares = [("θ", theta)] * (theta < 0.995) + [("learning rates", rate)] * (rate < 1.0)
+    allowed = []
+    for quantity, (low, high) in curriculum.narrowed(status.config, status.economy, status.iteration).items():
         span = number_text(low) if low == high else f"{number_text(low)}–{number_text(high)}"
-        items.append(f"{quantity.replace('_', ' ')} {span} allowed")
-    if (rate := curriculum.learning_rate_factor(config, iteration)) < 1.0:
-        items.append(f"learning rates at {rate:.0%}")
-    return items
+        allowed.append(f"{quantity.replace('_', ' ')} {span}")
+    if allowed:
+        allowed[0] = f"allowed: {allowed[0]}"
+    return [*_flowing([f"{name} at {100 * share:.0f} %" for name, share in shares], width), *_flowing(allowed, width)]
 
 
 def _rewards(status: Status, width: int) -> list[Text]:
@@ -183,17 +183,13 @@ class LiveView:
     ):
         self._trainer, self._start, self._end, self._done = trainer, start, end, start
         console = console or Console(stderr=True, highlight=False)
-        self._live: Live | None = None
-        if not quiet and console.is_interactive and not console.options.ascii_only:
-            self._live = Live(
-                console=console, auto_refresh=False, get_renderable=lambda: view(self._status(), console.width)
-            )
-        self._next_line = None if quiet or self._live else self._line_after(start)
+        draws = not quiet and console.is_interactive and not console.options.ascii_only
+        self._next_line = None if quiet or draws else self._line_after(start)
         self._next_drawing = 0.0
         self._record: dict | None = None
         self._history = {name: array("d") for name in trainer.economy.agents}
         self._began = time.perf_counter()
-        self._looks: deque[Look] = deque([self._look()], maxlen=MEMORY if self._live else 2)
+        self._looks: deque[Look] = deque([self._look()], maxlen=MEMORY if draws else 2)
         self._env_steps: int | None = None  #: From the start or resume to the end.
         if end is not None:
             until_start, until_end = (
@@ -202,6 +198,10 @@ class LiveView:
             self._env_steps = until_end - until_start
         for record in records:
             self.note(record)
+        self._live: Live | None = None
+        if draws:
+            drawn = lambda: view(self._status(), console.width)  # noqa: E731
+            self._live = Live(console=console, auto_refresh=False, get_renderable=drawn)
 
     def __enter__(self) -> LiveView:
         if self._live:
