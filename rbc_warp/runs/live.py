@@ -189,7 +189,7 @@ class LiveView:
         self._record: dict | None = None
         self._history = {name: array("d") for name in trainer.economy.agents}
         self._began = time.perf_counter()
-        self._looks: deque[Look] = deque([self._look()], maxlen=MEMORY if draws else 2)
+        self.looks: deque[Look] = deque([self._look()], maxlen=MEMORY if draws else 2)
         self._env_steps: int | None = None  #: From the start or resume to the end.
         if end is not None:
             until_start, until_end = (
@@ -210,7 +210,7 @@ class LiveView:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._live:
-            self._looks.append(self._look())
+            self.looks.append(self._look())
             self._live.stop()
 
     def note(self, record: dict) -> None:
@@ -224,11 +224,11 @@ class LiveView:
         self._done = done
         if self._live:
             if time.perf_counter() >= self._next_drawing:
-                self._looks.append(self._look())
+                self.looks.append(self._look())
                 self._live.refresh()
                 self._next_drawing = time.perf_counter() + PAUSE
         elif self._next_line is not None and done >= self._next_line:
-            self._looks.append(self._look())
+            self.looks.append(self._look())
             print(plain_line(self._status()), file=sys.stderr)
             self._next_line = self._line_after(done)
 
@@ -240,14 +240,14 @@ class LiveView:
         """Read the trainer's clocks. What it does neither in rollouts nor in updates is the recorder's: writing."""
         stats = self._trainer.perf_stats
         seconds, times = time.perf_counter() - self._began, vars(stats)
-        parts = {name: times.get(f"{name}_update_time", 0.0) for name in self._trainer.economy.agents}
+        updates = {f"update {name}": times.get(f"{name}_update_time", 0.0) for name in self._trainer.economy.agents}
         trials = times.get("trials_time", 0.0)
         rollout = stats.total_time - stats.training_time - trials
-        parts = {"rollout": rollout, "trials": trials, **parts, "writing": seconds - stats.total_time}
+        parts = {"rollout": rollout, "trials": trials, **updates, "writing": seconds - stats.total_time}
         return Look(self._done, seconds, stats.steps * self._trainer.processes.world_size, parts)
 
     def _status(self) -> Status:
-        trainer, first, last = self._trainer, self._looks[0], self._looks[-1]
+        trainer, first, last = self._trainer, self.looks[0], self.looks[-1]
         history = self._history if self._record else None
         status = Status(trainer.settings, trainer.economy, last.done, self._end, last.seconds, self._record, history)
         if last.env_steps == first.env_steps:
