@@ -23,9 +23,9 @@ from rbc_warp.runs.console import LINES, number_text
 from rbc_warp.runs.metrics import SHOWN, rewards_text
 from rbc_warp.training.trainer import RbcTrainer
 
-PAUSE = 0.5
+PAUSE = 1.0
 """Least time between two drawings [seconds]: the training draws between two iterations, in no thread of its own."""
-MEMORY = 60
+MEMORY = 30
 """Number of drawings over which speed and shares of time are means: half a minute where iterations are short."""
 WIDTH = 40, 100
 """Least and greatest width [columns]."""
@@ -237,7 +237,12 @@ class LiveView:
         return done + (max(1, since) if self._end is None else max(1, (self._end - self._start) // LINES))
 
     def _look(self) -> Look:
-        """Read the trainer's clocks. What it does neither in rollouts nor in updates is the recorder's: writing."""
+        """Read the trainer's clocks. What it does neither in rollouts nor in updates is the recorder's: writing.
+
+        They are the host's. A GPU works on while the host goes ahead; the host waits for it in the part that reads a
+        result first, which is mostly the recorder's metrics. So on a GPU shares tell where the host stood, and only
+        speeds, which no such wait distorts, tell how fast the training is.
+        """
         stats = self._trainer.perf_stats
         seconds, times = time.perf_counter() - self._began, vars(stats)
         updates = {f"update {name}": times.get(f"{name}_update_time", 0.0) for name in self._trainer.economy.agents}
