@@ -53,6 +53,9 @@ def write_report(folder: Path, target: Path) -> None:
         experiment.fill(sources, sections[-1])
         sections.append(Section("welfare", "Welfare"))
         welfare.between_runs(sources, sections[-1])
+        if taxes.has_fixed(sources):
+            sections.append(Section("fiscal", "Fixed taxes, retrained"))
+            taxes.retrained(sources, sections[-1], folder)
     else:
         for key, title, fill in RUN_SECTIONS:
             sections.append(Section(key, title))

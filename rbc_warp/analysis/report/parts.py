@@ -19,7 +19,6 @@ from rbc_warp.equilibrium.request import last_iteration
 from rbc_warp.equilibrium.results import Results
 from rbc_warp.runs.folder import RunDir
 
-
 CHECKPOINTS = 5
 """Dense rollouts that are shown, spread evenly, the last among them."""
 

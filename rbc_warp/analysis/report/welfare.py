@@ -37,13 +37,13 @@ def fill(source: Source, section: Section) -> None:
         for label, base in lives.items()
     }
     section.figure(
-        f"What consumers gain from an earlier checkpoint (buttons) to the last, '{source.last}', as the permanent change "
-        "of the earlier checkpoint's consumption that is worth it to them: below zero they lose. Left: every consumer "
-        "by disutility of work θ; then means of tenths of the consumers, by θ and by utility at the earlier checkpoint "
-        "(half of its episodes rank consumers, the other half measure). Bars: 95 % intervals; the episodes of two "
-        "checkpoints are different draws, so these are unpaired. Utility is that of goods and hours in the saved "
-        "episodes at the full θ: rewards felt while the curriculum showed a part of θ would not compare. The charge on "
-        "final debt is left out.",
+        "What consumers gain from an earlier checkpoint (buttons) to the last, as the permanent change of the earlier "
+        "checkpoint's consumption that is worth it to them: below zero they lose. Left: every consumer by disutility "
+        "of work θ; then means of tenths of the consumers, by θ and by utility at the earlier checkpoint (half of its "
+        "episodes rank consumers, the other half measure). Bars: 95 % intervals; the episodes of two checkpoints are "
+        "different draws, so these are unpaired. Utility is that of goods and hours in the saved episodes at the full "
+        "θ: rewards felt while the curriculum showed a part of θ would not compare. The charge on final debt is left "
+        "out.",
         between_checkpoints(economy, changes),
     )
     rows = []
