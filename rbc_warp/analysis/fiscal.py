@@ -61,8 +61,8 @@ def revenues(
 def trained_under(runs: Sequence[tuple[RunDir, Config]]) -> pd.DataFrame:
     """Return a row of means per period of each run's last dense rollout, and the taxes that its government plays.
 
-    Columns: the ``MEASURES``, revenue of income and corporate tax; ``taxes``, the fixed rates, or ``LEARNED``; ``seed``; ``run``, the number in ``runs``.
-    Runs without a dense rollout are left out.
+    Columns: the ``MEASURES``, revenue being that of income and corporate tax; ``taxes``, the fixed rates or
+    ``LEARNED``; ``run``, the number in ``runs``. Runs without a dense rollout are left out.
     """
     rows = []
     for number, (run, config) in enumerate(runs):
@@ -76,7 +76,6 @@ def trained_under(runs: Sequence[tuple[RunDir, Config]]) -> pd.DataFrame:
         rows.append(
             {
                 "run": number,
-                "seed": config.train.base_seed,
                 "taxes": LEARNED if rates is None else " / ".join(f"{100 * rate:g} %" for rate in rates),
                 "welfare": float(rollout["government_reward"].mean()),
                 "consumer": float(rollout["consumer_reward"].mean()),
@@ -84,7 +83,7 @@ def trained_under(runs: Sequence[tuple[RunDir, Config]]) -> pd.DataFrame:
                 "revenue": float((accounts["income_tax"] + accounts["corporate_tax"]).mean()),
             }
         )
-    return pd.DataFrame(rows, columns=["run", "seed", "taxes", *MEASURES])
+    return pd.DataFrame(rows, columns=["run", "taxes", *MEASURES])
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from rbc_warp.runs.console import number_text
 from rbc_warp.runs.run import load_policies
 from rbc_warp.runs.sweep import varied
 
-PAIR = list(GOVERNMENT_CHOICE[:2])
-"""The rates that figures are drawn over; of any others the best is taken."""
+PAIR, OTHERS = list(GOVERNMENT_CHOICE)[:2], list(GOVERNMENT_CHOICE)[2:]
+"""The rates that figures are drawn over, and any others, of which the best is taken."""
 REVENUES = {"revenue": "Revenue", "income_revenue": "from income", "corporate_revenue": "from profits"}
 
 
@@ -35,7 +35,7 @@ def fill(source: Source, section: Section) -> None:
         section.missing(text, f"python run_best_response.py {source.run.path} --ep-strs latest --scan")
         return
     factor = source.economy.firm_reward_for_government_factor
-    others = [name.replace("_", " ") for name in GOVERNMENT_CHOICE[2:]]
+    others = [name.replace("_", " ") for name in OTHERS]
     best = f" For each pair, the largest value over {' and '.join(others)} is shown." if others else ""
     section.figure(
         f"What each constant pair of taxes brings at checkpoint {scan['checkpoint']}, consumers and firms playing on "
@@ -71,7 +71,7 @@ def tax_pairs(scan: Mapping[str, Any]) -> pd.DataFrame:
 
 def best_over_others(table: pd.DataFrame) -> pd.DataFrame:
     """Return the largest of each column for every pair of the first two rates."""
-    return table.drop(columns=list(GOVERNMENT_CHOICE[2:])).groupby(PAIR, as_index=False).max()
+    return table.drop(columns=OTHERS).groupby(PAIR, as_index=False).max()
 
 
 def surface(pairs: pd.DataFrame, columns: Mapping[str, str]) -> go.Figure:
@@ -158,16 +158,16 @@ def _verdict(found: Premium, has_learned: bool) -> str:
     if not has_learned:
         return f"{best}."
     if np.isnan(found.percent):
-        return f"{best}; welfare under them is not positive, so that learned taxes lie by no percentage above them."
+        return f"{best}; welfare under them is not positive, so that the difference is no percentage."
     interval = (
         f"a 95 % interval over seeds from {number_text(found.low)} to {number_text(found.high)} %"
         if np.isfinite(found.low)
         else "no interval with a single run"
     )
     return (
-        f"{best}; welfare under learned taxes lies {number_text(abs(found.percent))} % "
-        f"{'above' if found.percent >= 0 else 'below'}, with {interval} (published: 15 % above). The best were picked "
-        "by these same runs, which flatters fixed taxes a little."
+        f"{best}; welfare under learned taxes differs from that under these by {number_text(found.percent)} %, with "
+        f"{interval} (published: 15 % more). The best were picked by these same runs, which flatters fixed taxes a "
+        "little."
     )
 
 
@@ -195,7 +195,6 @@ def by_taxes(table: pd.DataFrame) -> go.Figure:
                 marker={"size": 9, "color": color, "symbol": "diamond"}, name=str(setting),
             )  # fmt: skip
             figure.add_trace(mean.update(showlegend=number == 0 and len(settings) > 1), **cell(number, len(panels)))
-    order = sorted(
-        set(table["taxes"]) - {LEARNED}, key=lambda taxes: [float(rate) for rate in re.findall(r"[\d.]+", taxes)]
-    )
-    return figure.update_xaxes(type="category", categoryorder="array", categoryarray=[*order, LEARNED])
+    fixed = set(table["taxes"]) - {LEARNED}
+    by_rates = sorted(fixed, key=lambda taxes: [float(rate) for rate in re.findall(r"[\d.]+", taxes)])
+    return figure.update_xaxes(type="category", categoryorder="array", categoryarray=[*by_rates, LEARNED])

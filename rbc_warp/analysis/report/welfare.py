@@ -129,7 +129,9 @@ def between_runs(sources: list[Source], section: Section) -> None:
             other = _lives(economy, source)
             told[0] = float(other.utility.mean())
             if number:
-                whole, each = (gains(base, other, economy.crra, groups) for groups in ([consumers], consumers[:, None]))
+                whole, each = (
+                    gains(base, other, economy.crra, groups) for groups in ([consumers], list(consumers[:, None]))
+                )
                 told[1:] = _figures(whole, each)
         varying = [str(values[number]) for values in keys.values()]
         welfare = float(rollout["government_reward"].mean())
