@@ -92,7 +92,7 @@ def _spread(elasticity: Elasticity) -> tuple[float, float, float]:
 def arcs_of(found: Sequence[Elasticity]) -> go.Figure:
     """Draw medians over firms by interval of the grid, with the lowest and highest; a panel per quantity."""
     panels = list(dict.fromkeys(e.quantity for e in found))
-    figure = grid([panel.capitalize() for panel in panels], columns=len(panels), row_height=270)
+    figure = grid([panel.capitalize() for panel in panels], columns=2, row_height=250)
     for number, panel in enumerate(panels):
         some = [e for e in found if e.quantity == panel]
         middle, low, high = np.array([_spread(e) for e in some]).T
@@ -101,9 +101,9 @@ def arcs_of(found: Sequence[Elasticity]) -> go.Figure:
             x=[f"{e.low:g}–{e.high:g}" for e in some], y=middle, mode="markers", error_y=bars,
             marker={"size": 8, "color": COLORS[0]}, showlegend=False,
         )  # fmt: skip
-        figure.add_trace(points, **cell(number, len(panels)))
+        figure.add_trace(points, **cell(number, 2))
         for bound in (-1, 1):
-            figure.add_hline(y=bound, line_dash="dash", line_color="#999", **cell(number, len(panels)))
+            figure.add_hline(y=bound, line_dash="dash", line_color="#999", **cell(number, 2))
         unit = "money per unit" if number == 0 else "money per hour"
-        figure.update_xaxes(title_text=unit, type="category", **cell(number, len(panels)))
+        figure.update_xaxes(title_text=unit, type="category", **cell(number, 2))
     return figure.update_yaxes(zeroline=True)

@@ -180,21 +180,21 @@ def _over_seeds(values: pd.Series) -> tuple[float, float]:
 def by_taxes(table: pd.DataFrame) -> go.Figure:
     """Draw what runs reached by their taxes: a point for each run, and means with intervals."""
     panels = {"welfare": "Welfare", "consumer": "Consumer's reward", "firm": "Firm's reward", "revenue": "Revenue"}
-    figure = grid(list(panels.values()), columns=len(panels), row_height=300)
+    figure = grid(list(panels.values()), columns=2, row_height=260)
     settings = list(dict.fromkeys(table["setting"]))
     for number, name in enumerate(panels):
         for order, (setting, runs) in enumerate(table.groupby("setting", sort=False)):
             color = COLORS[order % len(COLORS)]
             dots = {"size": 5, "color": color, "opacity": 0.35}
             points = go.Scatter(x=runs["taxes"], y=runs[name], mode="markers", marker=dots, showlegend=False)
-            figure.add_trace(points, **cell(number, len(panels)))
+            figure.add_trace(points, **cell(number, 2))
             means = {taxes: _over_seeds(alike[name]) for taxes, alike in runs.groupby("taxes", sort=False)}
             mean = go.Scatter(
                 x=list(means), y=[mean for mean, _ in means.values()], mode="markers",
                 error_y={"array": [half for _, half in means.values()]},
                 marker={"size": 9, "color": color, "symbol": "diamond"}, name=str(setting),
             )  # fmt: skip
-            figure.add_trace(mean.update(showlegend=number == 0 and len(settings) > 1), **cell(number, len(panels)))
+            figure.add_trace(mean.update(showlegend=number == 0 and len(settings) > 1), **cell(number, 2))
     fixed = set(table["taxes"]) - {LEARNED}
     by_rates = sorted(fixed, key=lambda taxes: [float(rate) for rate in re.findall(r"[\d.]+", taxes)])
     return figure.update_xaxes(type="category", categoryorder="array", categoryarray=[*by_rates, LEARNED])
