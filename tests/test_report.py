@@ -32,7 +32,17 @@ from rbc_warp.runs.folder import RunDir
 
 QUICK = ["train.num_episodes=12", "train.batch_size=4", "train.save_dense_every=10", "world.maxtime=3"]
 SMALL = ["agents.num_consumers=5", "agents.num_firms=2", "world.initial_stocks=20"]
-SECTIONS = ("training", "economy", "accounts", "inequality", "fiscal", "policies", "equilibrium", "configuration")
+SECTIONS = (
+    "training",
+    "economy",
+    "accounts",
+    "inequality",
+    "welfare",
+    "fiscal",
+    "policies",
+    "equilibrium",
+    "configuration",
+)
 
 
 def rollout_of(economy: Economy, seed: int) -> xr.Dataset:
@@ -193,7 +203,7 @@ def test_the_page_of_a_run_is_one_file_and_says_what_is_missing(run: RunDir, tmp
     for path in run.path.glob("episode_*"):
         path.unlink()
     page = report(run.path, tmp_path / "page.html")
-    assert tuple(Outline(page).sections) == SECTIONS and len(missing(page)) == 6
+    assert tuple(Outline(page).sections) == SECTIONS and len(missing(page)) == 7
 
 
 def test_an_experiment_is_a_sortable_table_with_regressions(run: RunDir, tmp_path: Path) -> None:
@@ -207,7 +217,7 @@ def test_an_experiment_is_a_sortable_table_with_regressions(run: RunDir, tmp_pat
         (copy / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         hparams.write_text(hparams.read_text().replace("\n  lr: ", f"\n  lr: {number}.0e-3 #", 1))
     page = report(run.path.parent, tmp_path / "page.html")
-    assert Outline(page).sections == ["runs", "equilibrium", "configuration"]
+    assert Outline(page).sections == ["runs", "welfare", "equilibrium", "configuration"]
     assert "train.lr" in page and 'class="sortable"' in page and "rollout-3-1" in page
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
 from rbc_warp.analysis.report.drawing import BAND, COLORS, FAINT, cell, grid
 from rbc_warp.analysis.report.parts import Section, Source
-from rbc_warp.analysis.rollouts import load_rollout
 
 # Panels of the economy by period: variable, title, unit.
 FIRM_PANELS = (
@@ -32,25 +30,17 @@ CONSUMER_PANELS = (
     ("consumer_reward", "Consumers' rewards", "utility"),
 )
 TAX_PANELS = (("income_tax", "Income tax", "rate"), ("corporate_tax", "Corporate tax", "rate"))
-CHECKPOINTS = 4
-"""Dense rollouts that are shown, spread evenly, the last among them."""
 
 
 def fill(source: Source, section: Section) -> None:
     if source.no_rollout(section):
         return
-    labels = source.run.episode_labels()
-    chosen = np.unique(np.linspace(0, len(labels) - 1, min(CHECKPOINTS, len(labels))).astype(int))
-    rollouts = {
-        labels[n]: source.rollout if labels[n] == source.last else load_rollout(source.run.path, labels[n])
-        for n in chosen
-    }
     section.figure(
         f"The {source.economy.num_periods} quarters of an episode at checkpoints (buttons: iterations, 'final' the end "
         "of training). Thin gray lines: firms, means over episodes; blue: the mean over agents and episodes, with the "
         "band that holds 90 % of them. See how prices and wages settle, who is rationed, and where goods and money "
         "pile up.",
-        by_period(rollouts),
+        by_period(source.checkpoints),
     )
 
 

@@ -20,6 +20,7 @@ from rbc_warp.analysis.report import (
     policies,
     taxes,
     training,
+    welfare,
 )
 from rbc_warp.analysis.report.parts import Section, Source
 from rbc_warp.runs.console import number_text
@@ -31,6 +32,7 @@ RUN_SECTIONS: tuple[tuple[str, str, Callable[[Source, Section], None]], ...] = (
     ("economy", "The economy by period", economy.fill),
     ("accounts", "National accounts", accounts.fill),
     ("inequality", "Inequality", inequality.fill),
+    ("welfare", "Welfare", welfare.fill),
     ("fiscal", "Taxes", taxes.fill),
     ("policies", "Policy functions", policies.fill),
 )
@@ -49,6 +51,11 @@ def write_report(folder: Path, target: Path) -> None:
     if runs:
         sections.append(Section("runs", "Runs"))
         experiment.fill(sources, sections[-1])
+        sections.append(Section("welfare", "Welfare"))
+        welfare.between_runs(sources, sections[-1])
+        if taxes.has_fixed(sources):
+            sections.append(Section("fiscal", "Fixed taxes, retrained"))
+            taxes.retrained(sources, sections[-1], folder)
     else:
         for key, title, fill in RUN_SECTIONS:
             sections.append(Section(key, title))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 from plotly.io import to_json
@@ -17,6 +18,9 @@ from rbc_warp.economy.parameters import Economy
 from rbc_warp.equilibrium.request import last_iteration
 from rbc_warp.equilibrium.results import Results
 from rbc_warp.runs.folder import RunDir
+
+CHECKPOINTS = 5
+"""Dense rollouts that are shown, spread evenly, the last among them."""
 
 
 @dataclass
@@ -64,6 +68,16 @@ class Source:
     def rollout(self) -> xr.Dataset:
         """The last dense rollout."""
         return load_rollout(self.run.path, self.last)
+
+    @cached_property
+    def checkpoints(self) -> dict[str, xr.Dataset]:
+        """Label → dense rollout of those that are shown; empty where there is none."""
+        labels = self.run.episode_labels()
+        chosen = np.unique(np.linspace(0, len(labels) - 1, min(CHECKPOINTS, len(labels))).astype(int))
+        return {
+            labels[n]: self.rollout if labels[n] == self.last else load_rollout(self.run.path, labels[n])
+            for n in chosen
+        }
 
     @cached_property
     def accounts(self) -> xr.Dataset:
