@@ -65,7 +65,7 @@ def test_a_search_finds_the_best_of_its_class_and_no_more_than_the_best_plan(age
     best = exact.best_plan(game, agent, index, max_plans=5000)
     for searcher in (constant_deviations, one_step_deviations):
         tried = searcher(game, agent, index)
-        (found,) = search(game, tried, 1, 1)
+        (found,) = search(game, tried, 1, 1).found
         assert found.before == pytest.approx(best.before, rel=1e-6)
         assert found.gain.mean <= best.gain + 1e-5 * abs(best.reward)
         assert found.gain.mean == pytest.approx(values_of(game, tried, 1).max() - found.before, rel=1e-9)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,7 +108,18 @@ def values_of(
     With ``company`` > 1, so many agents deviate in each environment, and the values of each are only nearly its own:
     enough to choose by, not to report.
     """
-    groups = _in_company(deviations, company)
+    return _values_in(game, deviations, _in_company(deviations, company), episodes, stream, advance)
+
+
+def _values_in(
+    game: Game,
+    deviations: Sequence[Deviation],
+    groups: Sequence[Sequence[int]],
+    episodes: int,
+    stream: int,
+    advance: Callable[[int], None],
+) -> np.ndarray:
+    """The same, with the deviations in these groups: their numbers."""
     values = np.empty((len(deviations), episodes))
     for k, here, rewards in played(game, [[deviations[i] for i in group] for group in groups], episodes, stream):
         for i in groups[k]:
@@ -146,6 +158,14 @@ class Found:
     gain: Estimate  #: With an interval that holds for all agents of the search at once.
 
 
+@dataclass(frozen=True)
+class Searched:
+    """What a search found, and what it chose by."""
+
+    found: list[Found]  #: Each agent's best.
+    screened: np.ndarray  #: (deviations,) gains of all while finalists were chosen: noisy, nearly their own in company.
+
+
 def search(
     game: Game,
     deviations: Sequence[Deviation],
@@ -154,14 +174,21 @@ def search(
     level: float = 0.95,
     advance: Callable[[int], None] = lambda episodes: None,
     company: int = 1,
-) -> list[Found]:
-    """Return each agent's best deviation, chosen on other episodes than the ``scoring`` ones that it is scored on.
+) -> Searched:
+    """Find each agent's best deviation, chosen on other episodes than the ``scoring`` ones that it is scored on.
 
     All are played for ``screening`` episodes, with ``company`` in each environment; each agent's best FINALISTS for
     FINAL times as many others; the best of these, alone, is scored. Intervals are simultaneous (Bonferroni over the
     agents): with probability ``level`` all of them hold.
     """
-    screened = values_of(game, deviations, screening, SELECTION_STREAM, advance, company).mean(axis=1)
+    agents = list(dict.fromkeys((deviation.agent, deviation.index) for deviation in deviations))
+    # One more group, in which nobody changes anything, tells what all get as they are, without a batch of its own.
+    free = np.full((1, len(game.economy.agents[deviations[0].agent].head_sizes)), FREE, dtype=np.int32)
+    unchanged = [Deviation(agent, index, free, "as before") for agent, index in agents]
+    tried, count = [*deviations, *unchanged], len(deviations)
+    groups = [*_in_company(deviations, company), list(range(count, len(tried)))]
+    values = _values_in(game, tried, groups, screening, SELECTION_STREAM, advance).mean(axis=1)
+    screened, start = values[:count], dict(zip(agents, values[count:], strict=True))
     finalists = _best(deviations, screened, FINALISTS)
     final = values_of(game, finalists, FINAL * screening, FINAL_STREAM, advance, company).mean(axis=1)
     chosen = _best(finalists, final, 1)
@@ -172,14 +199,15 @@ def search(
     for deviation, new in zip(chosen, after, strict=True):
         old = of_deviator(own, deviation.agent, deviation.index)
         found.append(Found(deviation, float(old.mean()), Estimate.of(new - old, level)))
-    return found
+    before = np.array([start[deviation.agent, deviation.index] for deviation in deviations])
+    return Searched(found, screened - before)
 
 
 def size_of_search(deviations: Sequence[Deviation], screening: int, scoring: int, company: int = 1) -> int:
     """Return how many episodes :func:`search` plays, where all agents have as many deviations."""
     agents = len({(deviation.agent, deviation.index) for deviation in deviations})
     each = len(deviations) // max(1, agents)
-    return -(-agents // company) * (each + min(each, FINALISTS) * FINAL) * screening + agents * scoring
+    return -(-agents // company) * (each + min(each, FINALISTS) * FINAL) * screening + screening + agents * scoring
 
 
 def _best(deviations: Sequence[Deviation], values: np.ndarray, at_most: int) -> list[Deviation]:
@@ -246,29 +274,57 @@ def partial_actions(game: Game, agent: str, goods: bool) -> Iterator[tuple[str, 
             yield f"{units:g} units of good {good}", tuple(wanted)
 
 
+def by_action(game: Game, agent: str, screened: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return gains (agents, deviations) of the SEARCHERS as a table by action and way, over a type's agents.
+
+    In the form of ``xarray.Dataset.to_dict``, with four digits. Ways are "constant" and the periods of one-step
+    deviations; NaN where an action was not tried in this way.
+    """
+    actions = [name for name, _ in partial_actions(game, agent, goods="one-step" in screened)]
+    ways, tables = [], []
+    for searcher, gains in screened.items():
+        steps = [f"period {period}" for period in range(game.economy.num_periods)] if searcher == "one-step" else []
+        ways += steps or [searcher]
+        tried = gains.reshape(len(gains), -1, max(1, len(steps)))  # (agents, actions, periods): a searcher's order
+        table = np.full((len(gains), len(actions), tried.shape[2]), np.nan)
+        table[:, : tried.shape[1]] = tried
+        tables.append(table)
+    gains = np.concatenate(tables, axis=2)
+
+    def variable(values: np.ndarray) -> dict[str, Any]:
+        return {"dims": ["action", "way"], "data": [[float(f"{value:.4g}") for value in row] for row in values]}
+
+    return {
+        "dims": {"action": len(actions), "way": len(ways)},
+        "coords": {"action": {"dims": ["action"], "data": actions}, "way": {"dims": ["way"], "data": ways}},
+        "data_vars": {"mean": variable(gains.mean(axis=0)), "largest": variable(gains.max(axis=0))},
+    }
+
+
 @dataclass(frozen=True)
 class Scan:
     """Every constant action of one deviator."""
 
     rewards: dict[str, dict[str, float]]  #: Per action, the mean reward of each type with it, on the selection draws.
-    gains: dict[str, float]  #: Per action, the deviator's gain there.
+    gains: dict[str, Estimate]  #: Per action, the deviator's gain there, with an interval for itself.
     found: Found  #: The best action, scored on the report draws.
 
 
 def scan(game: Game, agent: str, index: int | None) -> Scan:
     """Try every constant action of one agent, or of all agents of a type at once."""
     deviations, episodes = constant_deviations(game, agent, index), game.num_episodes
-    start = of_deviator(game.values(episodes, SELECTION_STREAM), agent, index).mean()
+    start = of_deviator(game.values(episodes, SELECTION_STREAM), agent, index)
     totals: list[dict[str, float]] = [dict.fromkeys(game.economy.agents, 0.0) for _ in deviations]
-    gains = np.zeros(len(deviations))
+    values = np.empty((len(deviations), episodes))
     for k, here, rewards in played(game, [[deviation] for deviation in deviations], episodes):
         share = (here.stop - here.start) / episodes
-        for name, values in rewards.items():
-            totals[k][name] += share * float(values.mean())
-        gains[k] += share * (of_deviator(rewards, agent, index).mean())
-    best = deviations[int(gains.argmax())]
+        for name, of_type in rewards.items():
+            totals[k][name] += share * float(of_type.mean())
+        values[k, here] = of_deviator(rewards, agent, index)
+    gains = [paired_gain(own, start, game.greedy) for own in values]
+    best = deviations[int(np.argmax([gain.mean for gain in gains]))]
     before = of_deviator(game.values(episodes), agent, index)
     (after,) = values_of(game, [best], episodes, REPORT_STREAM)
     found = Found(best, float(before.mean()), paired_gain(after, before, game.greedy))
     names = [deviation.name for deviation in deviations]
-    return Scan(dict(zip(names, totals, strict=True)), dict(zip(names, map(float, gains - start), strict=True)), found)
+    return Scan(dict(zip(names, totals, strict=True)), dict(zip(names, gains, strict=True)), found)
