@@ -15,6 +15,7 @@ from rbc_warp.economy.agents import AgentType
 from rbc_warp.economy.parameters import Economy
 from rbc_warp.equilibrium.game import choice_name
 from rbc_warp.equilibrium.results import PUBLISHED_BARS
+from rbc_warp.equilibrium.verdict import AGENTS_PER_DEVIATOR
 
 ROW, LOWEST, TALLEST = 16, 180, 900
 """Height of an action's row in a heat map, and of the whole [pixels]."""
@@ -31,7 +32,7 @@ def fill(source: Source, section: Section, command: str) -> None:
     section.figure(
         f"Every agent that was tried at {checkpoint}, alone: the gain of its best deviation, with an interval that "
         "holds for all agents of its type at once. An agent whose interval ends below the dashed bar could not gain "
-        "more by anything that was tried; one that reaches above it could, whatever the mean says.",
+        "more by anything that was tried; one that reaches above it may, whatever the others' mean.",
         every_agent(source.economy, verdict),
     )
     for agent, screened in verdict["screening"].items():
@@ -40,7 +41,8 @@ def fill(source: Source, section: Section, command: str) -> None:
         )
         count = screened["attrs"]["agents"]
         whom = f"one agent, over the {count} that were tried" if count > 1 else "it"
-        company = " A tenth of them deviated at once, so each figure is only nearly its own." if count > 10 else ""
+        many = source.economy.agents[agent].count // AGENTS_PER_DEVIATOR
+        company = f" {many} of the type deviated at once, so each figure is only nearly its own." if many > 1 else ""
         section.figure(
             f"{agent.capitalize()}: what each action would bring {whom}, in {_unit(verdict, agent)[1]}, played in all "
             f"periods or in a single one while the policies choose the rest.{company} These are from the screening, "
@@ -94,16 +96,23 @@ def every_agent(economy: Economy, verdict: Mapping[str, Any]) -> go.Figure:
             hovertemplate="%{customdata[0]}: %{y:.3g} [%{customdata[2]:.3g}, %{customdata[3]:.3g}]"
             "<br>%{customdata[1]}<extra></extra>",
         )  # fmt: skip
-        figure.add_trace(trace, **cell(number))
+        figure.add_trace(trace, **cell(number, 1))
         if bar:
             percent = PUBLISHED_BARS[agent]
             figure.add_hline(
-                y=percent, line_dash="dash", line_color=COLORS[1], annotation_text=f"bar {percent:g} %", **cell(number)
+                y=percent,
+                line_dash="dash",
+                line_color=COLORS[1],
+                annotation_text=f"bar {percent:g} %",
+                **cell(number, 1),
             )
         axis = "consumer, by θ" if agent == "consumer" else agent
-        one = len(x) == 1
+        several = len(x) > 1
         figure.update_xaxes(
-            title_text=None if one else axis, showticklabels=not one, dtick=1 if len(x) < 12 else None, **cell(number)
+            title_text=axis if several else None,
+            showticklabels=several,
+            dtick=1 if len(x) < 12 else None,
+            **cell(number, 1),
         )
     return figure
 
@@ -124,19 +133,19 @@ def by_action(verdict: Mapping[str, Any], agent: str) -> go.Figure:
     menu = {"type": "buttons", "direction": "right", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom"}
     if len(verdict["agents"][agent]) > 1:
         figure.update_layout(updatemenus=[{**menu, "pad": {"b": 6}, "buttons": buttons}])
-    return figure.update_layout(margin={"t": 50, "b": 100})
+    return figure.update_layout(margin={"t": 85, "b": 100})
 
 
 def over_choices(kind: AgentType, verdict: Mapping[str, Any]) -> go.Figure | None:
-    """Draw constant joint choices over the two columns in which they differ most, the best of any others.
+    """Draw constant joint choices over the first two columns in which they differ, the best of any others.
 
     None where they differ in fewer; the axes' names are the figure's ``meta``.
     """
-    counts = [len(np.unique(column)) for column in kind.choices.T]
-    at, across = sorted(np.argsort(counts, kind="stable")[::-1][:2])[:2] if len(counts) > 1 else (0, 0)
-    if min(counts[at], counts[across]) < 2 or at == across:
+    varied = [column for column in range(kind.choices.shape[1]) if len(np.unique(kind.choices[:, column])) > 1]
+    if len(varied) < 2:
         return None
-    names = [kind.choice_names[column].replace("_", " ") for column in (at, across)]
+    across, at = varied[:2]
+    names = [kind.choice_names[column].replace("_", " ") for column in (across, at)]
     coords = verdict["screening"][kind.name]["coords"]
     choice = {choice_name(kind, index): kind.choices[index] for index in range(len(kind.choices))}
     rows = [choice[action] for action in coords["action"]["data"]]
@@ -147,13 +156,13 @@ def over_choices(kind: AgentType, verdict: Mapping[str, Any]) -> go.Figure | Non
     for number, name in enumerate(views):
         gains = table.assign(z=_values(verdict, kind.name)[name][:, constant])
         best = gains.pivot_table(index="y", columns="x", values="z", aggfunc="max")
-        where = f"{names[0]} %{{y}}, {names[1]} %{{x}}"
+        where = f"{names[0]} %{{x}}, {names[1]} %{{y}}"
         heat = _heat(
             best.values, verdict, kind.name, where, x=best.columns.map("{:g}".format), y=best.index.map("{:g}".format)
         )
         figure.add_trace(heat.update(showscale=number == 0, colorbar_y=-80 / 280), **cell(number, 2))
-        figure.update_xaxes(title_text=names[1], type="category", **cell(number, 2))
-    figure.update_yaxes(title_text=names[0], type="category", row=1, col=1)
+        figure.update_xaxes(title_text=names[0], type="category", **cell(number, 2))
+    figure.update_yaxes(title_text=names[1], row=1, col=1)
     return figure.update_yaxes(type="category").update_layout(meta=names, margin_b=110)
 
 
