@@ -217,7 +217,11 @@ def test_a_verdict_is_drawn_agent_by_agent_and_action_by_action(run: RunDir, tmp
     assert f"under {len(Economy.from_config(config).government_choices) - 1} of the" in page
     assert "[+0.5, +1]" in page
 
-    # Files of earlier versions have neither: less is drawn.
+    # Where nobody had a choice there is nothing to draw; files of earlier versions have neither.
+    results = Results.read(run)
+    results.verdicts[-1] |= {"agents": {}, "screening": {}}
+    results.write(run)
+    assert len(Outline(report(run.path, tmp_path / "page.html")).figures) < len(figures)
     results = Results.read(run)
     results.verdicts = [without_details(verdict) for verdict in results.verdicts]
     for end in ("low", "high"):

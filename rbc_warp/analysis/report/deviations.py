@@ -28,29 +28,34 @@ def fill(source: Source, section: Section, command: str) -> None:
     if "agents" not in verdict:
         section.missing("The verdict was made before single agents and actions were kept; this makes it anew:", command)
         return
-    checkpoint = f"checkpoint {verdict['checkpoint']}"
+    if not verdict["agents"]:
+        return  # nobody had a choice
     section.figure(
-        f"Every agent that was tried at {checkpoint}, alone: the gain of its best deviation, with an interval that "
-        "holds for all agents of its type at once. An agent whose interval ends below the dashed bar could not gain "
-        "more by anything that was tried; one that reaches above it may, whatever the others' mean.",
+        f"Every agent that was tried at checkpoint {verdict['checkpoint']}, alone: the gain of its best deviation, "
+        "with an interval that holds for all agents of its type at once. An agent whose interval ends below the dashed "
+        "bar could not gain more by anything that was tried; one that reaches above it may, whatever the others' mean.",
         every_agent(source.economy, verdict),
     )
-    for agent, screened in verdict["screening"].items():
-        episodes = ", ".join(
-            f"{count} of each {name} deviation" for name, count in screened["attrs"]["episodes"].items()
-        )
+    screening = verdict["screening"]
+    episodes = " and ".join(
+        f"{count} of each {name} deviation"
+        for name, count in next(iter(screening.values()))["attrs"]["episodes"].items()
+    )
+    section.text(
+        "What each action would bring, played in all periods ('constant') or in a single one while the policies choose "
+        f"the rest. These figures are from the screening, on few episodes ({episodes}): noisy, the largest most of "
+        "all. They chose the finalists and are not the verdict, which scored these on other draws. Red: a gain; blue: "
+        "a loss; colors go by magnitude, and losses beyond the end of the scale look alike."
+    )
+    for agent, screened in screening.items():
         count = screened["attrs"]["agents"]
-        whom = f"one agent, over the {count} that were tried" if count > 1 else "it"
+        over = f", over {count} agents" if count > 1 else ""
         many = source.economy.agents[agent].count // AGENTS_PER_DEVIATOR
-        company = f" {many} of the type deviated at once, so each figure is only nearly its own." if many > 1 else ""
+        company = f" {many} deviated at once, each in another way: the figures are only nearly their own."
         section.figure(
-            f"{agent.capitalize()}: what each action would bring {whom}, in {_unit(verdict, agent)[1]}, played in all "
-            f"periods or in a single one while the policies choose the rest.{company} These are from the screening, "
-            f"few episodes ({episodes}): noisy, the largest most of all. They chose finalists and are not the "
-            "verdict, which scored these on other draws. Red: a gain; blue: a loss; colors go by magnitude, and "
-            "losses beyond the end of the scale look alike.",
+            f"{agent.capitalize()}: gain of one agent, {_unit(verdict, agent)[1]}{over}.{company if many > 1 else ''}",
             by_action(verdict, agent),
-        )  # fmt: skip
+        )
         constants = over_choices(source.economy.agents[agent], verdict)
         if constants is not None:
             names = " and ".join(constants.layout.meta)
