@@ -108,7 +108,7 @@ def values_of(
     With ``company`` > 1, so many agents deviate in each environment, and the values of each are only nearly its own:
     enough to choose by, not to report.
     """
-    return _values_in(game, deviations, _in_company(deviations, company), episodes, stream, advance)
+    return _values_in(game, deviations, _in_company(deviations, company), episodes, stream, advance)[0]
 
 
 def _values_in(
@@ -118,14 +118,17 @@ def _values_in(
     episodes: int,
     stream: int,
     advance: Callable[[int], None],
-) -> np.ndarray:
-    """The same, with the deviations in these groups: their numbers."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same, with the deviations in these groups, and the mean rewards of all the first's type, (groups, n)."""
     values = np.empty((len(deviations), episodes))
+    agent = deviations[0].agent
+    everybody = np.zeros((len(groups), game.economy.agents[agent].count))
     for k, here, rewards in played(game, [[deviations[i] for i in group] for group in groups], episodes, stream):
         for i in groups[k]:
             values[i, here] = of_deviator(rewards, deviations[i].agent, deviations[i].index)
+        everybody[k] += rewards[agent].sum(axis=0) / episodes
         advance(here.stop - here.start)
-    return values
+    return values, everybody
 
 
 def _in_company(deviations: Sequence[Deviation], company: int) -> list[list[int]]:
@@ -163,7 +166,8 @@ class Searched:
     """What a search found, and what it chose by."""
 
     found: list[Found]  #: Each agent's best.
-    screened: np.ndarray  #: (deviations,) gains of all while finalists were chosen: noisy, nearly their own in company.
+    screened: np.ndarray
+    """(deviations,) gains of all while finalists were chosen: noisy, and in company less what it brings bystanders."""
 
 
 def search(
@@ -181,14 +185,10 @@ def search(
     FINAL times as many others; the best of these, alone, is scored. Intervals are simultaneous (Bonferroni over the
     agents): with probability ``level`` all of them hold.
     """
-    agents = list(dict.fromkeys((deviation.agent, deviation.index) for deviation in deviations))
-    # One more group, in which nobody changes anything, tells what all get as they are, without a batch of its own.
-    free = np.full((1, len(game.economy.agents[deviations[0].agent].head_sizes)), FREE, dtype=np.int32)
-    unchanged = [Deviation(agent, index, free, "as before") for agent, index in agents]
-    tried, count = [*deviations, *unchanged], len(deviations)
-    groups = [*_in_company(deviations, company), list(range(count, len(tried)))]
-    values = _values_in(game, tried, groups, screening, SELECTION_STREAM, advance).mean(axis=1)
-    screened, start = values[:count], dict(zip(agents, values[count:], strict=True))
+    # One more group, in which nobody deviates, tells what all get as they are, without a batch of its own.
+    groups = [*_in_company(deviations, company), []]
+    values, everybody = _values_in(game, deviations, groups, screening, SELECTION_STREAM, advance)
+    screened = values.mean(axis=1)
     finalists = _best(deviations, screened, FINALISTS)
     final = values_of(game, finalists, FINAL * screening, FINAL_STREAM, advance, company).mean(axis=1)
     chosen = _best(finalists, final, 1)
@@ -199,8 +199,22 @@ def search(
     for deviation, new in zip(chosen, after, strict=True):
         old = of_deviator(own, deviation.agent, deviation.index)
         found.append(Found(deviation, float(old.mean()), Estimate.of(new - old, level)))
-    before = np.array([start[deviation.agent, deviation.index] for deviation in deviations])
-    return Searched(found, screened - before)
+    before = np.array(
+        [everybody[-1].mean() if each.index is None else everybody[-1, each.index] for each in deviations]
+    )
+    return Searched(found, screened - before - _by_company(deviations, groups, everybody))
+
+
+def _by_company(deviations: Sequence[Deviation], groups: Sequence[Sequence[int]], everybody: np.ndarray) -> np.ndarray:
+    """What the company brings each deviator (deviations,), by what the same groups bring those who do not deviate.
+
+    ``everybody``: mean rewards of a type's agents in each group, (groups, n); nobody deviates in the last group.
+    """
+    brought = np.zeros(len(deviations))
+    for group, change in zip(groups, everybody - everybody[-1], strict=True):
+        if 1 < len(group) < len(change):
+            brought[list(group)] = np.delete(change, [deviations[i].index or 0 for i in group]).mean()
+    return brought
 
 
 def size_of_search(deviations: Sequence[Deviation], screening: int, scoring: int, company: int = 1) -> int:
