@@ -51,7 +51,7 @@ def fill(source: Source, section: Section, command: str) -> None:
         count = screened["attrs"]["agents"]
         over = f", over {count} agents" if count > 1 else ""
         many = source.economy.agents[agent].count // AGENTS_PER_DEVIATOR
-        company = f" {many} deviated at once; what this brought bystanders in the mean is taken off, so small figures mean little."
+        company = f" {many} deviated at once; the mean effect on bystanders is taken off: small figures mean little."
         section.figure(
             f"{agent.capitalize()}: gain of one agent, {_unit(verdict, agent)[1]}{over}.{company if many > 1 else ''}",
             by_action(verdict, agent),
