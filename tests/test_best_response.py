@@ -266,7 +266,11 @@ def test_a_scan_finds_the_best_fixed_action(game: Game) -> None:
     game.restore()
     found = scan(game, "government", None)
     best = found.found.deviation
-    assert len(found.rewards) == 6 and found.gains[best.name] == max(found.gains.values())
+    assert len(found.rewards) == 6 and found.gains[best.name].mean == max(gain.mean for gain in found.gains.values())
+    before = game.baseline(SELECTION_STREAM)["government"][:, 0]
+    for tried in constant_deviations(game, "government", None):
+        paired = game.evaluate(Forced("government", None, tried.actions), stream=SELECTION_STREAM)["government"][:, 0]
+        assert found.gains[tried.name] == Estimate.of(paired - before)
     after = game.evaluate(Forced("government", None, best.actions))["government"]
     np.testing.assert_allclose(after.mean() - found.found.before, found.found.gain.mean)
     assert len(constant_deviations(game, "consumer", 0)) == 4 and len(constant_deviations(game, "firm", 0)) == 4
@@ -344,7 +348,7 @@ def test_training_afresh_leaves_a_policy_that_fine_tuning_cannot(tmp_path: Path)
     untrained = copy.deepcopy(game.policies["firm"])
     best = scan(game, "firm", 0).found.deviation.actions[0, 0]
     stuck = game.policies["firm"]
-    worst = int(np.argmin([value for value in scan(game, "firm", 0).gains.values()]))
+    worst = int(np.argmin([gain.mean for gain in scan(game, "firm", 0).gains.values()]))
     with torch.no_grad():
         stuck.flat.zero_()
         stuck.layers(stuck.flat).bias3[worst] = 200.0
@@ -446,6 +450,8 @@ def test_the_launcher_keeps_every_result(run_dir: Path, capsys: pytest.CaptureFi
     )
     scans = {(row["agent"], row["index"]) for row in content["scans"]}
     assert {("firm", None), ("firm", 0), ("firm", 1), ("consumer", 0), ("government", None)} <= scans
+    for row in content["scans"]:
+        assert all(row["low"][name] <= gain <= row["high"][name] for name, gain in row["gains"].items())
 
 
 def test_a_public_rollout_is_measured(run_dir: Path) -> None:

@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+import xarray as xr
 from test_best_response import TINY, changed, launch, make_game, run_dir, trained  # noqa: F401 (fixtures)
 
 import run_best_response
@@ -65,7 +66,7 @@ def test_a_search_finds_the_best_of_its_class_and_no_more_than_the_best_plan(age
     best = exact.best_plan(game, agent, index, max_plans=5000)
     for searcher in (constant_deviations, one_step_deviations):
         tried = searcher(game, agent, index)
-        (found,) = search(game, tried, 1, 1)
+        (found,) = search(game, tried, 1, 1).found
         assert found.before == pytest.approx(best.before, rel=1e-6)
         assert found.gain.mean <= best.gain + 1e-5 * abs(best.reward)
         assert found.gain.mean == pytest.approx(values_of(game, tried, 1).max() - found.before, rel=1e-9)
@@ -91,6 +92,35 @@ def test_a_verdict_covers_every_agent_and_keeps_the_largest(game: Game) -> None:
         rewards = alone.evaluate(Forced(agent, agents, deviation.actions[None]))
         gain = of_deviator(rewards, agent, index) - of_deviator(alone.baseline(), agent, index)
         assert found.gain == pytest.approx(gain.mean(), rel=1e-9) and found.low < found.gain < found.high
+
+
+def test_a_verdict_keeps_every_agent_and_every_action(game: Game) -> None:
+    verdict = judge(game, None, AGENT_TYPES, "0", SOME, quiet=True)
+    for agent, kind in game.economy.agents.items():
+        alone, largest = verdict.agents[agent], verdict.largest[agent]
+        assert [one.index for one in alone] == ([None] if kind.count == 1 else list(range(kind.count)))
+        most = max(alone, key=lambda one: one.high)
+        assert (most.gain, most.low, most.high, most.how) == (largest.gain, largest.low, largest.high, largest.how)
+
+        # Each figure is what the deviation brings alone, on the draws that chose the finalists.
+        table = xr.Dataset.from_dict(verdict.screening[agent])
+        for searcher, tried in (("constant", constant_deviations), ("one-step", one_step_deviations)):
+            episodes = SOME.screening[searcher]
+            own = Game(game.trainer, game.policies, game.iteration, episodes=episodes)
+            before = own.baseline(SELECTION_STREAM)
+            gains: dict[str, list[float]] = {}
+            for deviation in [each for one in alone for each in tried(game, agent, one.index)]:
+                agents = None if deviation.index is None else [deviation.index]
+                after = own.evaluate(Forced(agent, agents, deviation.actions[None]), stream=SELECTION_STREAM)
+                gain = of_deviator(after, agent, deviation.index) - of_deviator(before, agent, deviation.index)
+                gains.setdefault(deviation.name, []).append(float(gain[:episodes].mean()))
+            for name, values in gains.items():
+                action, _, period = name.partition(" in period ")
+                cell = table.sel(action=action, way=f"period {period}" if period else "constant")
+                assert float(cell["mean"]) == pytest.approx(np.mean(values), rel=1e-3, abs=1e-9 * abs(largest.gain))
+                assert float(cell["largest"]) == pytest.approx(max(values), rel=1e-3, abs=1e-9 * abs(largest.gain))
+        goods = table["largest"].sel(way="constant").isnull()
+        assert int(goods.sum()) == (4 if agent == "consumer" else 0)
 
 
 def test_a_verdict_passes_small_gains_and_not_large_or_uncertain_ones(game: Game) -> None:

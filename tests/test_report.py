@@ -26,7 +26,9 @@ from rbc_warp.config import load_config
 from rbc_warp.economy import reference
 from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.economy.parameters import Economy
-from rbc_warp.equilibrium.results import Results
+from rbc_warp.equilibrium.best_response import quick_verdict
+from rbc_warp.equilibrium.results import Results, without_details
+from rbc_warp.errors import RunFileError
 from rbc_warp.runs.episodes import Episode
 from rbc_warp.runs.folder import RunDir
 
@@ -148,7 +150,9 @@ def scan_taxes(run: RunDir) -> None:
     results = Results.read(run)
     gains = dict.fromkeys(names, 0.0)
     place = {"checkpoint": "latest", "iteration": 11, "agent": "government", "index": None, "greedy": False}
-    results.add_scan({**place, "gains": gains, "rewards": rewards})
+    low, high = dict.fromkeys(names, -1.0), dict.fromkeys(names, 1.0)
+    low[names[0]] = 0.5
+    results.add_scan({**place, "gains": gains | {names[0]: 0.6}, "low": low, "high": high, "rewards": rewards})
     results.write(run)
 
 
@@ -204,6 +208,54 @@ def test_the_page_of_a_run_is_one_file_and_says_what_is_missing(run: RunDir, tmp
         path.unlink()
     page = report(run.path, tmp_path / "page.html")
     assert tuple(Outline(page).sections) == SECTIONS and len(missing(page)) == 7
+
+
+def test_a_verdict_is_drawn_agent_by_agent_and_action_by_action(run: RunDir, tmp_path: Path) -> None:
+    config = load_config(run.hparams_path)
+    quick_verdict(run, "host", quiet=True)
+    scan_taxes(run)
+    page = report(run.path, tmp_path / "page.html")
+    kept = json.loads(run.best_response_path.read_text())["verdict"]
+    figures = Outline(page).figures
+    heats = [trace for figure in figures for trace in figure["data"] if trace["type"] == "heatmap"]
+    for agent, table in kept["screening"].items():
+        (heat,) = [one for one in heats if tuple(one["y"]) == tuple(table["coords"]["action"]["data"])]
+        assert list(heat["x"]) == ["constant", *(f"period {t}" for t in range(config.world.maxtime))]
+        count = len(kept["agents"][agent])
+        (drawn,) = [figure for figure in figures if heat in figure["data"]]
+        assert len(drawn["layout"].get("updatemenus", [])) == (1 if count > 1 else 0)
+    assert f"under {len(Economy.from_config(config).government_choices) - 1} of the" in page
+    assert "[+0.5, +1]" in page
+
+    # Where nobody had a choice there is nothing to draw; files of earlier versions have neither.
+    results = Results.read(run)
+    results.verdicts[-1] |= {"agents": {}, "screening": {}}
+    results.write(run)
+    assert len(Outline(report(run.path, tmp_path / "page.html")).figures) < len(figures)
+    results = Results.read(run)
+    results.verdicts = [without_details(verdict) for verdict in results.verdicts]
+    for end in ("low", "high"):
+        del results.scans[0][end]
+    results.write(run)
+    page = report(run.path, tmp_path / "page.html")
+    assert len(Outline(page).figures) < len(figures) and "cannot be told from that under" not in page
+    assert any("makes it anew" in text for text in missing(page))
+
+
+@pytest.mark.parametrize(
+    "where", [("verdict", "screening", "consumer", "data_vars", "mean", "data"), ("scans", 0, "low")]
+)
+def test_details_of_another_shape_are_damage(run: RunDir, tmp_path: Path, where: tuple) -> None:
+    quick_verdict(run, "host", quiet=True)
+    scan_taxes(run)
+    content = json.loads(run.best_response_path.read_text())
+    part = content
+    for key in where[:-1]:
+        part = part[key]
+    part[where[-1]] = type(part[where[-1]])()
+    run.best_response_path.write_text(json.dumps(content))
+    with pytest.raises(RunFileError, match=r"best_response\.json"):
+        Results.read(run)
 
 
 def test_an_experiment_is_a_sortable_table_with_regressions(run: RunDir, tmp_path: Path) -> None:

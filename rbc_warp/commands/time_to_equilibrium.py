@@ -19,6 +19,7 @@ from rbc_warp.economy.curriculum import env_steps
 from rbc_warp.economy.parameters import Economy
 from rbc_warp.equilibrium.best_response import judged, measure
 from rbc_warp.equilibrium.request import Request, prepare
+from rbc_warp.equilibrium.results import without_details
 from rbc_warp.equilibrium.verdict import FULL
 from rbc_warp.runs.console import text_table
 from rbc_warp.runs.folder import RunDir
@@ -58,7 +59,7 @@ def attempt(config: Config, updates: int, backend: str) -> dict[str, Any]:
         "training_seconds": trained.seconds,
         "test_seconds": time.monotonic() - began,
         "seed": config.train.base_seed,
-        "verdict": verdict.to_dict(),
+        "verdict": without_details(verdict.to_dict()),
     }
 
 

@@ -273,7 +273,12 @@ def _scanned(plan: Plan, game: Game, what: Mapping[str, Any], advance: Advance) 
     game.restore()
     found = scan(game, what["agent"], what["index"])
     place = {name: what[name] for name in ("checkpoint", "iteration", "agent", "greedy", "settings", "index")}
-    plan.results.add_scan({**place, "gains": found.gains, "rewards": found.rewards})
+    gains = {
+        "gains": {name: gain.mean for name, gain in found.gains.items()},
+        "low": {name: gain.low for name, gain in found.gains.items()},
+        "high": {name: gain.high for name, gain in found.gains.items()},
+    }
+    plan.results.add_scan({**place, **gains, "rewards": found.rewards})
     best = found.found
     after = best.before + best.gain.mean
     return Record(found=best.deviation.name, before=best.before, after=after, **_interval(best.gain), **what)

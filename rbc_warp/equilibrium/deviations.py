@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,13 +108,27 @@ def values_of(
     With ``company`` > 1, so many agents deviate in each environment, and the values of each are only nearly its own:
     enough to choose by, not to report.
     """
-    groups = _in_company(deviations, company)
+    return _values_in(game, deviations, _in_company(deviations, company), episodes, stream, advance)[0]
+
+
+def _values_in(
+    game: Game,
+    deviations: Sequence[Deviation],
+    groups: Sequence[Sequence[int]],
+    episodes: int,
+    stream: int,
+    advance: Callable[[int], None],
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same, with the deviations in these groups, and the mean rewards of all the first's type, (groups, n)."""
     values = np.empty((len(deviations), episodes))
+    agent = deviations[0].agent
+    everybody = np.zeros((len(groups), game.economy.agents[agent].count))
     for k, here, rewards in played(game, [[deviations[i] for i in group] for group in groups], episodes, stream):
         for i in groups[k]:
             values[i, here] = of_deviator(rewards, deviations[i].agent, deviations[i].index)
+        everybody[k] += rewards[agent].sum(axis=0) / episodes
         advance(here.stop - here.start)
-    return values
+    return values, everybody
 
 
 def _in_company(deviations: Sequence[Deviation], company: int) -> list[list[int]]:
@@ -146,6 +161,15 @@ class Found:
     gain: Estimate  #: With an interval that holds for all agents of the search at once.
 
 
+@dataclass(frozen=True)
+class Searched:
+    """What a search found, and what it chose by."""
+
+    found: list[Found]  #: Each agent's best.
+    screened: np.ndarray
+    """(deviations,) gains of all while finalists were chosen: noisy, and in company less what it brings bystanders."""
+
+
 def search(
     game: Game,
     deviations: Sequence[Deviation],
@@ -154,14 +178,17 @@ def search(
     level: float = 0.95,
     advance: Callable[[int], None] = lambda episodes: None,
     company: int = 1,
-) -> list[Found]:
-    """Return each agent's best deviation, chosen on other episodes than the ``scoring`` ones that it is scored on.
+) -> Searched:
+    """Find each agent's best deviation, chosen on other episodes than the ``scoring`` ones that it is scored on.
 
     All are played for ``screening`` episodes, with ``company`` in each environment; each agent's best FINALISTS for
     FINAL times as many others; the best of these, alone, is scored. Intervals are simultaneous (Bonferroni over the
     agents): with probability ``level`` all of them hold.
     """
-    screened = values_of(game, deviations, screening, SELECTION_STREAM, advance, company).mean(axis=1)
+    # One more group, in which nobody deviates, tells what all get as they are, without a batch of its own.
+    groups = [*_in_company(deviations, company), []]
+    values, everybody = _values_in(game, deviations, groups, screening, SELECTION_STREAM, advance)
+    screened = values.mean(axis=1)
     finalists = _best(deviations, screened, FINALISTS)
     final = values_of(game, finalists, FINAL * screening, FINAL_STREAM, advance, company).mean(axis=1)
     chosen = _best(finalists, final, 1)
@@ -172,14 +199,29 @@ def search(
     for deviation, new in zip(chosen, after, strict=True):
         old = of_deviator(own, deviation.agent, deviation.index)
         found.append(Found(deviation, float(old.mean()), Estimate.of(new - old, level)))
-    return found
+    before = np.array(
+        [everybody[-1].mean() if each.index is None else everybody[-1, each.index] for each in deviations]
+    )
+    return Searched(found, screened - before - _by_company(deviations, groups, everybody))
+
+
+def _by_company(deviations: Sequence[Deviation], groups: Sequence[Sequence[int]], everybody: np.ndarray) -> np.ndarray:
+    """What the company brings each deviator (deviations,), by what the same groups bring those who do not deviate.
+
+    ``everybody``: mean rewards of a type's agents in each group, (groups, n); nobody deviates in the last group.
+    """
+    brought = np.zeros(len(deviations))
+    for group, change in zip(groups, everybody - everybody[-1], strict=True):
+        if 1 < len(group) < len(change):
+            brought[list(group)] = np.delete(change, [deviations[i].index or 0 for i in group]).mean()
+    return brought
 
 
 def size_of_search(deviations: Sequence[Deviation], screening: int, scoring: int, company: int = 1) -> int:
     """Return how many episodes :func:`search` plays, where all agents have as many deviations."""
     agents = len({(deviation.agent, deviation.index) for deviation in deviations})
     each = len(deviations) // max(1, agents)
-    return -(-agents // company) * (each + min(each, FINALISTS) * FINAL) * screening + agents * scoring
+    return -(-agents // company) * (each + min(each, FINALISTS) * FINAL) * screening + screening + agents * scoring
 
 
 def _best(deviations: Sequence[Deviation], values: np.ndarray, at_most: int) -> list[Deviation]:
@@ -246,29 +288,57 @@ def partial_actions(game: Game, agent: str, goods: bool) -> Iterator[tuple[str, 
             yield f"{units:g} units of good {good}", tuple(wanted)
 
 
+def by_action(game: Game, agent: str, screened: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return gains (agents, deviations) of the SEARCHERS as a table by action and way, over a type's agents.
+
+    In the form of ``xarray.Dataset.to_dict``, with four digits. Ways are "constant" and the periods of one-step
+    deviations; NaN where an action was not tried in this way.
+    """
+    actions = [name for name, _ in partial_actions(game, agent, goods="one-step" in screened)]
+    ways, tables = [], []
+    for searcher, gains in screened.items():
+        steps = [f"period {period}" for period in range(game.economy.num_periods)] if searcher == "one-step" else []
+        ways += steps or [searcher]
+        tried = gains.reshape(len(gains), -1, max(1, len(steps)))  # (agents, actions, periods): a searcher's order
+        table = np.full((len(gains), len(actions), tried.shape[2]), np.nan)
+        table[:, : tried.shape[1]] = tried
+        tables.append(table)
+    gains = np.concatenate(tables, axis=2)
+
+    def variable(values: np.ndarray) -> dict[str, Any]:
+        return {"dims": ["action", "way"], "data": [[float(f"{value:.4g}") for value in row] for row in values]}
+
+    return {
+        "dims": {"action": len(actions), "way": len(ways)},
+        "coords": {"action": {"dims": ["action"], "data": actions}, "way": {"dims": ["way"], "data": ways}},
+        "data_vars": {"mean": variable(gains.mean(axis=0)), "largest": variable(gains.max(axis=0))},
+    }
+
+
 @dataclass(frozen=True)
 class Scan:
     """Every constant action of one deviator."""
 
     rewards: dict[str, dict[str, float]]  #: Per action, the mean reward of each type with it, on the selection draws.
-    gains: dict[str, float]  #: Per action, the deviator's gain there.
+    gains: dict[str, Estimate]  #: Per action, the deviator's gain there, with an interval for itself.
     found: Found  #: The best action, scored on the report draws.
 
 
 def scan(game: Game, agent: str, index: int | None) -> Scan:
     """Try every constant action of one agent, or of all agents of a type at once."""
     deviations, episodes = constant_deviations(game, agent, index), game.num_episodes
-    start = of_deviator(game.values(episodes, SELECTION_STREAM), agent, index).mean()
+    start = of_deviator(game.values(episodes, SELECTION_STREAM), agent, index)
     totals: list[dict[str, float]] = [dict.fromkeys(game.economy.agents, 0.0) for _ in deviations]
-    gains = np.zeros(len(deviations))
+    values = np.empty((len(deviations), episodes))
     for k, here, rewards in played(game, [[deviation] for deviation in deviations], episodes):
         share = (here.stop - here.start) / episodes
-        for name, values in rewards.items():
-            totals[k][name] += share * float(values.mean())
-        gains[k] += share * (of_deviator(rewards, agent, index).mean())
-    best = deviations[int(gains.argmax())]
+        for name, of_type in rewards.items():
+            totals[k][name] += share * float(of_type.mean())
+        values[k, here] = of_deviator(rewards, agent, index)
+    gains = [paired_gain(own, start, game.greedy) for own in values]
+    best = deviations[int(np.argmax([gain.mean for gain in gains]))]
     before = of_deviator(game.values(episodes), agent, index)
     (after,) = values_of(game, [best], episodes, REPORT_STREAM)
     found = Found(best, float(before.mean()), paired_gain(after, before, game.greedy))
     names = [deviation.name for deviation in deviations]
-    return Scan(dict(zip(names, totals, strict=True)), dict(zip(names, map(float, gains - start), strict=True)), found)
+    return Scan(dict(zip(names, totals, strict=True)), dict(zip(names, gains, strict=True)), found)

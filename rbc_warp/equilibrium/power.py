@@ -281,7 +281,7 @@ class Task:
         screening, scoring, level = self.extent.screening, self.extent.scoring, self.extent.level
         gains = {"rule": best_rule(game, who, number, screening, scoring, level).gain}
         for name, searcher in SEARCHERS.items():
-            (found,) = search(game, searcher(game, who, number), screening, scoring, level)
+            (found,) = search(game, searcher(game, who, number), screening, scoring, level).found
             gains[name] = found.gain
         return gains
 

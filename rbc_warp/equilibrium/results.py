@@ -103,9 +103,10 @@ class Results:
     records: list[Record] = field(default_factory=list)
     verdicts: list[dict[str, Any]] = field(
         default_factory=list
-    )  #: One for each iteration, in order; see ``verdict.py``.
+    )  #: One for each iteration, in order; see ``verdict.py``. The file keeps the details of the last one only.
     scans: list[dict[str, Any]] = field(default_factory=list)
-    """Every fixed action tried: its deviator's gain and each type's reward, on the selection draws."""
+    """Every fixed action tried: its deviator's gain, with an interval for itself, and each type's reward, on the
+    selection draws."""
 
     @classmethod
     def read(cls, run: RunDir) -> Results:
@@ -123,11 +124,12 @@ class Results:
                 record.line()
             scans = [dict(row) for row in content.get("scans", [])]
             for row in scans:
-                _scan_key(row)
-            only = [content["verdict"]] if "verdict" in content else []
-            verdicts = [dict(row) for row in content.get("verdicts", only)]
+                _check_scan(row)
+            last = [content["verdict"]] if "verdict" in content else []
+            verdicts = [dict(row) for row in [*content.get("verdicts", last)[:-1], *last]]
             for row in verdicts:
                 int(row["iteration"]), bool(row["passed"]), dict(row["largest"])
+                _check_details(row)
             return cls(records, verdicts, scans)
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             problem = f"does not hold results of best responses ({error})"
@@ -137,7 +139,9 @@ class Results:
         """best_response.json, and br_<type>_output.txt for each type measured."""
         records = [asdict(record) for record in self.records]
         tables = {"exploitability": self.exploitability(), "records": records, "scans": self.scans}
-        latest = {"verdict": self.verdicts[-1], "verdicts": self.verdicts} if self.verdicts else {}
+        latest: dict[str, Any] = {}
+        if self.verdicts:
+            latest = {"verdict": self.verdicts[-1], "verdicts": [without_details(row) for row in self.verdicts]}
         run.write_best_response({**latest, **tables})
         for agent in AGENT_TYPES:
             lines = [text for record in self.ordered() if record.agent == agent for text in [_output_line(record)]]
@@ -227,6 +231,32 @@ class Results:
 
 
 OUTPUT_HEADER = "reward per agent and period: mean (std over episodes)"
+
+
+def without_details(verdict: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a verdict without its figures of single agents and actions."""
+    return {name: value for name, value in verdict.items() if name not in ("agents", "screening")}
+
+
+def _check_details(verdict: Mapping[str, Any]) -> None:
+    """Raise ValueError or KeyError where the figures of single agents or actions cannot be used."""
+    for found in (one for of_type in verdict.get("agents", {}).values() for one in of_type):
+        if not found["low"] <= found["gain"] <= found["high"]:
+            raise ValueError(f"{found['how']}: the gain is not in its interval")
+    for agent, table in verdict.get("screening", {}).items():
+        shape = tuple(len(table["coords"][name]["data"]) for name in ("action", "way"))
+        for name in ("mean", "largest"):
+            found = np.array(table["data_vars"][name]["data"], dtype=float).shape
+            if found != shape:
+                raise ValueError(f"screening of {agent}: {name} has the shape {found}, not {shape}")
+
+
+def _check_scan(scan: Mapping[str, Any]) -> None:
+    """Raise ValueError or KeyError where a scan cannot be used. Those of earlier versions have no intervals."""
+    _scan_key(scan)
+    for name in ("rewards", "low", "high"):
+        if name in scan and scan[name].keys() != scan["gains"].keys():
+            raise ValueError(f"a scan's {name} are not of the same actions as its gains")
 
 
 def _scan_key(scan: Mapping[str, Any]) -> tuple:

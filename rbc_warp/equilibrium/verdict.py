@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+import numpy as np
 
 from rbc_warp.economy.agents import CONSUMER_THETA
 from rbc_warp.economy.welfare import consumption_equivalent
@@ -12,6 +14,7 @@ from rbc_warp.equilibrium.deviations import (
     SEARCHERS,
     Deviation,
     Found,
+    by_action,
     search,
     single_agents,
     size_of_search,
@@ -71,6 +74,20 @@ class Largest:
 
 
 @dataclass(frozen=True)
+class Alone:
+    """The gain of one agent's best deviation: of each searcher's best, scored, the one with the highest upper end.
+
+    The interval holds for all agents of the type at once.
+    """
+
+    index: int | None  #: None for the one agent that is its type.
+    gain: float
+    low: float
+    high: float
+    how: str
+
+
+@dataclass(frozen=True)
 class Verdict:
     """Whether no tried deviation of any single agent gains more than its type's bar, intervals included."""
 
@@ -81,6 +98,10 @@ class Verdict:
     num_deviations: int
     effort: str
     largest: dict[str, Largest]
+    agents: dict[str, list[Alone]] = field(default_factory=dict)  #: Of each type that was searched, by number.
+    screening: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Gains by action and way, per type, while finalists were chosen; see ``by_action``, with ``attrs``: ``agents`` in
+    the figures, ``episodes`` of each deviation."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -150,18 +171,29 @@ def judge(
             tried = [deviation for index in indices for deviation in SEARCHERS[name](game, agent, index)]
             tasks.append((agent, name, len(indices), tried, max(1, count // AGENTS_PER_DEVIATOR)))
     found: dict[str, list[tuple[str, Found]]] = {agent: [] for agent in types}
+    screened: dict[str, dict[str, np.ndarray]] = {agent: {} for agent in searched}
     look = 1.0 - (1.0 - level) / LOOKS
     sizes = (size_of_search(tried, effort.screening[name], effort.scoring, few) for _, name, _, tried, few in tasks)
     with ProgressBar(sum(sizes), quiet=quiet) as bar:
         for agent, name, many, tried, company in tasks:
             bar.show(f"{name} deviations of {many} {agent}s")
             first = search(game, tried, effort.screening[name], effort.scoring, look, bar.advance, company)
-            found[agent] += [(name, each) for each in _decided(game, first, bases[agent].bar, effort.rescoring, look)]
+            screened[agent][name] = first.screened.reshape(many, -1)
+            decided = _decided(game, first.found, bases[agent].bar, effort.rescoring, look)
+            found[agent] += [(name, each) for each in decided]
     largest = {agent: _largest(game, agent, found[agent], more.get(agent, ()), bases[agent], level) for agent in types}
     agents = sum(many for _, name, many, *_ in tasks if name == next(iter(effort.screening)))
     count = sum(len(tried) for *_, tried, _ in tasks) + sum(map(len, more.values()))
     passed = all(each.passed for each in largest.values())
-    return Verdict(checkpoint, game.iteration, passed, agents, count, effort.name, largest)
+    alone = {agent: _alone(found[agent]) for agent in searched}
+    screening = {
+        agent: {
+            **by_action(game, agent, of_type),
+            "attrs": {"agents": len(alone[agent]), "episodes": dict(effort.screening)},
+        }
+        for agent, of_type in screened.items()
+    }
+    return Verdict(checkpoint, game.iteration, passed, agents, count, effort.name, largest, alone, screening)
 
 
 @dataclass(frozen=True)
@@ -238,6 +270,16 @@ def _largest(
         consumption_equivalent=worth,
         upper_end=upper_end,
     )
+
+
+def _alone(found: Sequence[tuple[str, Found]]) -> list[Alone]:
+    """Each agent's deviation whose gain may be largest."""
+    best: dict[int | None, Alone] = {}
+    for name, each in found:
+        index, gain = each.deviation.index, each.gain
+        if index not in best or gain.high > best[index].high:
+            best[index] = Alone(index, gain.mean, gain.low, gain.high, f"{name}, {each.deviation.name}")
+    return list(best.values())
 
 
 def _who(deviation: Deviation) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from rbc_warp.analysis.gaps import Point, points_of
+from rbc_warp.analysis.report import deviations
 from rbc_warp.analysis.report.drawing import COLORS, cell, grid
 from rbc_warp.analysis.report.parts import Section, Source, with_dashes
 from rbc_warp.equilibrium.results import PUBLISHED_BARS
@@ -28,6 +29,8 @@ def fill(sources: list[Source], section: Section, command: str) -> None:
         ]  # fmt: skip
         head = ["run", "seed", "iteration", "verdict", "type", "gain [%]", "upper end [%]", "bar [%]", "best deviation"]
         section.table(head, with_dashes(rows), sortable=True)
+        if len(sources) == 1:
+            deviations.fill(sources[0], section, command)
     else:
         section.missing("There is no verdict on an equilibrium; this searches all deviations for one:", command)
     rows = [

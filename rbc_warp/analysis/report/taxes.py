@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,7 +42,7 @@ def fill(source: Source, section: Section) -> None:
         f"What each constant pair of taxes brings at checkpoint {scan['checkpoint']}, consumers and firms playing on "
         f"as they learned: welfare (consumers' rewards plus {factor:g} of the firms'), and mean rewards per agent and "
         "period. Stars: the largest value. A star at the taxes that the government chose means it cannot "
-        f"gain.{best}",
+        f"gain.{best}" + told_apart(pairs),
         surface(pairs, {"government": "Welfare", "consumer": "Consumer's reward", "firm": "Firm's reward"}),
     )
     if source.has_policies and scan["checkpoint"] == "latest":
@@ -64,14 +65,37 @@ def tax_pairs(scan: Mapping[str, Any]) -> pd.DataFrame:
     for name, rewards in scan["rewards"].items():
         rates = re.fullmatch(pattern, name)
         if rates:
-            rows.append((*map(float, rates.groups()), *rewards.values()))
+            ends = (scan[end][name] if end in scan else math.nan for end in ("low", "high"))
+            rows.append((*map(float, rates.groups()), *rewards.values(), scan["gains"][name], *ends))
     some = next(iter(scan["rewards"].values()))
-    return best_over_others(pd.DataFrame(rows, columns=[*GOVERNMENT_CHOICE, *some]))
+    table = pd.DataFrame(rows, columns=[*GOVERNMENT_CHOICE, *some, "gain", "low", "high"])
+    return best_over_others(table.drop(columns=["low", "high"]) if OTHERS else table)
 
 
 def best_over_others(table: pd.DataFrame) -> pd.DataFrame:
     """Return the largest of each column for every pair of the first two rates."""
     return table.drop(columns=OTHERS).groupby(PAIR, as_index=False).max()
+
+
+def told_apart(pairs: pd.DataFrame) -> str:
+    """Return how many tax pairs' gains over the learned taxes have intervals that hold 0; nothing without intervals."""
+    if "low" not in pairs or pairs["low"].isna().any():
+        return ""
+    same = int(((pairs["low"] <= 0.0) & (pairs["high"] >= 0.0)).sum())
+    return (
+        f" Welfare under {same} of the {len(pairs)} pairs cannot be told from that under the learned taxes: the paired "
+        "difference's own 95 % interval, shown at each point, holds 0."
+    )
+
+
+def against_learned(pairs: pd.DataFrame) -> np.ndarray | None:
+    """Return the gain over the learned taxes in words, at each point of a surface; None without intervals."""
+    if "low" not in pairs or pairs["low"].isna().any():
+        return None
+    words = "<br>against the learned taxes " + pairs.apply(
+        lambda row: f"{row['gain']:+.3g} [{row['low']:+.3g}, {row['high']:+.3g}]", axis=1
+    )
+    return pairs.assign(words=words).pivot(index="corporate_tax", columns="income_tax", values="words").values
 
 
 def surface(pairs: pd.DataFrame, columns: Mapping[str, str]) -> go.Figure:
@@ -83,7 +107,8 @@ def surface(pairs: pd.DataFrame, columns: Mapping[str, str]) -> go.Figure:
         bar = {"len": 0.9, "x": (number % COLUMNS + 0.76) * width, "thickness": 8, "y": 0.5}
         heat = go.Heatmap(
             x=table.columns, y=table.index, z=table.values, colorscale="Viridis", colorbar=bar,
-            hovertemplate="income tax %{x}, corporate tax %{y}: %{z:.5g}<extra></extra>",
+            hovertemplate="income tax %{x}, corporate tax %{y}: %{z:.5g}%{text}<extra></extra>",
+            text=against_learned(pairs) if name == "government" else None,
         )  # fmt: skip
         figure.add_trace(heat, **cell(number))
         best = pairs.loc[pairs[name].idxmax()]
