@@ -72,8 +72,10 @@ def by_period(rollouts: Mapping[str, xr.Dataset]) -> go.Figure:
         {"label": f"checkpoint {label}", "method": "restyle", "args": [{"visible": [at == label for at in shown_at]}]}
         for label in rollouts
     ]
-    menu = {"type": "buttons", "direction": "right", "x": 0, "xanchor": "left", "y": 1.06, "yanchor": "bottom"}
-    figure.update_layout(updatemenus=[{**menu, "active": len(rollouts) - 1, "buttons": buttons}], margin_t=110)
+    menu = {"type": "buttons", "direction": "right", "active": len(rollouts) - 1, "buttons": buttons}
+    figure.update_layout(updatemenus=[menu])
+    for number in range(len(panels) - len(TAX_PANELS), len(panels)):
+        figure.update_yaxes(rangemode="nonnegative", **cell(number, 4))
     return figure.update_xaxes(title_text="period", row=-(-len(panels) // 4))
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.io import to_json
+from plotly.utils import PlotlyJSONEncoder
 
 from rbc_warp.analysis.national import national_accounts
+from rbc_warp.analysis.report.drawing import arrange
 from rbc_warp.analysis.rollouts import load_rollout
 from rbc_warp.config import Config, load_config
 from rbc_warp.economy.parameters import Economy
@@ -26,6 +28,7 @@ class Section:
     key: str
     title: str
     blocks: list[dict[str, Any]] = field(default_factory=list)
+    figures: list[go.Figure] = field(default_factory=list)
 
     def text(self, text: str) -> None:
         self.blocks.append({"kind": "text", "text": text})
@@ -33,7 +36,11 @@ class Section:
     def figure(self, sentence: str, figure: go.Figure) -> None:
         """A figure, below the sentence that says what to see."""
         self.text(sentence)
-        self.blocks.append({"kind": "figure", "json": to_json(figure, validate=False)})
+        self.figures.append(figure)
+        wide, narrow = arrange(figure), arrange(figure, narrow=True)
+        bars = [trace.colorbar if "colorbar" in trace else None for trace in narrow.data]
+        moved = {"layout": narrow.layout.update(template=None), "colorbars": bars}
+        self.blocks.append({"kind": "figure", "wide": _json(wide), "narrow": _json(moved)})
 
     def table(self, head: list[str], rows: list[list[Any]], sortable: bool = False) -> None:
         self.blocks.append({"kind": "table", "head": head, "rows": rows, "sortable": sortable})
@@ -92,6 +99,11 @@ class Source:
             text = "The run holds no dense rollout (episode_….npz) yet; training on to its end writes one:"
             section.missing(text, f"python run_training.py --resume {self.run.path}")
         return self.last is None
+
+
+def _json(value: Any) -> str:
+    """JSON that may stand in a page's script."""
+    return json.dumps(value, cls=PlotlyJSONEncoder).replace("</", "<\\/")
 
 
 def with_dashes(rows: list[list[Any]]) -> list[list[Any]]:
