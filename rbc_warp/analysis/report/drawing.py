@@ -14,7 +14,7 @@ BAND = "rgba(36,88,166,0.14)"
 COLUMNS = 3
 WIDE, NARROW = 1100, 358
 """Widths for which figures are laid out: a page on a screen and on paper, and on a phone [pixels]."""
-TITLE, TICKS, AXIS_TITLE, BUTTONS, LINE, BAR = 30, 26, 20, 46, 19, 62
+TITLE, TICKS, AXIS_TITLE, BUTTONS, LINE, BAR = 30, 26, 20, 54, 19, 62
 """Space for a panel's title, ticks and axis title, for buttons, a line of a legend, and a color bar [pixels]."""
 LOOK = go.layout.Template(
     layout={
@@ -99,7 +99,7 @@ def arrange(figure: go.Figure, narrow: bool = False) -> go.Figure:
         note.font = {"size": 12 if columns < 5 and not narrow else 11, "color": "#333"}
     head = title + BUTTONS * len(figure.layout.updatemenus)
     for menu in figure.layout.updatemenus:
-        menu.update(y=1.0 + (title + 4) / height, yanchor="bottom", x=0, xanchor="left", pad={"l": 0, "t": 0})
+        menu.update(y=1.0 + (title + 12) / height, yanchor="bottom", x=0, xanchor="left", pad={"l": 0, "t": 0})
         for button in menu.buttons if narrow else ():
             button.label = button.label.split()[-1]
     foot = below + _legend_height(figure, width)
@@ -127,8 +127,13 @@ def _head_legend(figure: go.Figure, panels: Sequence[str], meta: dict[str, Any])
     if len({_panel(trace) for trace in shown}) > 1:
         titles = dict(zip(panels, meta["titles"], strict=False))
         for trace in shown:
-            title = titles[_panel(trace)].split(" [")[0]
-            trace.update(legendgroup=title, legendgrouptitle={"text": title, "font": {"size": 11}})
+            panel = _panel(trace)
+            title = titles[panel].split(" [")[0]
+            trace.update(
+                legendrank=1000 + int(panel or 1),
+                legendgroup=title,
+                legendgrouptitle={"text": title, "font": {"size": 11}},
+            )
 
 
 def _in_legend(trace: Any) -> bool:

@@ -86,14 +86,14 @@ def final_metrics(run: RunDir) -> dict[str, float]:
     return metrics.tail(max(1, round(LAST_SHARE * len(metrics)))).mean().to_dict()
 
 
-def _mean(metric: str, variable: str) -> Callable[[Source], float | None]:
+def _mean(metric: str, variable: str, scale: float = 1.0) -> Callable[[Source], float | None]:
     """A metric's final mean, or its mean over the last rollout where there are no metrics."""
 
     def measure(source: Source) -> float | None:
         final = final_metrics(source.run)
         if metric in final:
-            return final[metric]
-        return None if source.last is None else float(source.rollout[variable].mean())
+            return scale * final[metric]
+        return None if source.last is None else scale * float(source.rollout[variable].mean())
 
     return measure
 
@@ -103,13 +103,13 @@ def _gdp(source: Source) -> float | None:
 
 
 MEASURES: tuple[tuple[str, str, Callable[[Source], float | None]], ...] = (
-    ("Welfare", "government's reward per quarter", _mean("reward.government", "government_reward")),
+    ("Welfare", "reward of the government", _mean("reward.government", "government_reward")),
     ("Consumers' reward", "utility per quarter", _mean("reward.consumer", "consumer_reward")),
-    ("Firms' reward", "per quarter", _mean("reward.firm", "firm_reward")),
+    ("Firms' reward", "money per quarter", _mean("reward.firm", "firm_reward")),
     ("GDP", "money per quarter", _gdp),
     ("Price", "money per unit", _mean("economy.price", "prices")),
     ("Wage", "money per hour", _mean("economy.wage", "wages")),
     ("Work", "hours per quarter", _mean("economy.hours", "hours")),
-    ("Income tax", "rate", _mean("economy.income_tax", "income_tax")),
-    ("Corporate tax", "rate", _mean("economy.corporate_tax", "corporate_tax")),
+    ("Income tax", "% of wages", _mean("economy.income_tax", "income_tax", 100.0)),
+    ("Corporate tax", "% of profits", _mean("economy.corporate_tax", "corporate_tax", 100.0)),
 )

@@ -54,9 +54,9 @@ def lorenz_curves(measures: Mapping[str, np.ndarray], ginis: Mapping[str, float]
             at = np.unique(np.linspace(0, len(people) - 1, 101).astype(int))
             curve = go.Scatter(x=people[at], y=share[at], name=name, mode="lines", line_color=color)
             figure.add_trace(curve, **cell(0, 2))
-        text = {"texttemplate": "%{x:.3f}", "showlegend": False}
+        text = {"texttemplate": "%{y} %{x:.3f}", "insidetextanchor": "start", "showlegend": False}
         figure.add_trace(go.Bar(x=[ginis[name]], y=[name], orientation="h", marker_color=color, **text), **cell(1, 2))
-    figure.update_yaxes(autorange="reversed", **cell(1, 2))
+    figure.update_yaxes(autorange="reversed", showticklabels=False, **cell(1, 2))
     figure.update_xaxes(title_text="share of consumers, poorest first", **cell(0, 2))
     return figure.update_yaxes(title_text="share of the total", **cell(0, 2))
 
