@@ -1,4 +1,4 @@
-"""A run as the public implementation leaves it: its data load, its audit passes, and its report says what is missing."""
+"""A run as the public implementation leaves it: data load, the audit passes, the report says what is missing."""
 
 from __future__ import annotations
 

@@ -122,8 +122,10 @@ def _titled(panels: Sequence[str], meta: dict[str, Any]) -> list[str]:
 
 
 def _head_legend(figure: go.Figure, panels: Sequence[str], meta: dict[str, Any]) -> None:
-    """Where entries belong to several panels, put them in groups below the panel's title."""
+    """Put entries into groups below their panel's title where they belong to several panels, else into one line."""
     shown = [trace for trace in figure.data if _in_legend(trace)]
+    for trace in shown:
+        trace.legendgroup = None
     if len({_panel(trace) for trace in shown}) > 1:
         titles = dict(zip(panels, meta["titles"], strict=False))
         for trace in shown:

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 
 from rbc_warp.analysis.report.parts import Source
-from rbc_warp.analysis.rollouts import load_metrics
 from rbc_warp.economy.curriculum import env_steps
 from rbc_warp.runs.console import number_text
-from rbc_warp.runs.folder import RunDir
-
-LAST_SHARE = 0.05
-"""Share of the logged iterations, the last ones, over which final figures are means."""
 
 
 @dataclass(frozen=True)
 class Fact:
-    """A number of the first row, what it is, and its unit."""
+    """A number of the first row, what it is, its unit, and of several runs the range."""
 
     name: str
     value: str
     unit: str
+    between: str
 
 
 def sentence(source: Source) -> str:
@@ -71,28 +66,17 @@ def facts(sources: list[Source]) -> list[Fact]:
             value for source in sources for value in [measure(source)] if value is not None and np.isfinite(value)
         ]
         if values:
-            several = len(values) > 1
-            spread = f"{number_text(min(values))} – {number_text(max(values))}"
-            found.append(Fact(name, number_text(float(np.mean(values))), f"{unit}; {spread}" if several else unit))
+            between = f"{number_text(min(values))} to {number_text(max(values))}" if len(values) > 1 else ""
+            found.append(Fact(name, number_text(float(np.mean(values))), unit, between))
     return found
-
-
-@cache
-def final_metrics(run: RunDir) -> dict[str, float]:
-    """Return means over the last logged iterations, {} where there are no metrics."""
-    if not run.metrics_path.exists():
-        return {}
-    metrics = load_metrics(run.path)
-    return metrics.tail(max(1, round(LAST_SHARE * len(metrics)))).mean().to_dict()
 
 
 def _mean(metric: str, variable: str, scale: float = 1.0) -> Callable[[Source], float | None]:
     """A metric's final mean, or its mean over the last rollout where there are no metrics."""
 
     def measure(source: Source) -> float | None:
-        final = final_metrics(source.run)
-        if metric in final:
-            return scale * final[metric]
+        if metric in source.final:
+            return scale * source.final[metric]
         return None if source.last is None else scale * float(source.rollout[variable].mean())
 
     return measure

@@ -13,12 +13,15 @@ from plotly.utils import PlotlyJSONEncoder
 
 from rbc_warp.analysis.national import national_accounts
 from rbc_warp.analysis.report.drawing import arrange
-from rbc_warp.analysis.rollouts import load_rollout
+from rbc_warp.analysis.rollouts import load_metrics, load_rollout
 from rbc_warp.config import Config, load_config
 from rbc_warp.economy.parameters import Economy
 from rbc_warp.equilibrium.request import last_iteration
 from rbc_warp.equilibrium.results import Results
 from rbc_warp.runs.folder import RunDir
+
+LAST_SHARE = 0.05
+"""Share of the logged iterations, the last ones, over which final figures are means."""
 
 
 @dataclass
@@ -71,6 +74,14 @@ class Source:
     def rollout(self) -> xr.Dataset:
         """The last dense rollout."""
         return load_rollout(self.run.path, self.last)
+
+    @cached_property
+    def final(self) -> dict[str, float]:
+        """Means of metrics over the last logged iterations; {} where there are none."""
+        if not self.run.metrics_path.exists():
+            return {}
+        metrics = load_metrics(self.run.path)
+        return {name: float(x) for name, x in metrics.tail(max(1, round(LAST_SHARE * len(metrics)))).mean().items()}
 
     @cached_property
     def accounts(self) -> xr.Dataset:
