@@ -53,7 +53,7 @@ def verdict(sources: list[Source]) -> str:
             f"Fails as an approximate equilibrium {at}: a deviation gains too much for the {' and the '.join(failing)}."
         )
     rest = len(sources) - len(last)
-    return f"{passed} of {len(last)} runs pass as approximate equilibria: {bar}." + f" {rest} were not searched." * (
+    return f"{passed} of {len(last)} runs pass as approximate equilibria: {bar}." + f" Not searched: {rest}." * (
         rest > 0
     )
 
