@@ -24,14 +24,14 @@ pytestmark = [
 ]
 
 # Of every figure: the panels that hold a trace, and those in which something was really drawn, a path of some length,
-# a point, a bar or a heat map's image with a number in it (which a star on it does not make up for).
+# a point, a bar or a heat map's image. Blank: traces that are to be seen, in which Plotly finds nothing to draw.
 DRAWN = """() => [...document.querySelectorAll(".figure")].map(div => {
   const shown = div._fullData.filter(trace => trace.visible === true);
   const panels = new Set(shown.map(trace => trace.xaxis + trace.yaxis));
   const seen = element => { const box = element.getBoundingClientRect(); return box.width + box.height > 1; };
   const marks = ".scatterlayer .js-line, .scatterlayer .point, .barlayer .point path, .heatmaplayer image";
   return {container: div.querySelectorAll(".plot-container").length, traces: shown.length, panels: [...panels],
-    blank: shown.filter(trace => trace.z && ![...trace.z].some(row => [...row].some(Number.isFinite))).length,
+    blank: div._fullData.filter((trace, n) => (div.data[n].visible ?? true) && trace.visible !== true).length,
     empty: [...panels].filter(name => ![...div.querySelectorAll(`.subplot.${name} :is(${marks})`)].some(seen))};
 })"""
 DATA = """() => [...document.querySelectorAll("#economy .figure")].map(div =>
