@@ -3,6 +3,7 @@
 # make check      format, lint, types, tests          make test-gpu  the tests that need a GPU
 # make setup-gpu  pycuda, on a machine with a GPU     make bench     time the simulation
 # make setup-ray  Ray, to run sweeps on it; without it `make slow` runs what is installed and skips the tests of Ray
+# make test-browser   the report in a real browser: apt-get install chromium, or BROWSER_PATH=one
 # Needs Python 3.11 or newer (PYTHON=python3.12), a C++ compiler, make and a package index, or WHEELS=folder without one.
 
 PYTHON ?= python3
@@ -19,7 +20,7 @@ STAMP_RAY := $(VENV)/.installed-ray
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 
 .DELETE_ON_ERROR:
-.PHONY: train setup setup-dev setup-gpu setup-ray test test-gpu slow check bench clean
+.PHONY: train setup setup-dev setup-gpu setup-ray test test-gpu test-browser slow check bench clean
 
 train: setup
 	$(RUN) run_training.py --config $(CONFIG)
@@ -33,6 +34,9 @@ test: setup-dev
 
 test-gpu: setup-dev setup-gpu
 	$(RUN) -m pytest -m gpu
+
+test-browser: setup-dev
+	$(RUN) -m pytest -m browser
 
 slow: setup-dev
 	$(RUN) -m pytest -m slow

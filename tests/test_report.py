@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 import xarray as xr
 from economies import make_economy, random_actions
@@ -21,6 +21,7 @@ from rbc_warp.__main__ import main
 from rbc_warp.analysis.inequality import gini, lorenz
 from rbc_warp.analysis.national import national_accounts, residuals
 from rbc_warp.analysis.relations import regress
+from rbc_warp.analysis.report.drawing import arrange, cell, grid
 from rbc_warp.analysis.rollouts import VARIABLES, variables
 from rbc_warp.config import load_config
 from rbc_warp.economy import reference
@@ -217,13 +218,13 @@ def test_a_verdict_is_drawn_agent_by_agent_and_action_by_action(run: RunDir, tmp
     page = report(run.path, tmp_path / "page.html")
     kept = json.loads(run.best_response_path.read_text())["verdict"]
     figures = Outline(page).figures
-    heats = [trace for figure in figures for trace in figure["data"] if trace["type"] == "heatmap"]
+    heats = [trace for figure in figures for trace in figure["wide"]["data"] if trace["type"] == "heatmap"]
     for agent, table in kept["screening"].items():
         (heat,) = [one for one in heats if tuple(one["y"]) == tuple(table["coords"]["action"]["data"])]
         assert list(heat["x"]) == ["constant", *(f"period {t}" for t in range(config.world.maxtime))]
         count = len(kept["agents"][agent])
-        (drawn,) = [figure for figure in figures if heat in figure["data"]]
-        assert len(drawn["layout"].get("updatemenus", [])) == (1 if count > 1 else 0)
+        (drawn,) = [figure for figure in figures if heat in figure["wide"]["data"]]
+        assert len(drawn["wide"]["layout"].get("updatemenus", [])) == (1 if count > 1 else 0)
     assert f"under {len(Economy.from_config(config).government_choices) - 1} of the" in page
     assert "[+0.5, +1]" in page
 
@@ -283,11 +284,36 @@ def test_a_damaged_file_is_one_message(run: RunDir, tmp_path: Path, capsys, name
     assert not (tmp_path / "page.html").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
-def test_every_figure_is_drawn_in_a_browser(run: RunDir, tmp_path: Path) -> None:
-    scan_taxes(run)
-    page = report(run.path, tmp_path / "page.html")
-    words = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000", "--dump-dom"]
-    drawn = subprocess.run([*words, f"file://{tmp_path}/page.html"], capture_output=True, text=True, timeout=120).stdout
-    assert drawn.count('class="plot-container plotly"') == len(Outline(page).figures)
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--png", "hparams.yaml"], "hparams.yaml: is a file; give --png a folder"),
+        (["--png", "hparams.yaml/png"], "hparams.yaml/png: cannot be written: Not a directory"),
+        (["--png", "png", "-o", "page.svg"], "give an --output that ends in .html"),
+        (["--png", "png"], "BROWSER_PATH=/nowhere/chromium cannot be run; install it (apt-get install chromium"),
+    ],
+)
+def test_what_keeps_figures_from_files_is_told_before_the_page_is_made(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys, words: list[str], says: str
+) -> None:
+    monkeypatch.chdir(run.path)
+    monkeypatch.setenv("BROWSER_PATH", "/nowhere/chromium")
+    with pytest.raises(SystemExit) as ended:
+        main(["report", ".", *words])
+    assert ended.value.code == 2 and says in capsys.readouterr().err and not Path("report.html").exists()
+
+
+def test_panels_flow_on_a_narrow_page_and_keep_their_titles_and_bars() -> None:
+    figure = grid([f"Panel {n} [unit]" for n in range(5)], columns=4)
+    for number in range(5):
+        figure.add_trace(go.Heatmap(z=[[number, 1]]), **cell(number, 4))
+    for drawn, columns in ((arrange(figure), 4), (arrange(figure, narrow=True), 2)):
+        height = drawn.layout.height - drawn.layout.margin.t - drawn.layout.margin.b
+        for number, trace in enumerate(drawn.data):
+            x, y, title = drawn.layout[f"xaxis{number + 1}"], drawn.layout[f"yaxis{number + 1}"], trace.colorbar
+            note = drawn.layout.annotations[number]
+            assert (note.x, note.y) == (x.domain[0], y.domain[1]) and note.text.startswith(f"Panel {number}")
+            assert x.domain[1] < title.x < 1.0 and title.y == y.domain[1]
+            if number >= columns:
+                above = drawn.layout[f"yaxis{number + 1 - columns}"].domain[0]
+                assert (above - y.domain[1]) * height > 40

@@ -88,7 +88,7 @@ def test_a_third_tax_is_drawn_at_its_best(monkeypatch):
     names = [f"income tax {a:g}, corporate tax {b:g}, consumption tax {c:g}" for a, b, c in rates]
     rewards = {name: {"government": float(n)} for n, name in enumerate(names)}
     pairs = taxes.tax_pairs({"rewards": rewards, "gains": dict.fromkeys(names, 0.0)})
-    assert pairs["government"].tolist() == [1.0, 3.0, 5.0, 7.0] and list(pairs) == [*taxes.PAIR, "government"]
+    assert pairs["government"].tolist() == [1.0, 3.0, 5.0, 7.0] and list(pairs) == [*taxes.PAIR, "government", "gain"]
     assert len(taxes.surface(pairs, {"government": "Welfare"}).data) == 2
     assert len(taxes.laffer(pairs, {"government": "Welfare"}).data) == 2
 

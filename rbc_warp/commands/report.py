@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rbc_warp.analysis.picture import draw
 from rbc_warp.analysis.report.page import write_report
+from rbc_warp.analysis.report.paper import check_png, write_png
 from rbc_warp.runs.folder import RunDir
 
 PICTURES = (".png", ".pdf", ".svg")
@@ -19,14 +20,23 @@ def main(arguments: list[str] | None = None) -> int:
         "-o", "--output", type=Path, metavar="FILE", help="HTML page, or PNG, PDF or SVG of a run's training "
         "(default: report.html in the folder)",
     )  # fmt: skip
+    parser.add_argument(
+        "--png", type=Path, metavar="DIR", help="write every figure of the page as a PNG file, too (needs Chromium)"
+    )
     options = parser.parse_args(arguments)
     target = options.output or options.folder / "report.html"
     kind = target.suffix.lower()
     if kind not in (".html", *PICTURES):
         parser.error(f"--output {target}: its ending names the format; use .html, .png, .pdf or .svg")
+    if options.png and kind != ".html":
+        parser.error(f"--png {options.png}: the figures are those of the page; give an --output that ends in .html")
+    if options.png:
+        check_png(options.png)
     if kind == ".html":
-        write_report(options.folder, target)
+        sections = write_report(options.folder, target)
     else:
         draw(RunDir(options.folder), target)
     print(target)
+    if options.png:
+        print(*write_png(sections, options.png), sep="\n")
     return 0

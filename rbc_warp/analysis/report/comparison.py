@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from rbc_warp.analysis.compare import Comparison, Group
-from rbc_warp.analysis.report.drawing import COLORS, LOOK
+from rbc_warp.analysis.report.drawing import COLORS, grid
 from rbc_warp.analysis.report.parts import Section, with_dashes
 
 
@@ -20,10 +20,8 @@ def changes(groups: Sequence[Group]) -> go.Figure:
         error_y={"type": "data", "array": [group.change.high - group.change.mean for group in groups]},
         marker_color=[COLORS[2] if mean > 0.0 else COLORS[1] for mean in means],
     )
-    figure = go.Figure(bars)
-    axes = {"xaxis_title": "consumers, by falling θ", "yaxis_title": "change of utility"}
-    figure.update_layout(template=LOOK, height=380, **axes)
-    return figure
+    figure = grid([""], columns=1, row_height=380).add_trace(bars)
+    return figure.update_layout(xaxis_title="consumers, by falling θ", yaxis_title="change of utility")
 
 
 def sections_of(found: Comparison) -> list[Section]:

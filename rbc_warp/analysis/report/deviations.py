@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from rbc_warp.analysis.report.drawing import COLORS, cell, grid
+from rbc_warp.analysis.report.drawing import COLORS, add_buttons, cell, grid
 from rbc_warp.analysis.report.parts import Section, Source
 from rbc_warp.economy.agents import AgentType
 from rbc_warp.economy.parameters import Economy
@@ -58,8 +58,8 @@ def fill(source: Source, section: Section, command: str) -> None:
         )
         constants = over_choices(source.economy.agents[agent], verdict)
         if constants is not None:
-            names = " and ".join(constants.layout.meta)
-            section.figure(f"The same constant actions over {names}.", constants)
+            names, figure = constants
+            section.figure(f"The same constant actions over {names}.", figure)
 
 
 def _unit(verdict: Mapping[str, Any], agent: str) -> tuple[float, str]:
@@ -129,22 +129,19 @@ def by_action(verdict: Mapping[str, Any], agent: str) -> go.Figure:
     height = min(TALLEST, max(LOWEST, ROW * len(coords["action"]["data"])))
     figure = grid([""], columns=1, row_height=height)
     heat = _heat(values["mean"], verdict, agent, "%{y}, %{x}", x=coords["way"]["data"], y=coords["action"]["data"])
-    figure.add_trace(heat.update(colorbar_y=-70 / height))
+    figure.add_trace(heat, **cell(0))
     figure.update_yaxes(autorange="reversed", ticks="", tickfont_size=10)
-    buttons = [
-        {"label": label, "method": "restyle", "args": [{key: [array] for key, array in colors.items()}]}
-        for name, label in VIEWS.items() if (colors := _colors(values[name], _bar(verdict, agent)))
-    ]  # fmt: skip
-    menu = {"type": "buttons", "direction": "right", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom"}
     if len(verdict["agents"][agent]) > 1:
-        figure.update_layout(updatemenus=[{**menu, "pad": {"b": 6}, "buttons": buttons}])
-    return figure.update_layout(margin={"t": 85, "b": 100})
+        bar = _bar(verdict, agent)
+        shown = {label: _colors(values[name], bar) for name, label in VIEWS.items()}
+        add_buttons(figure, {label: {key: [a] for key, a in colors.items()} for label, colors in shown.items()})
+    return figure
 
 
-def over_choices(kind: AgentType, verdict: Mapping[str, Any]) -> go.Figure | None:
+def over_choices(kind: AgentType, verdict: Mapping[str, Any]) -> tuple[str, go.Figure] | None:
     """Draw constant joint choices over the first two columns in which they differ, the best of any others.
 
-    None where they differ in fewer; the axes' names are the figure's ``meta``.
+    Returns the columns in words, and the figure; None where choices differ in fewer.
     """
     varied = [column for column in range(kind.choices.shape[1]) if len(np.unique(kind.choices[:, column])) > 1]
     if len(varied) < 2:
@@ -165,10 +162,10 @@ def over_choices(kind: AgentType, verdict: Mapping[str, Any]) -> go.Figure | Non
         heat = _heat(
             best.values, verdict, kind.name, where, x=best.columns.map("{:g}".format), y=best.index.map("{:g}".format)
         )
-        figure.add_trace(heat.update(showscale=number == 0, colorbar_y=-80 / 280), **cell(number, 2))
+        figure.add_trace(heat, **cell(number, 2))
         figure.update_xaxes(title_text=names[0], type="category", **cell(number, 2))
     figure.update_yaxes(title_text=names[1], row=1, col=1)
-    return figure.update_yaxes(type="category").update_layout(meta=names, margin_b=110)
+    return " and ".join(names), figure.update_yaxes(type="category")
 
 
 def _values(verdict: Mapping[str, Any], agent: str) -> dict[str, np.ndarray]:
@@ -191,6 +188,6 @@ def _heat(values: np.ndarray, verdict: Mapping[str, Any], agent: str, where: str
     scale = {"tickvals": colors, "ticktext": [f"{tick:.3g}" for tick in ticks]}
     return go.Heatmap(
         **_colors(values, unit), **axes, zmin=colors[0], zmax=colors[-1], colorscale="RdBu_r", hoverongaps=False,
-        colorbar={"orientation": "h", "thickness": 8, "yanchor": "top", "len": 0.8, **scale},
+        colorbar=scale,
         hovertemplate=f"{where}: %{{customdata:.3g}} {_unit(verdict, agent)[1]}<extra></extra>",
     )  # fmt: skip

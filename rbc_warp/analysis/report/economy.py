@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import plotly.graph_objects as go
 import xarray as xr
 
-from rbc_warp.analysis.report.drawing import BAND, COLORS, FAINT, cell, grid
+from rbc_warp.analysis.report.drawing import BAND, COLORS, FAINT, add_buttons, cell, grid
 from rbc_warp.analysis.report.parts import Section, Source
 
 # Panels of the economy by period: variable, title, unit.
@@ -58,12 +58,10 @@ def by_period(rollouts: Mapping[str, xr.Dataset]) -> go.Figure:
                 trace.update(visible=label == last, showlegend=number == 0 and trace.name not in (None, "firm"))
                 figure.add_trace(trace, **cell(number, 4))
             shown_at += [label] * len(traces)
-    buttons = [
-        {"label": f"checkpoint {label}", "method": "restyle", "args": [{"visible": [at == label for at in shown_at]}]}
-        for label in rollouts
-    ]
-    menu = {"type": "buttons", "direction": "right", "x": 0, "xanchor": "left", "y": 1.06, "yanchor": "bottom"}
-    figure.update_layout(updatemenus=[{**menu, "active": len(rollouts) - 1, "buttons": buttons}], margin_t=110)
+    visible = {f"checkpoint {label}": {"visible": [at == label for at in shown_at]} for label in rollouts}
+    add_buttons(figure, visible, active=len(rollouts) - 1)
+    for number in range(len(panels) - len(TAX_PANELS), len(panels)):
+        figure.update_yaxes(rangemode="nonnegative", **cell(number, 4))
     return figure.update_xaxes(title_text="period", row=-(-len(panels) // 4))
 
 

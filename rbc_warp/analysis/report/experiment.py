@@ -11,12 +11,8 @@ import plotly.graph_objects as go
 
 from rbc_warp.analysis.relations import FEWEST, Line, relations
 from rbc_warp.analysis.report.drawing import COLORS, cell, grid
-from rbc_warp.analysis.report.parts import Section, Source, with_dashes
-from rbc_warp.analysis.rollouts import load_metrics
+from rbc_warp.analysis.report.parts import LAST_SHARE, Section, Source, with_dashes
 from rbc_warp.runs.sweep import varied
-
-LAST_SHARE = 0.05
-"""Share of the logged iterations, the last ones, over which final figures are means."""
 
 
 def index(sources: list[Source]) -> tuple[pd.DataFrame, dict[str, list[Any]]]:
@@ -25,15 +21,12 @@ def index(sources: list[Source]) -> tuple[pd.DataFrame, dict[str, list[Any]]]:
     for source in sources:
         verdicts = source.results.verdicts
         row: dict[str, Any] = {"run": source.run.path.name, "seed": source.config.train.base_seed}
-        if source.run.metrics_path.exists():
-            metrics = load_metrics(source.run.path)
-            final = metrics.tail(max(1, round(LAST_SHARE * len(metrics)))).mean()
-            for name, value in final.items():
-                part, _, figure = name.partition(".")
-                if part == "reward":
-                    row[f"{figure} reward"] = float(value)
-                elif part == "economy":
-                    row[figure.replace("_", " ")] = float(value)
+        for name, value in source.final.items():
+            part, _, figure = name.partition(".")
+            if part == "reward":
+                row[f"{figure} reward"] = value
+            elif part == "economy":
+                row[figure.replace("_", " ")] = value
         row["verdict"] = ("passes" if verdicts[-1]["passed"] else "fails") if verdicts else "none"
         rows.append(row)
     keys = {key: values for key, values in varied([s.config for s in sources]).items() if key != "train.base_seed"}

@@ -44,19 +44,21 @@ def fill(source: Source, section: Section) -> None:
 
 
 def lorenz_curves(measures: Mapping[str, np.ndarray], ginis: Mapping[str, float]) -> go.Figure:
-    """Draw the Lorenz curve of each measure of (E, I), all consumers of all episodes together."""
-    figure = grid([""], columns=1, row_height=360)
-    figure.add_trace(
-        go.Scatter(x=[0, 1], y=[0, 1], name="equality", mode="lines", line={"dash": "dash", "color": "#999"})
-    )
-    for name, values in measures.items():
+    """Draw the Lorenz curve and Gini of each measure of (E, I), all consumers of all episodes together."""
+    figure = grid(["Lorenz curves", "Gini coefficients"], columns=2, row_height=440)
+    equal = go.Scatter(x=[0, 1], y=[0, 1], name="equality", mode="lines", line={"dash": "dash", "color": "#999"})
+    figure.add_trace(equal, **cell(0, 2))
+    for color, (name, values) in zip(COLORS, measures.items(), strict=False):
         people, share = lorenz(values)
         if np.isfinite(share).all():
             at = np.unique(np.linspace(0, len(people) - 1, 101).astype(int))
-            label = f"{name}, Gini {ginis[name]:.3f}"
-            figure.add_trace(go.Scatter(x=people[at], y=share[at], name=label, mode="lines"))
-    figure.update_xaxes(title_text="share of consumers, poorest first")
-    return figure.update_yaxes(title_text="share of the total")
+            curve = go.Scatter(x=people[at], y=share[at], name=name, mode="lines", line_color=color)
+            figure.add_trace(curve, **cell(0, 2))
+        text = {"texttemplate": "%{y} %{x:.3f}", "insidetextanchor": "start", "showlegend": False}
+        figure.add_trace(go.Bar(x=[ginis[name]], y=[name], orientation="h", marker_color=color, **text), **cell(1, 2))
+    figure.update_yaxes(autorange="reversed", showticklabels=False, **cell(1, 2))
+    figure.update_xaxes(title_text="share of consumers, poorest first", **cell(0, 2))
+    return figure.update_yaxes(title_text="share of the total", **cell(0, 2))
 
 
 def by_theta(theta: np.ndarray, measures: Mapping[str, np.ndarray]) -> go.Figure:

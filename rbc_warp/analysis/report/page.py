@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader
@@ -16,12 +16,14 @@ from rbc_warp.analysis.report import (
     economy,
     equilibrium,
     experiment,
+    glance,
     inequality,
     policies,
     taxes,
     training,
     welfare,
 )
+from rbc_warp.analysis.report.glance import Fact
 from rbc_warp.analysis.report.parts import Section, Source
 from rbc_warp.runs.console import number_text
 from rbc_warp.runs.files import write_text
@@ -39,8 +41,8 @@ RUN_SECTIONS: tuple[tuple[str, str, Callable[[Source, Section], None]], ...] = (
 """Key, title and contents of the sections that a run has of its own, in order."""
 
 
-def write_report(folder: Path, target: Path) -> None:
-    """Write the page of a run, or of the runs in an experiment's folder.
+def write_report(folder: Path, target: Path) -> list[Section]:
+    """Write the page of a run, or of the runs in an experiment's folder, and return its sections.
 
     Raises:
         RunFileError: a file is damaged, or there is no run. ConfigError: so is an hparams.yaml.
@@ -66,22 +68,26 @@ def write_report(folder: Path, target: Path) -> None:
     sections.append(Section("configuration", "Configuration and versions"))
     configuration.fill(sources, sections[-1])
 
-    agents = sources[0].config.agents
-    subtitle = f"{agents.num_consumers} consumers, {agents.num_firms} firms, one government"
     title = f"{folder.resolve().name}" + (f": {len(runs)} runs" if runs else "")
-    _write(target, title, subtitle, sections)
+    facts = glance.facts(sources)
+    _write(target, title, glance.sentence(sources[0]), sections, facts, glance.verdict(sources))
+    return sections
 
 
-def write_comparison(found: Comparison, target: Path) -> None:
-    """Write the page of a comparison."""
+def write_comparison(found: Comparison, target: Path) -> list[Section]:
+    """Write the page of a comparison, and return its sections."""
     subtitle = f"{found.episodes} episodes of each, with common random numbers"
-    _write(target, "Baseline and reform", subtitle, comparison.sections_of(found))
+    sections = comparison.sections_of(found)
+    _write(target, "Baseline and reform", subtitle, sections)
+    return sections
 
 
-def _write(target: Path, title: str, subtitle: str, sections: list[Section]) -> None:
+def _write(
+    target: Path, title: str, subtitle: str, sections: list[Section], facts: Sequence[Fact] = (), verdict: str = ""
+) -> None:
     templates = Environment(loader=PackageLoader("rbc_warp.analysis.report", "."), autoescape=True)
     templates.filters["figure"] = number_text
     page = templates.get_template("template.html").render(
-        title=title, subtitle=subtitle, sections=sections, plotly_js=get_plotlyjs()
+        title=title, subtitle=subtitle, facts=facts, verdict=verdict, sections=sections, plotly_js=get_plotlyjs()
     )
     write_text(target, page)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
-from plotly.io import to_json
+from plotly.utils import PlotlyJSONEncoder
 
 from rbc_warp.analysis.national import national_accounts
-from rbc_warp.analysis.rollouts import load_rollout
+from rbc_warp.analysis.report.drawing import arrange
+from rbc_warp.analysis.rollouts import load_metrics, load_rollout
 from rbc_warp.config import Config, load_config
 from rbc_warp.economy.parameters import Economy
 from rbc_warp.equilibrium.request import last_iteration
@@ -21,6 +23,8 @@ from rbc_warp.runs.folder import RunDir
 
 CHECKPOINTS = 5
 """Dense rollouts that are shown, spread evenly, the last among them."""
+LAST_SHARE = 0.05
+"""Share of the logged iterations, the last ones, over which final figures are means."""
 
 
 @dataclass
@@ -30,6 +34,7 @@ class Section:
     key: str
     title: str
     blocks: list[dict[str, Any]] = field(default_factory=list)
+    figures: list[go.Figure] = field(default_factory=list)
 
     def text(self, text: str) -> None:
         self.blocks.append({"kind": "text", "text": text})
@@ -37,7 +42,11 @@ class Section:
     def figure(self, sentence: str, figure: go.Figure) -> None:
         """A figure, below the sentence that says what to see."""
         self.text(sentence)
-        self.blocks.append({"kind": "figure", "json": to_json(figure, validate=False)})
+        self.figures.append(figure)
+        wide, narrow = arrange(figure), arrange(figure, narrow=True)
+        bars = [trace.colorbar if "colorbar" in trace else None for trace in narrow.data]
+        moved = {"layout": narrow.layout.update(template=None), "colorbars": bars}
+        self.blocks.append({"kind": "figure", "wide": _json(wide), "narrow": _json(moved)})
 
     def table(self, head: list[str], rows: list[list[Any]], sortable: bool = False) -> None:
         self.blocks.append({"kind": "table", "head": head, "rows": rows, "sortable": sortable})
@@ -80,6 +89,14 @@ class Source:
         }
 
     @cached_property
+    def final(self) -> dict[str, float]:
+        """Means of metrics over the last logged iterations; {} where there are none."""
+        if not self.run.metrics_path.exists():
+            return {}
+        metrics = load_metrics(self.run.path)
+        return {name: float(x) for name, x in metrics.tail(max(1, round(LAST_SHARE * len(metrics)))).mean().items()}
+
+    @cached_property
     def accounts(self) -> xr.Dataset:
         return national_accounts(self.economy, self.rollout)
 
@@ -106,6 +123,11 @@ class Source:
             text = "The run holds no dense rollout (episode_….npz) yet; training on to its end writes one:"
             section.missing(text, f"python run_training.py --resume {self.run.path}")
         return self.last is None
+
+
+def _json(value: Any) -> str:
+    """JSON that may stand in a page's script."""
+    return json.dumps(value, cls=PlotlyJSONEncoder).replace("</", "<\\/")
 
 
 def with_dashes(rows: list[list[Any]]) -> list[list[Any]]:

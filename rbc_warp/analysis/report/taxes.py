@@ -101,12 +101,10 @@ def against_learned(pairs: pd.DataFrame) -> np.ndarray | None:
 def surface(pairs: pd.DataFrame, columns: Mapping[str, str]) -> go.Figure:
     """Draw columns of a table of tax pairs as heat maps over both rates, the largest value marked."""
     figure = grid(list(columns.values()), row_height=330)
-    width = 1.0 / COLUMNS
     for number, name in enumerate(columns):
         table = pairs.pivot(index="corporate_tax", columns="income_tax", values=name)
-        bar = {"len": 0.9, "x": (number % COLUMNS + 0.76) * width, "thickness": 8, "y": 0.5}
         heat = go.Heatmap(
-            x=table.columns, y=table.index, z=table.values, colorscale="Viridis", colorbar=bar,
+            x=table.columns, y=table.index, z=table.values, colorscale="Viridis",
             hovertemplate="income tax %{x}, corporate tax %{y}: %{z:.5g}%{text}<extra></extra>",
             text=against_learned(pairs) if name == "government" else None,
         )  # fmt: skip
@@ -115,11 +113,8 @@ def surface(pairs: pd.DataFrame, columns: Mapping[str, str]) -> go.Figure:
         marker = {"symbol": "star", "size": 14, "color": "white", "line": {"color": "black", "width": 1}}
         star = go.Scatter(x=[best["income_tax"]], y=[best["corporate_tax"]], mode="markers", marker=marker)
         figure.add_trace(star.update(showlegend=False, hoverinfo="skip"), **cell(number))
-        domain = [(number % COLUMNS + 0.06) * width, (number % COLUMNS + 0.75) * width]
-        figure.update_xaxes(title_text="income tax", domain=domain, **cell(number))
+        figure.update_xaxes(title_text="income tax", **cell(number))
         figure.update_yaxes(title_text="corporate tax" if number % COLUMNS == 0 else None, **cell(number))
-    for number, note in enumerate(figure.layout.annotations):
-        note.x = (number % COLUMNS + 0.4) * width
     return figure
 
 

@@ -38,6 +38,10 @@ def curves(metrics: pd.DataFrame, starts: Sequence[tuple[int, str]]) -> go.Figur
                 line = go.Scatter(x=known.index, y=known, name=label, mode="lines", line={"color": color, "width": 1.5})
                 figure.add_trace(line.update(showlegend=len(lines) > 1), **cell(number))
         for start, name in starts:
-            text = {"annotation_text": name, "annotation_font_size": 10} if number < COLUMNS else {}
+            text = (
+                {"annotation_text": name, "annotation_font_size": 10, "annotation_bgcolor": "rgba(255,255,255,0.75)"}
+                if number < COLUMNS
+                else {}
+            )
             figure.add_vline(x=start, line={"dash": "dot", "color": "#777", "width": 1}, **text, **cell(number))
     return figure.update_xaxes(title_text="iteration", row=len(PANELS) // COLUMNS)

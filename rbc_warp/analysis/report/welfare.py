@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from rbc_warp.analysis.report.drawing import COLORS, cell, grid
+from rbc_warp.analysis.report.drawing import COLORS, add_buttons, cell, grid
 from rbc_warp.analysis.report.parts import Section, Source, with_dashes
 from rbc_warp.analysis.rollouts import load_rollout
 from rbc_warp.analysis.welfare import Gains, Lives, by_theta, by_utility, gains
@@ -90,12 +90,7 @@ def between_checkpoints(economy: Economy, changes: Mapping[str, tuple[Gains, Gai
                 shown_at.append(label)
     for trace, label in zip(figure.data, shown_at, strict=True):
         trace.visible = label == first
-    buttons = [
-        {"label": f"since {label}", "method": "restyle", "args": [{"visible": [at == label for at in shown_at]}]}
-        for label in changes
-    ]
-    menu = {"type": "buttons", "direction": "right", "x": 0, "xanchor": "left", "y": 1.14, "yanchor": "bottom"}
-    figure.update_layout(updatemenus=[{**menu, "active": 0, "buttons": buttons}], margin_t=110)
+    add_buttons(figure, {f"since {label}": {"visible": [at == label for at in shown_at]} for label in changes})
     figure.update_xaxes(title_text="θ", **cell(0))
     for number, ends in ((1, "1 minds work most"), (2, "1 has least")):
         figure.update_xaxes(title_text=f"tenth; {ends}", dtick=1, **cell(number))
