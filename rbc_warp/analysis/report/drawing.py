@@ -93,6 +93,8 @@ def arrange(figure: go.Figure, narrow: bool = False) -> go.Figure:
         bars = [trace for trace in figure.data if "colorbar" in trace and _panel(trace) == panel]
         right = left + slot - (BAR / width if bars else 0.0)
         figure.layout[f"xaxis{panel}"].domain = (left, min(right, 1.0))
+        if narrow and not bars:
+            figure.layout[f"xaxis{panel}"].update(tickangle=0, tickfont_size=10, nticks=4 if columns > 1 else 6)
         figure.layout[f"yaxis{panel}"].domain = (max(top - panel_height / height, 0.0), top)
         for trace in bars:
             place = {"x": right + 6 / width, "xanchor": "left", "xpad": 0, "y": top, "yanchor": "top", "ypad": 0}

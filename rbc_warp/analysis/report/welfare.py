@@ -75,6 +75,8 @@ def between_checkpoints(economy: Economy, changes: Mapping[str, tuple[Gains, Gai
         verdicts = np.select([each.low > 0.0, each.high < 0.0], list(VERDICTS)[:2], list(VERDICTS)[2])
         for verdict, color in VERDICTS.items():
             some = verdicts == verdict
+            if not some.any():
+                continue
             marker = {"size": 6, "color": color}
             points = _bars(go.Scatter, economy.theta, each, some, mode="markers", name=verdict, marker=marker)
             points.update(showlegend=True, error_y_thickness=1, error_y_width=0)
