@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from rbc_warp.analysis.fiscal import revenues
 from rbc_warp.analysis.report.drawing import COLUMNS, cell, grid
 from rbc_warp.analysis.report.parts import Section, Source
+from rbc_warp.config.shipped import launcher
 from rbc_warp.economy import curriculum
 from rbc_warp.economy.reference import Stage
 from rbc_warp.runs.run import load_policies
@@ -24,7 +25,7 @@ def fill(source: Source, section: Section) -> None:
     pairs = None if scan is None else tax_pairs(scan)
     if scan is None or pairs is None or pairs.empty:
         text = "No tax pairs have been tried; this scans them all:"
-        section.missing(text, f"python run_best_response.py {source.run.path} --ep-strs latest --scan")
+        section.missing(text, f"{launcher('best-response')} {source.run.path} --ep-strs latest --scan")
         return
     factor = source.economy.firm_reward_for_government_factor
     section.figure(
