@@ -51,7 +51,7 @@ bench: setup
 	$(RUN) -m rbc_warp bench
 
 clean:
-	rm -rf build *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	rm -rf build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache
 	find . -name $(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A virtual environment without pip, or with an older Python, is left over from a broken set-up: it is made anew.

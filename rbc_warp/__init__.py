@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rbc_warp.config import Config, load_config
-from rbc_warp.errors import ConfigError, UserError
+from rbc_warp.errors import ConfigError, UserError, needs_warpdrive
 
 if TYPE_CHECKING:
     from rbc_warp.training.policy import Policy
@@ -27,6 +27,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "UserError",
+    "__version__",
     "load_config",
     "load_metrics",
     "load_policies",
@@ -34,6 +35,8 @@ __all__ = [
     "make_trainer",
     "simulate",
 ]
+
+__version__ = "0.1.0"
 
 with contextlib.suppress(ImportError):  # WarpDrive imports gym, which would print that users should move on
     import gym_notices.notices
@@ -49,7 +52,7 @@ def make_trainer(
     """Make a WarpDrive trainer for an economy, ready for ``train()``.
 
     Args:
-        config: a :class:`Config`, a mapping or the path of a YAML file.
+        config: a :class:`Config`, a mapping, the path of a YAML file, or a shipped one's name, such as "rbc".
         backend: 'auto', 'host' or 'pycuda'.
         folder: WarpDrive's ``save_dir`` for checkpoints and results.json; a temporary folder, gone with the trainer, by
             default. A run with all its files, which can be resumed and tested, is what ``run_training.py`` makes.
@@ -57,7 +60,8 @@ def make_trainer(
     Raises:
         ConfigError: the configuration is invalid. BackendError: the backend cannot run here.
     """
-    from rbc_warp.training.trainer import RbcTrainer
+    with needs_warpdrive():
+        from rbc_warp.training.trainer import RbcTrainer
 
     return RbcTrainer(load_config(config), backend, folder=None if folder is None else Path(folder))
 
@@ -73,7 +77,9 @@ def load_policies(run_dir: str | os.PathLike, episode: int | str = "latest") -> 
         hparams.yaml.
     """
     from rbc_warp.runs.folder import RunDir
-    from rbc_warp.runs.run import load_policies as load
+
+    with needs_warpdrive():
+        from rbc_warp.runs.run import load_policies as load
 
     run = RunDir(Path(run_dir))
     return load(run, load_config(run.hparams_path), episode)
@@ -82,7 +88,8 @@ def load_policies(run_dir: str | os.PathLike, episode: int | str = "latest") -> 
 def __getattr__(name: str) -> object:
     # torch and WarpDrive, xarray and pandas load on first use
     if name == "simulate":
-        from rbc_warp.warpdrive.simulation import simulate
+        with needs_warpdrive():
+            from rbc_warp.warpdrive.simulation import simulate
 
         return simulate
     if name in ("load_metrics", "load_rollout"):

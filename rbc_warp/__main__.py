@@ -1,11 +1,14 @@
-"""``python -m rbc_warp COMMAND``: tools that look at the machine or at a run; the launchers start runs."""
+"""``python -m rbc_warp COMMAND``, where the package is installed also ``rbc-warp COMMAND``."""
 
 import sys
 from importlib import import_module
 
+from rbc_warp import __version__
 from rbc_warp.commands.launch import clean_errors
 
 COMMANDS = {
+    "train": "train the agents of an economy, or of a sweep of economies, as run_training.py does",
+    "best-response": "how far a run is from an equilibrium, as run_best_response.py does",
     "doctor": "what this machine can run, and the remedy for what is missing",
     "bench": "how fast it does so",
     "scaling": "how that grows with the number of processes",
@@ -19,8 +22,10 @@ COMMANDS = {
 
 
 def usage() -> str:
-    lines = [f"  {name:<8}{meaning}" for name, meaning in COMMANDS.items()]
-    return "\n".join(["usage: python -m rbc_warp COMMAND …", *lines, "To train: python run_training.py --help"])
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name:<{width}}{meaning}" for name, meaning in COMMANDS.items()]
+    start = ["usage: python -m rbc_warp COMMAND …", "       rbc-warp COMMAND …    where the package is installed"]
+    return "\n".join([*start, *lines, "What a command takes: python -m rbc_warp COMMAND --help"])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,9 +35,12 @@ def main(arguments: list[str] | None = None) -> int:
     if command in ("-h", "--help"):
         print(usage())
         return 0
+    if command == "--version":
+        print(f"rbc-warp {__version__}")
+        return 0
     if command in COMMANDS:
         with clean_errors():
-            return import_module(f"rbc_warp.commands.{command}").main(given[1:])
+            return import_module(f"rbc_warp.commands.{command.replace('-', '_')}").main(given[1:])
     print(f"{f'unknown command {command!r}' if command else 'no command given'}\n{usage()}", file=sys.stderr)
     return 2
 

@@ -1,6 +1,11 @@
 """Faults that a user can mend. The launchers turn a :class:`UserError` into one message and its exit code."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+WARPDRIVE = "pip install --no-deps rl-warp-drive==2.7.1"
+"""What installs WarpDrive: its wheel demands pycuda and numba, which nothing on a processor needs."""
 
 
 class UserError(Exception):
@@ -49,3 +54,14 @@ class BackendError(UserError, RuntimeError):
 
 class BuildError(UserError, RuntimeError):
     """The kernels cannot be built here; the message says what is missing and how to get it."""
+
+
+@contextmanager
+def needs_warpdrive() -> Iterator[None]:
+    """Name the remedy where an import fails for want of WarpDrive. Raises BackendError."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "warp_drive":
+            raise
+        raise BackendError(f"WarpDrive is not installed; run `{WARPDRIVE}`") from error

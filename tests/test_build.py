@@ -119,3 +119,14 @@ def test_the_cache_folder_can_be_chosen(tmp_path: Path, monkeypatch: pytest.Monk
     assert build.cache_folder() == tmp_path / "xdg" / "rbc_warp"
     monkeypatch.setenv("RBC_WARP_CACHE", str(tmp_path / "own"))
     assert build.cache_folder() == tmp_path / "own"
+
+
+def test_a_user_without_a_home_folder_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("RBC_WARP_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(build.BuildError, match="no home folder to keep built kernels in; set RBC_WARP_CACHE"):
+        build.build_host()

@@ -1,4 +1,4 @@
-"""What must be installed is written down once, exactly, and everywhere the same."""
+"""What must be installed: pinned exactly for the two make commands, bounded for a package, everywhere the same."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from rbc_warp.errors import WARPDRIVE
 
 ROOT = Path(__file__).resolve().parents[1]
 REQUIREMENT_FILES = ("requirements.txt", "requirements-warpdrive.txt", "requirements-gpu.txt", "requirements-dev.txt")
@@ -76,6 +78,7 @@ def test_python_version_is_the_same_everywhere():
     conda, _ = conda_dependencies()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["requires-python"] == ">=3.11"
+    assert "Programming Language :: Python :: 3.11" in project["classifiers"]
     assert "python=3.11" in conda
     assert "sys.version_info < (3, 11)" in (ROOT / "Makefile").read_text()
 
@@ -128,14 +131,25 @@ def test_pycuda_is_imported_only_where_a_gpu_is(path):
     assert not at_import or re.fullmatch(r"pycuda\w*\.py", path.name) and path.parent.name == "warpdrive"
 
 
-def test_package_data_covers_the_kernels():
-    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    packages = {str(path.parent.relative_to(ROOT)).replace("/", ".") for path in ROOT.glob("rbc_warp/**/__init__.py")}
-    assert packages <= set(data["packages"])
-    patterns = data["package-data"]["rbc_warp"]
-    for path in (ROOT / "rbc_warp" / "cuda").rglob("*"):
-        if path.is_file():
-            assert any(path.relative_to(ROOT / "rbc_warp").match(pattern) for pattern in patterns), path
+def test_the_package_s_bounds_hold_what_is_pinned():
+    """pyproject.toml asks for the distributions that the lab imports, in versions that include the tested ones."""
+    imported = (ROOT / "requirements.txt").read_text().split("# What these need")[0]
+    names = {canonicalize_name(Requirement(line).name) for line in imported.splitlines() if line and line[0] != "#"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    bounds = [Requirement(line) for line in project["dependencies"]]
+    assert sorted(canonicalize_name(bound.name) for bound in bounds) == sorted(names)
+    extras = project["optional-dependencies"]
+    bounds += [Requirement(line) for name in ("gpu", "ray") for line in extras[name]]
+    pinned = pins(*REQUIREMENT_FILES, "requirements-ray.txt")
+    for bound in bounds:
+        operators = {specifier.operator for specifier in bound.specifier}
+        assert ">=" in operators and "==" not in operators, f"{bound}: a package gives bounds"
+        assert bound.specifier.contains(pinned[canonicalize_name(bound.name)]), bound
+
+
+def test_the_remedy_for_a_missing_warpdrive_is_the_pinned_one():
+    (pinned,) = requirements("requirements-warpdrive.txt")
+    assert f"pip install --no-deps {pinned}" == WARPDRIVE
 
 
 def test_makefile_has_the_targets_that_others_call():

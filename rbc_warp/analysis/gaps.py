@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rbc_warp.config import load_config
+from rbc_warp.config.shipped import launcher
 from rbc_warp.economy.curriculum import env_steps
 from rbc_warp.economy.parameters import Economy
 from rbc_warp.equilibrium.results import PUBLISHED_BARS, Results
@@ -48,7 +49,7 @@ def points_of(run: RunDir) -> list[Point]:
     """Read a run's verdicts. Raises RunFileError where there is none."""
     verdicts = Results.read(run).verdicts
     if not verdicts:
-        remedy = f"make it: python run_best_response.py {run.path} --verdict"
+        remedy = f"make it: {launcher('best-response')} {run.path} --verdict"
         raise RunFileError(run.best_response_path, "holds no verdict", remedy)
     config = load_config(run.hparams_path)
     economy = Economy.from_config(config)

@@ -1,1 +1,1 @@
-"""``python -m rbc_warp COMMAND`` and what the launchers share."""
+"""``python -m rbc_warp COMMAND``, a module for each, and what they share."""

@@ -20,6 +20,7 @@ import torch
 from rbc_warp.commands.launch import add_machine_arguments, positive, prepare_process
 from rbc_warp.commands.time_to_equilibrium import time_to_equilibrium
 from rbc_warp.config import Agents, Config, load_config
+from rbc_warp.config.shipped import CONFIGS
 from rbc_warp.economy import reference
 from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.economy.parameters import Economy
@@ -32,7 +33,7 @@ from rbc_warp.warpdrive.simulation import make_envs
 from rbc_warp.warpdrive.wrapper import choose_backend
 
 # The published open economy, with all types learning and everything allowed from the start.
-PUBLISHED = Path(__file__).parents[2] / "configs" / "paper_open.yaml"
+PUBLISHED = CONFIGS / "paper_open.yaml"
 PRECISIONS = ("float32", "bfloat16")
 ROLLOUT_PARTS = ("forward", "sampling", "step")
 PARTS = ("iteration", "rollout", *ROLLOUT_PARTS, *(f"update {agent}" for agent in AGENT_TYPES))

@@ -11,8 +11,11 @@ import tempfile
 from dataclasses import dataclass
 
 from rbc_warp.commands.launch import num_cores
+from rbc_warp.config.shipped import IS_INSTALLED, launcher
+from rbc_warp.errors import WARPDRIVE
 
 MINIMUM_PYTHON = (3, 11)
+SETUP = "" if IS_INSTALLED else "`make setup`, or "
 
 
 class Missing(Exception):
@@ -39,7 +42,7 @@ def examine() -> list[Finding]:
         ("python", True, _python),
         ("torch", True, lambda: _package("torch", "torch")),
         ("numpy", True, lambda: _package("numpy", "numpy")),
-        ("rl-warp-drive", True, lambda: _package("warp_drive", "rl-warp-drive")),
+        ("rl-warp-drive", True, lambda: _package("warp_drive", "rl-warp-drive", f"run {SETUP}`{WARPDRIVE}`")),
         ("C++ compiler", True, lambda: _compiler()),
         ("kernel cache", True, _cache),
         ("backend host", True, _host),
@@ -67,7 +70,7 @@ def _python() -> str:
     return name
 
 
-def _package(module: str, distribution: str, remedy: str = "run `make setup`") -> str:
+def _package(module: str, distribution: str, remedy: str = f"run {SETUP}`pip install` for it") -> str:
     """A package's version, after importing it: a broken one is as good as none."""
     try:
         with contextlib.redirect_stderr(io.StringIO()):
@@ -90,9 +93,13 @@ def _compiler() -> str:
 
 
 def _cache() -> str:
+    from rbc_warp.errors import BuildError
     from rbc_warp.warpdrive.build import cache_folder
 
-    folder = cache_folder()
+    try:
+        folder = cache_folder()
+    except BuildError as error:
+        raise Missing(*str(error).split("; ", 1)) from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -183,5 +190,5 @@ def main(arguments: list[str] | None = None) -> int:
     if broken:
         print(f"This machine cannot train yet: {', '.join(broken)}.")
     else:
-        print("This machine can train: python run_training.py --config configs/smoke.yaml")
+        print(f"This machine can train: {launcher('train')} --config configs/smoke.yaml")
     return int(bool(broken))

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rbc_warp.errors import UserError
+from rbc_warp.errors import UserError, needs_warpdrive
 
 if TYPE_CHECKING:
     from rbc_warp.config import Config
@@ -44,7 +44,7 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that name a training run, or several, and how to run them."""
-    parser.add_argument("--config", type=Path, help="YAML file that describes the run, or the runs of a sweep")
+    parser.add_argument("--config", type=Path, help="YAML file of a run or a sweep, or the name of a shipped one")
     parser.add_argument("--experiment-dir", type=Path, help="folder for the runs (default: experiment/<config's name>)")
     parser.add_argument(
         "--stretch", type=factor, metavar="FACTOR", help="multiply all times of the schedule; --set comes after it"
@@ -110,7 +110,8 @@ def clean_errors() -> Iterator[None]:
     """Faults of the user end in one message on stderr and exit code 2; faults of ours keep their traceback."""
     warnings.filterwarnings("ignore", module="gym")  # not for our users
     try:
-        yield
+        with needs_warpdrive():
+            yield
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

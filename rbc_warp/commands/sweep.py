@@ -9,11 +9,12 @@ from contextlib import contextmanager
 
 from rbc_warp.commands.launch import experiment_folder, num_cores
 from rbc_warp.config import load_config
+from rbc_warp.config.shipped import launcher_words
 from rbc_warp.errors import ConfigError
 from rbc_warp.runs.executors import Engine, LocalEngine, RayEngine
 from rbc_warp.runs.folder import find_runs
 from rbc_warp.runs.locks import locked
-from rbc_warp.runs.sweep import LAUNCHER, LOG_NAME, Display, Task, execute, expand, plan, present, write_index
+from rbc_warp.runs.sweep import LOG_NAME, Display, Task, execute, expand, plan, present, write_index
 from rbc_warp.runs.tracking import check_trackers
 from rbc_warp.training.processes import under_torchrun
 
@@ -59,7 +60,7 @@ def run_sweep(options: argparse.Namespace) -> int:
 
 def _train(options: argparse.Namespace, tasks: Sequence[Task], display: Display) -> None:
     threads = options.threads or (max(1, num_cores() // (options.jobs or 1)) if options.executor == "local" else 1)
-    command = [sys.executable, str(LAUNCHER), "--backend", options.backend, "--threads", str(threads), "--quiet"]
+    command = [*launcher_words("train"), "--backend", options.backend, "--threads", str(threads), "--quiet"]
     command += [word for name in options.track for word in ("--track", name)]
     engine: Engine
     if options.executor == "ray":

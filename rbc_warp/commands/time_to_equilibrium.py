@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rbc_warp.config import Config, load_config
+from rbc_warp.config.shipped import CONFIGS
 from rbc_warp.config.stretch import stretched
 from rbc_warp.economy.curriculum import env_steps
 from rbc_warp.economy.parameters import Economy
@@ -25,7 +26,6 @@ from rbc_warp.runs.console import text_table
 from rbc_warp.runs.folder import RunDir
 from rbc_warp.runs.run import prepare_run, train_run
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 SETTINGS = {"rbc.yaml": "rbc.yaml", "published": "paper_open.yaml"}
 LADDER = (0.5, 1.0, 2.0)
 """Lengths that are tried, as shares of the length of ``rbc.yaml``."""

@@ -20,6 +20,7 @@ from rbc_warp.config.messages import (
 )
 from rbc_warp.config.reading import read_action_arrays
 from rbc_warp.config.schema import Config
+from rbc_warp.config.shipped import find_config
 from rbc_warp.config.types import FIRM_CHOICE, GOVERNMENT_CHOICE
 from rbc_warp.config.yaml_files import MAX_DEPTH, parse, read_mapping
 from rbc_warp.errors import ConfigError
@@ -28,7 +29,8 @@ MAX_BASES = 10
 
 
 def read_layered(path: str | os.PathLike[str], above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Read the mapping in a YAML file, on top of the file that its key ``base`` names, relative to it.
+    """Read the mapping in a YAML file, on top of the file that its key ``base`` names, relative to it,
+    or a shipped one.
 
     A section changes only the keys it gives; null switches an optional key off. A base may have a base itself; each is
     checked alone first, so that a fault in it names it. ``above``: the files that led here.
@@ -40,7 +42,7 @@ def read_layered(path: str | os.PathLike[str], above: tuple[Path, ...] = ()) -> 
     if not isinstance(base, str):
         raise ConfigError(f"{os.fspath(path)}: base is {kind_of(base)}; name a YAML file, relative to this one")
     chain = (*above, Path(path))
-    below = Path(path).parent / base
+    below = find_config(base, Path(path).parent)
     if any(below.resolve() == file.resolve() for file in chain) or len(chain) > MAX_BASES:
         names = " → ".join(map(str, [*chain, below]))
         raise ConfigError(f"{os.fspath(path)}: base leads round in a circle or too far: {names}; remove one base")
@@ -166,7 +168,8 @@ def load_config(
 
     The hparams.yaml of a public run loads too: the keys it derives are checked and dropped, and grids it does not
     give come from the action_arrays.pickle beside it. A file with ``base: OTHER.yaml`` says only what differs from that
-    one, whose path is relative to it. Raises :class:`ConfigError`, one line per fault.
+    one, whose path is relative to it. Where no such file is, ``rbc``, ``rbc.yaml`` and ``configs/rbc.yaml`` name the
+    shipped configuration. Raises :class:`ConfigError`, one line per fault.
     """
     label, data, tables = MAPPING_LABEL, {}, None
     if isinstance(source, Config):
@@ -176,8 +179,9 @@ def load_config(
     elif isinstance(source, Mapping):
         data = copied(source)
     elif isinstance(source, (str, os.PathLike)):
-        label, data = os.fspath(source), read_layered(source)
-        tables = Path(source).with_name("action_arrays.pickle")
+        path = find_config(source)
+        label, data = os.fspath(path), read_layered(path)
+        tables = path.with_name("action_arrays.pickle")
     else:
         raise ConfigError(f"{show(source)} is {kind_of(source)}; give the path of a YAML file, a mapping or a Config")
     data, derived = split_public_keys(data, frozenset(_DEFAULTS.derived()))

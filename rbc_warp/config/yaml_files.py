@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from rbc_warp.config.messages import kind_of
+from rbc_warp.config.shipped import shipped_names
 from rbc_warp.errors import ConfigError
 
 MAX_FILE_BYTES = 1 << 20
@@ -115,7 +116,8 @@ def read_mapping(path: str | os.PathLike[str]) -> dict[str, Any]:
             data = file.read(MAX_FILE_BYTES + 1)
         text = data.decode("utf-8-sig")
     except FileNotFoundError:
-        raise ConfigError(f"{label}: no such file; check the path") from None
+        shipped = ", ".join(shipped_names())
+        raise ConfigError(f"{label}: no such file; check the path, or name a shipped one: {shipped}") from None
     except IsADirectoryError:
         raise ConfigError(f"{label}: is a directory; name the YAML file in it") from None
     except UnicodeDecodeError as error:

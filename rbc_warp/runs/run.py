@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from rbc_warp.config import Config
+from rbc_warp.config.shipped import launcher
 from rbc_warp.economy.parameters import Economy
 from rbc_warp.errors import RunFileError
 from rbc_warp.runs.folder import RunDir
@@ -141,7 +142,7 @@ def summary(result: RunResult, threads: int | None = None) -> str:
     """Return the closing words for the user: rewards, where the files are, what to do next."""
     run = result.run
     if result.status == "finished" and result.start == result.iterations:
-        longer = f"python run_training.py --resume {run.path} --set train.num_episodes={2 * result.iterations}"
+        longer = f"{launcher('train')} --resume {run.path} --set train.num_episodes={2 * result.iterations}"
         return f"{run.path} is finished after {result.iterations} iterations\nto extend it:  {longer}"
     threads = threads or torch.get_num_threads()
     lines = [f"{result.status} after {result.iterations} iterations, {result.seconds:.0f} s on {threads} threads"]
@@ -151,7 +152,7 @@ def summary(result: RunResult, threads: int | None = None) -> str:
         lines.append("means: " + "  ".join(f"{name} {economy[name]:.4g}" for name in SHOWN))
     lines.append(f"files: {run.path}  (metrics.jsonl, saved_models/, episode_*.npz, hparams.yaml)")
     if result.status == "finished":
-        lines.append(f"next:  python run_best_response.py {run.path}")
+        lines.append(f"next:  {launcher('best-response')} {run.path}")
     else:
-        lines.append(f"next:  python run_training.py --resume {run.path}")
+        lines.append(f"next:  {launcher('train')} --resume {run.path}")
     return "\n".join(lines)

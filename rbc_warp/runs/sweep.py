@@ -33,9 +33,8 @@ from rbc_warp.runs.resume import RESUMABLE
 from rbc_warp.runs.run import prepare_run
 from rbc_warp.runs.tracking import flat
 
-LAUNCHER = Path(__file__).resolve().parents[2] / "run_training.py"
 LOG_NAME = "log.txt"
-INTERRUPTED = 130  # what run_training.py returns for a run that was asked to stop
+INTERRUPTED = 130  # what the training launcher returns for a run that was asked to stop
 POLL_SECONDS = 0.2
 TAIL_BYTES = 1 << 16
 

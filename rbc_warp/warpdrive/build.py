@@ -25,7 +25,10 @@ def cache_folder() -> Path:
     chosen = os.environ.get("RBC_WARP_CACHE")
     if chosen:
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rbc_warp"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rbc_warp"
+    except RuntimeError:
+        raise BuildError("no home folder to keep built kernels in; set RBC_WARP_CACHE to a folder you own") from None
 
 
 def find_host_compiler() -> str:

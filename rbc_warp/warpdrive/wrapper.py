@@ -7,6 +7,7 @@ import torch
 from warp_drive.env_wrapper import EnvWrapper
 from warp_drive.managers.function_manager import CUDAFunctionFeed
 
+from rbc_warp.config.shipped import IS_INSTALLED
 from rbc_warp.errors import BackendError
 from rbc_warp.warpdrive.build import build_host, find_nvcc
 from rbc_warp.warpdrive.kernels import RbcReset
@@ -19,7 +20,7 @@ def missing_for_pycuda() -> str | None:
     if not torch.cuda.is_available():
         return "torch sees no CUDA GPU; run on a machine with an NVIDIA GPU and a CUDA build of torch, or use host"
     if importlib.util.find_spec("pycuda") is None:
-        return "pycuda is not installed; run `make setup-gpu`"
+        return f"pycuda is not installed; run `{'pip install pycuda' if IS_INSTALLED else 'make setup-gpu'}`"
     if find_nvcc() is None:
         return "there is no nvcc to build the kernels; install the CUDA toolkit and put its bin folder on PATH"
     return None

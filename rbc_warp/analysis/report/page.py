@@ -25,6 +25,7 @@ from rbc_warp.analysis.report import (
 )
 from rbc_warp.analysis.report.glance import Fact
 from rbc_warp.analysis.report.parts import Section, Source
+from rbc_warp.config.shipped import launcher
 from rbc_warp.runs.console import number_text
 from rbc_warp.runs.files import write_text
 from rbc_warp.runs.folder import RunDir, find_runs
@@ -64,7 +65,7 @@ def write_report(folder: Path, target: Path) -> list[Section]:
             fill(sources[0], sections[-1])
     which = f"--experiment-dir {folder}" if runs else str(folder)
     sections.append(Section("equilibrium", "Equilibrium"))
-    equilibrium.fill(sources, sections[-1], f"python run_best_response.py {which} --ep-strs latest --verdict")
+    equilibrium.fill(sources, sections[-1], f"{launcher('best-response')} {which} --ep-strs latest --verdict")
     sections.append(Section("configuration", "Configuration and versions"))
     configuration.fill(sources, sections[-1])
 

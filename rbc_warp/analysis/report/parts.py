@@ -16,6 +16,7 @@ from rbc_warp.analysis.national import national_accounts
 from rbc_warp.analysis.report.drawing import arrange
 from rbc_warp.analysis.rollouts import load_metrics, load_rollout
 from rbc_warp.config import Config, load_config
+from rbc_warp.config.shipped import launcher
 from rbc_warp.economy.parameters import Economy
 from rbc_warp.equilibrium.request import last_iteration
 from rbc_warp.equilibrium.results import Results
@@ -121,7 +122,7 @@ class Source:
         """Say that there is no dense rollout, where there is none."""
         if self.last is None:
             text = "The run holds no dense rollout (episode_….npz) yet; training on to its end writes one:"
-            section.missing(text, f"python run_training.py --resume {self.run.path}")
+            section.missing(text, f"{launcher('train')} --resume {self.run.path}")
         return self.last is None
 
 

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from rbc_warp.analysis.report.drawing import COLORS, cell, grid
 from rbc_warp.analysis.report.parts import Section, Source, with_dashes
 from rbc_warp.analysis.responses import GOOD, Curves, Elasticity, elasticities, responses
+from rbc_warp.config.shipped import launcher
 from rbc_warp.economy import curriculum
 from rbc_warp.runs.episodes import read_rollout
 from rbc_warp.runs.run import load_policies
@@ -20,7 +21,7 @@ def fill(source: Source, section: Section) -> None:
         return
     if not source.has_policies:
         text = "The run holds no policies labeled 'latest'; training on writes them:"
-        section.missing(text, f"python run_training.py --resume {source.run.path}")
+        section.missing(text, f"{launcher('train')} --resume {source.run.path}")
         return
     config, model = source.config, source.economy
     for agent in [name for name in model.agents if name not in source.learning]:

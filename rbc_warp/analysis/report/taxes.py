@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 from rbc_warp.analysis.fiscal import LEARNED, Premium, premium, revenues, trained_under
 from rbc_warp.analysis.report.drawing import COLORS, COLUMNS, cell, grid
 from rbc_warp.analysis.report.parts import Section, Source, with_dashes
+from rbc_warp.config.shipped import launcher
 from rbc_warp.config.types import GOVERNMENT_CHOICE
 from rbc_warp.economy import curriculum
 from rbc_warp.economy.reference import Stage
@@ -33,7 +34,7 @@ def fill(source: Source, section: Section) -> None:
     pairs = None if scan is None else tax_pairs(scan)
     if scan is None or pairs is None or pairs.empty:
         text = "No tax pairs have been tried; this scans them all:"
-        section.missing(text, f"python run_best_response.py {source.run.path} --ep-strs latest --scan")
+        section.missing(text, f"{launcher('best-response')} {source.run.path} --ep-strs latest --scan")
         return
     factor = source.economy.firm_reward_for_government_factor
     others = [name.replace("_", " ") for name in OTHERS]

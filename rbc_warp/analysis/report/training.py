@@ -11,6 +11,7 @@ from rbc_warp.analysis.picture import PANELS
 from rbc_warp.analysis.report.drawing import COLORS, COLUMNS, cell, grid
 from rbc_warp.analysis.report.parts import Section, Source
 from rbc_warp.analysis.rollouts import load_metrics
+from rbc_warp.config.shipped import launcher
 from rbc_warp.economy import curriculum
 from rbc_warp.economy.parameters import Economy
 
@@ -18,7 +19,7 @@ from rbc_warp.economy.parameters import Economy
 def fill(source: Source, section: Section) -> None:
     if not source.run.metrics_path.exists():
         text = "There are no metrics of training (metrics.jsonl), as in a run of the public implementation; train one:"
-        section.missing(text, "python run_training.py --config configs/rbc.yaml")
+        section.missing(text, f"{launcher('train')} --config configs/rbc.yaml")
         return
     starts = curriculum.phases(source.config, Economy.from_config(source.config))
     section.figure(

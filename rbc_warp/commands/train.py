@@ -1,0 +1,30 @@
+"""Trains the agents of an economy, or of a sweep of economies: ``python run_training.py --config configs/rbc.yaml``."""
+
+from __future__ import annotations
+
+import argparse
+
+from rbc_warp.commands.launch import add_training_arguments, check_training_arguments
+
+
+def parse(arguments: list[str] | None = None, name: str = "python -m rbc_warp train") -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=name, description=__doc__.splitlines()[0])
+    add_training_arguments(parser)
+    options = parser.parse_args(arguments)
+    check_training_arguments(parser, options)
+    return options
+
+
+def main(arguments: list[str] | None = None, **name: str) -> int:
+    """Train; ``name``: of the command, in its usage. Return 130 after an interruption, 1 where a sweep's run failed."""
+    options = parse(arguments, **name)
+    from rbc_warp.commands.launch import resume, start  # torch loads only after the arguments are known to be sound
+    from rbc_warp.commands.sweep import is_sweep, run_sweep
+
+    if options.resume:
+        result = resume(options)
+    elif is_sweep(options):
+        return run_sweep(options)
+    else:
+        result = start(options)
+    return 0 if result.status == "finished" else 130
