@@ -6,6 +6,8 @@
 >>> trainer.train()
 >>> policies = load_policies("experiment/rbc/rollout-…", episode="latest")
 >>> rollout, metrics = load_rollout("experiment/rbc/rollout-…"), load_metrics("experiment/rbc/rollout-…")
+>>> env = vector_env(config, num_envs=128)  # tensors, for a training loop of one's own
+>>> env = parallel_env(config)  # PettingZoo
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from rbc_warp.config import Config, load_config
 from rbc_warp.errors import ConfigError, UserError, needs_warpdrive
 
 if TYPE_CHECKING:
+    from rbc_warp.interfaces.parallel import RbcParallelEnv
+    from rbc_warp.interfaces.vector import VectorEnv
     from rbc_warp.training.policy import Policy
     from rbc_warp.training.trainer import RbcTrainer
 
@@ -33,7 +37,9 @@ __all__ = [
     "load_policies",
     "load_rollout",
     "make_trainer",
+    "parallel_env",
     "simulate",
+    "vector_env",
 ]
 
 __version__ = "0.1.0"
@@ -83,6 +89,50 @@ def load_policies(run_dir: str | os.PathLike, episode: int | str = "latest") -> 
 
     run = RunDir(Path(run_dir))
     return load(run, load_config(run.hparams_path), episode)
+
+
+def vector_env(
+    config: Config | Mapping[str, Any] | str | os.PathLike[str],
+    num_envs: int | None = None,
+    backend: str = "auto",
+    iteration: int | None = None,
+    checks: bool = True,
+) -> VectorEnv:
+    """Make all environments of an economy at once, as torch tensors without copies, for a training loop of one's own.
+
+    Args:
+        config: a :class:`Config`, a mapping or the path of a YAML file.
+        num_envs: environments; by default ``train.batch_size``.
+        backend: 'auto', 'host' or 'pycuda'.
+        iteration: of the curriculum, whose stage is played; by default all is allowed and felt.
+        checks: whether the actions of every step are checked; on a GPU that waits for it.
+
+    Raises:
+        ConfigError: the configuration or an argument is invalid. BackendError: the backend cannot run here.
+    """
+    from rbc_warp.interfaces.vector import VectorEnv
+
+    return VectorEnv(load_config(config), num_envs, backend, iteration, checks)
+
+
+def parallel_env(
+    config: Config | Mapping[str, Any] | str | os.PathLike[str],
+    backend: str = "auto",
+    iteration: int | None = None,
+    max_cycles: int | None = None,
+) -> RbcParallelEnv:
+    """Make one economy as a PettingZoo ``ParallelEnv`` with agents ``consumer_0`` …, ``firm_0`` …, ``government_0``.
+
+    Args:
+        config, backend, iteration: as for :func:`vector_env`.
+        max_cycles: periods after which an episode is cut; by default it has its own ``world.maxtime``.
+
+    Raises:
+        ConfigError: the configuration or an argument is invalid. BackendError: the backend cannot run here.
+    """
+    from rbc_warp.interfaces.parallel import RbcParallelEnv
+
+    return RbcParallelEnv(load_config(config), backend, iteration, max_cycles)
 
 
 def __getattr__(name: str) -> object:

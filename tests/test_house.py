@@ -10,7 +10,18 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # From the top: a room imports from rooms after it, never from one before.
-ROOMS = ("commands", "analysis", "equilibrium", "runs", "training", "warpdrive", "economy", "config", "errors")
+ROOMS = (
+    "commands",
+    "analysis",
+    "interfaces",
+    "equilibrium",
+    "runs",
+    "training",
+    "warpdrive",
+    "economy",
+    "config",
+    "errors",
+)
 SOURCES = sorted((ROOT / "rbc_warp").rglob("*.py"))
 
 

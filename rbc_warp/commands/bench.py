@@ -24,6 +24,7 @@ from rbc_warp.config.shipped import CONFIGS
 from rbc_warp.economy import reference
 from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.economy.parameters import Economy
+from rbc_warp.interfaces.vector import VectorEnv
 from rbc_warp.runs.console import text_table
 from rbc_warp.runs.files import write_text
 from rbc_warp.training.recorder import Recorder
@@ -91,6 +92,20 @@ def step_part(economy: Economy, num_envs: int, backend: str) -> tuple[Callable[[
             envs.step_all_envs()
 
     return run, steps * num_envs
+
+
+def interface_part(economy_config: Config, num_envs: int, backend: str) -> tuple[Callable[[], None], int]:
+    """The same through ``rbc_warp.vector_env``, every step's actions handed over and checked."""
+    env = VectorEnv(economy_config, num_envs, backend)
+    actions = {name: torch.from_numpy(rows) for name, rows in random_actions(env.economy, num_envs).items()}
+    actions = {name: rows.to(env.device, torch.int32) for name, rows in actions.items()}
+
+    def run() -> None:
+        env.reset()
+        for _ in range(env.num_periods):
+            env.step(actions)
+
+    return run, env.num_periods * num_envs
 
 
 def reference_part(economy: Economy, num_envs: int) -> tuple[Callable[[], None], int]:
@@ -178,6 +193,7 @@ def run_benchmark(backend: str, quick: bool, published_only: bool, show: Callabl
     economy = Economy.from_config(published_config())
     counts = {}
     parts["step alone"], counts["step alone"] = step_part(economy, 128, backend)
+    parts["interface"], counts["interface"] = interface_part(published_config(), 128, backend)
     parts["reference"], counts["reference"] = reference_part(economy, 1)
     parts["batched reference"], counts["batched reference"] = reference_part(economy, 128)
     seconds = fastest(parts, rounds, device)
@@ -191,15 +207,21 @@ def run_benchmark(backend: str, quick: bool, published_only: bool, show: Callabl
     result["training_env_steps_per_second"] = env_steps / best
     result["training_agent_steps_per_second"] = env_steps * sum(agent.count for agent in economy.agents.values()) / best
     result["peak_memory_bytes"] = peak_memory(device)
-    for name, key in (("step alone", ""), ("reference", "reference_"), ("batched reference", "batched_reference_")):
+    for name, key in (
+        ("step alone", ""),
+        ("interface", "vector_env_"),
+        ("reference", "reference_"),
+        ("batched reference", "batched_reference_"),
+    ):
         result[f"{key}env_steps_per_second"] = counts[name] / seconds[name]
     result["step_over_reference"] = result["env_steps_per_second"] / result["reference_env_steps_per_second"]
     show(_iteration_table(result))
     show(
-        f"economy step alone, 128 environments: {result['env_steps_per_second']:,.0f} env-steps/s; NumPy reference,\n"
-        f"one environment at a time: {result['reference_env_steps_per_second']:,.0f} "
-        f"(ratio {result['step_over_reference']:.0f}), 128 at a time: "
-        f"{result['batched_reference_env_steps_per_second']:,.0f}"
+        f"economy step alone, 128 environments: {result['env_steps_per_second']:,.0f} env-steps/s; "
+        f"through vector_env, actions checked:\n{result['vector_env_env_steps_per_second']:,.0f}; "
+        f"NumPy reference, one environment at a time: {result['reference_env_steps_per_second']:,.0f} "
+        f"(ratio {result['step_over_reference']:.0f}),\n"
+        f"128 at a time: {result['batched_reference_env_steps_per_second']:,.0f}"
     )
     if not published_only:
         result["scaling"] = scaling(backend, quick, show)

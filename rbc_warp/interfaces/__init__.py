@@ -1,0 +1,1 @@
+"""The economy behind interfaces that people already use: tensors, PettingZoo, Gymnasium."""
