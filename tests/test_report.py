@@ -22,7 +22,7 @@ from rbc_warp.analysis.inequality import gini, lorenz
 from rbc_warp.analysis.national import national_accounts, residuals
 from rbc_warp.analysis.relations import regress
 from rbc_warp.analysis.report.drawing import arrange, cell, grid
-from rbc_warp.analysis.rollouts import VARIABLES, variables
+from rbc_warp.analysis.rollouts import VARIABLES, load_rollout, variables
 from rbc_warp.config import load_config
 from rbc_warp.economy import reference
 from rbc_warp.economy.agents import AGENT_TYPES
@@ -95,6 +95,16 @@ def test_gdp_is_the_same_by_production_expenditure_and_income(seed, changes) -> 
         wrong = rollout.copy(deep=True)
         wrong[broken][:, 1] *= 1.01
         assert max(residuals(national_accounts(economy, wrong)).values()) > 1e-9, broken
+
+
+@pytest.mark.parametrize("open_", [1, 0])
+def test_gdp_closes_in_the_files_of_a_trained_run(tmp_path: Path, open_: int) -> None:
+    run = trained_run(tmp_path, *QUICK, *SMALL, f"world.use_importer={open_}")
+    for label in run.episode_labels():
+        rollout = load_rollout(run.path, label)
+        accounts = national_accounts(Economy.from_config(load_config(run.hparams_path)), rollout)
+        assert float(accounts["gdp_production"].max()) > 0 and (float(rollout["exports"].max()) > 0) == bool(open_)
+        assert max(residuals(accounts).values()) < 1e-6
 
 
 def test_shares_and_concentration_by_hand() -> None:
