@@ -4,7 +4,8 @@
 
 Each agent gets a network of its own, untrained, which knows nothing of the saved one. Ten times on the way its most
 likely actions are played on selection seeds; the best of the ten is reported, on fresh seeds, against what the agent's
-saved policy draws on the same. Needs Stable-Baselines3: `make setup-extras` or `pip install -r requirements-extras.txt`.
+saved policy draws on the same. It needs
+Stable-Baselines3: `make setup-extras`, or `pip install -r requirements-extras.txt`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium.spaces import Box, MultiDiscrete
+
+import rbc_warp  # noqa: F401 - before Stable-Baselines3, whose import of gym would print a notice
+
+# isort: split
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 

@@ -149,8 +149,8 @@ def deviator_env(
         encoded: whether the agent observes what its network sees, instead of its raw state.
 
     Raises:
-        ConfigError: an argument names nothing in the run, or the agent's type is frozen. RunFileError: a file is missing
-        or damaged. BackendError: the backend cannot run here.
+        ConfigError: an argument names nothing in the run, or the agent's type is frozen. RunFileError: a file is
+        missing or damaged. BackendError: the backend cannot run here.
     """
     from rbc_warp.interfaces.deviator import DeviatorEnv
 

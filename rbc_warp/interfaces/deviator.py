@@ -16,13 +16,14 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from gymnasium import spaces
 
 from rbc_warp.config import load_config
 from rbc_warp.economy.agents import AgentType
 from rbc_warp.economy.parameters import Economy
 from rbc_warp.equilibrium.request import open_checkpoint
 from rbc_warp.errors import ActionError, ConfigError
-from rbc_warp.interfaces.parallel import action_mask, action_space, agent_names
+from rbc_warp.interfaces.parallel import action_mask, agent_names
 from rbc_warp.interfaces.vector import PUBLIC, VectorEnv
 from rbc_warp.runs.folder import RunDir
 from rbc_warp.training.policy import Policy
@@ -40,8 +41,8 @@ class Deviators:
         encoded: whether the deviator observes what its type's network sees, instead of raw states.
 
     Raises:
-        ConfigError: an argument names nothing in the run, or the agent's type is frozen. RunFileError: a file is missing
-        or damaged. BackendError: the backend cannot run here.
+        ConfigError: an argument names nothing in the run, or the agent's type is frozen. RunFileError: a file is
+        missing or damaged. BackendError: the backend cannot run here.
     """
 
     def __init__(
@@ -99,10 +100,9 @@ class Deviators:
         Raises:
             ActionError: ``actions`` is of another shape or type, or out of range; or the episodes have ended.
         """
-        taken = self._checked(actions)
         if self.ended:
             raise ActionError(f"the episode has not begun or has ended (T = {self.vector.num_periods}): reset() first")
-        self.vector.actions[self.name][:, self.index] = taken
+        self.vector.actions[self.name][:, self.index] = self._checked(actions)
         _, rewards, *_ = self.vector.step()
         if not self.ended:
             self._draw()
@@ -167,9 +167,10 @@ class Deviators:
 class DeviatorEnv(gymnasium.Env):
     """One agent of a saved run as a Gymnasium environment; arguments and errors are those of :class:`Deviators`.
 
-    It observes its own state, float32, and acts by indices into its grids, as in PettingZoo's form. The reward is its
-    own, per period; an episode is terminated after T periods. ``info`` holds ``action_mask``. The seed of a reset seeds
-    the others' draws: same seed, same actions, same trajectory.
+    It observes its own state, float32, and acts by indices into its grids, as in PettingZoo's form. The action space
+    holds and samples what the stage allows, which ``action_mask`` in every info says, too. The reward is its own, per
+    period; an episode is terminated after T periods. The seed of a reset seeds the others' draws: same seed, same
+    actions, same trajectory.
     """
 
     metadata = {"render_modes": []}
@@ -183,9 +184,9 @@ class DeviatorEnv(gymnasium.Env):
         encoded: bool = False,
     ):
         self.deviators = Deviators(run, agent, episode, backend, 1, encoded)
-        self.action_space = action_space(self.deviators.kind)
+        self.action_space = _allowed_space(self.deviators.kind, self._info()["action_mask"])
         size = self.deviators.observe().shape[1]
-        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32)
+        self.observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -211,6 +212,35 @@ class DeviatorEnv(gymnasium.Env):
         """Return what the agent's own saved policy draws in this period, as ``step`` takes it."""
         drawn = self.deviators.saved_actions()[0].cpu().numpy().astype(np.int64)
         return drawn if len(drawn) > 1 else drawn[0]
+
+
+class _Allowed:
+    """What makes a space one of allowed actions."""
+
+    mask: Any
+
+    def sample(self, mask: Any = None, probability: Any = None) -> Any:
+        return super().sample(self.mask if mask is None and probability is None else mask, probability)  # type: ignore[misc]
+
+    def contains(self, x: Any) -> bool:
+        heads = self.mask if isinstance(self.mask, tuple) else (self.mask,)
+        return super().contains(x) and all(head[k] for head, k in zip(heads, np.atleast_1d(x), strict=True))  # type: ignore[misc]
+
+
+class AllowedDiscrete(_Allowed, spaces.Discrete):
+    """A ``Discrete`` of allowed actions."""
+
+
+class AllowedMultiDiscrete(_Allowed, spaces.MultiDiscrete):
+    """A ``MultiDiscrete`` of allowed actions."""
+
+
+def _allowed_space(kind: AgentType, mask: Any) -> AllowedDiscrete | AllowedMultiDiscrete:
+    """The action space of a type at a stage."""
+    several = len(kind.head_sizes) > 1
+    space = AllowedMultiDiscrete(kind.head_sizes) if several else AllowedDiscrete(kind.head_sizes[0])
+    space.mask = mask
+    return space
 
 
 def _place(types: Mapping[str, AgentType], agent: str) -> tuple[str, int]:
