@@ -1,11 +1,11 @@
 """Look for equilibrium gaps with Stable-Baselines3: its PPO against a run's policies, one agent at a time.
 
-    python examples/independent_searcher.py RUN --agents firm_0 consumer_0 government_0 --steps 200000
+    python examples/independent_searcher.py RUN --agents firm_0 consumer_0 government_0 --steps 300000
 
 Each agent gets a network of its own, untrained, which knows nothing of the saved one. Ten times on the way its most
 likely actions are played on selection seeds; the best of the ten is reported, on fresh seeds, against what the agent's
-saved policy draws on the same. It needs
-Stable-Baselines3: `make setup-extras`, or `pip install -r requirements-extras.txt`.
+saved policy draws on the same. Stable-Baselines3 comes with `make setup-extras` or `pip install -r
+requirements-extras.txt`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rbc_warp.errors import UserError
 from rbc_warp.interfaces.deviator import Deviators
 from rbc_warp.runs.folder import RunDir
 
-CANDIDATES = 10
+CANDIDATES, SELECTION_EPISODES = 10, 256
 SELECTION_SEED, REPORT_SEED = 1_000_000, 2_000_000
 """Training draws from the searcher's own seed on, so that nothing is chosen or reported on what it has learned from."""
 
@@ -100,7 +100,7 @@ def play(env: DeviatorVecEnv, first_seed: int, episodes: int, model: PPO | None)
 
 
 def search(
-    run: str, agent: str, steps: int, episode: str = "latest", num_envs: int = 32, seed: int = 0, episodes: int = 1024
+    run: str, agent: str, steps: int, episode: str = "latest", num_envs: int = 32, seed: int = 0, episodes: int = 4096
 ) -> tuple[Estimate, float, int]:
     """Train PPO; return its gain over the saved policy per period, 95 %, that policy's value, and its iteration."""
     env, judge = (
@@ -121,7 +121,7 @@ def search(
     best, kept = -np.inf, io.BytesIO()
     for part in range(CANDIDATES):
         model.learn(steps // CANDIDATES, reset_num_timesteps=part == 0)
-        value = play(judge, SELECTION_SEED, episodes // 4, model).mean()
+        value = play(judge, SELECTION_SEED, SELECTION_EPISODES, model).mean()
         if value > best:
             best, kept = value, io.BytesIO()
             model.policy.save(kept)
@@ -154,9 +154,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Estimate]:
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("--agents", nargs="+", default=["firm_0", "consumer_0", "government_0"], metavar="AGENT")
     parser.add_argument("--episode", default="latest", metavar="CHECKPOINT")
-    parser.add_argument("--steps", type=int, default=200_000, metavar="N", help="environment steps of training")
+    parser.add_argument("--steps", type=int, default=300_000, metavar="N", help="environment steps of training")
     parser.add_argument("--envs", type=int, default=32, metavar="N")
-    parser.add_argument("--episodes", type=int, default=1024, metavar="N", help="paired episodes of the report")
+    parser.add_argument("--episodes", type=int, default=4096, metavar="N", help="paired episodes of the report")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
