@@ -181,12 +181,12 @@ class SavedPolicies(spiel_policy.Policy):
         return dict(enumerate(state.node.chances[state.current_player() if player_id is None else player_id]))
 
 
-@pytest.mark.parametrize("consumers", [1, 2])
-def test_openspiel_agrees_on_values_best_responses_and_nash_conv(consumers: int) -> None:
-    agents = {**SMALL["agents"], "num_consumers": consumers}
-    if consumers == 2:
-        agents |= {"consumption_choices": [3], "wage_choices": [11]}
-    game = make_game(load_config({**SMALL, "agents": agents}))
+@pytest.mark.parametrize(("consumers", "periods", "units"), [(1, 3, [0, 3]), (2, 2, [3])])
+def test_openspiel_agrees_on_values_best_responses_and_nash_conv(consumers: int, periods: int, units: list) -> None:
+    agents = {"num_consumers": consumers, "consumption_choices": units, "wage_choices": [11]}
+    world = {"maxtime": periods}
+    config = {"agents": SMALL["agents"] | agents, "world": SMALL["world"] | world, "train": SMALL["train"]}
+    game = make_game(load_config(config))
     tree = GameTree(game)
     chances = tree.probabilities(game)
     values, best = tree.values(chances), tree.best_responses(chances)
