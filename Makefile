@@ -4,6 +4,7 @@
 # make setup-gpu  pycuda, on a machine with a GPU     make bench     time the simulation
 # make setup-ray  Ray, to run sweeps on it; without it `make slow` runs what is installed and skips the tests of Ray
 # make test-browser   the report in a real browser: apt-get install chromium, or BROWSER_PATH=one
+# make setup-extras  Stable-Baselines3 and OpenSpiel; without them the tests that use them are skipped
 # Needs Python 3.11 or newer (PYTHON=python3.12), a C++ compiler, make and a package index, or WHEELS=folder without one.
 
 PYTHON ?= python3
@@ -17,10 +18,11 @@ STAMP := $(VENV)/.installed
 STAMP_DEV := $(VENV)/.installed-dev
 STAMP_GPU := $(VENV)/.installed-gpu
 STAMP_RAY := $(VENV)/.installed-ray
+STAMP_EXTRAS := $(VENV)/.installed-extras
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 
 .DELETE_ON_ERROR:
-.PHONY: train setup setup-dev setup-gpu setup-ray test test-gpu test-browser slow check bench clean
+.PHONY: train setup setup-dev setup-gpu setup-ray setup-extras test test-gpu test-browser slow check bench clean
 
 train: setup
 	$(RUN) run_training.py --config $(CONFIG)
@@ -78,6 +80,12 @@ setup-ray: $(STAMP_RAY)
 
 $(STAMP_RAY): $(STAMP) requirements-ray.txt
 	$(PIP) -r requirements-ray.txt
+	@touch $@
+
+setup-extras: $(STAMP_EXTRAS)
+
+$(STAMP_EXTRAS): $(STAMP) requirements-extras.txt
+	$(PIP) -r requirements-extras.txt
 	@touch $@
 
 setup-gpu: $(STAMP_GPU)

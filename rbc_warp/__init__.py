@@ -8,6 +8,7 @@
 >>> rollout, metrics = load_rollout("experiment/rbc/rollout-…"), load_metrics("experiment/rbc/rollout-…")
 >>> env = vector_env(config, num_envs=128)  # tensors, for a training loop of one's own
 >>> env = parallel_env(config)  # PettingZoo
+>>> env = deviator_env("experiment/rbc/rollout-…", agent="firm_4")  # Gymnasium
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from rbc_warp.config import Config, load_config
 from rbc_warp.errors import ConfigError, UserError, needs_warpdrive
 
 if TYPE_CHECKING:
+    from rbc_warp.interfaces.deviator import DeviatorEnv
     from rbc_warp.interfaces.parallel import RbcParallelEnv
     from rbc_warp.interfaces.vector import VectorEnv
     from rbc_warp.training.policy import Policy
@@ -32,6 +34,7 @@ __all__ = [
     "ConfigError",
     "UserError",
     "__version__",
+    "deviator_env",
     "load_config",
     "load_metrics",
     "load_policies",
@@ -133,6 +136,31 @@ def parallel_env(
     from rbc_warp.interfaces.parallel import RbcParallelEnv
 
     return RbcParallelEnv(load_config(config), backend, iteration, max_cycles)
+
+
+def deviator_env(
+    run: str | os.PathLike[str],
+    agent: str,
+    episode: int | str = "latest",
+    backend: str = "auto",
+    encoded: bool = False,
+) -> DeviatorEnv:
+    """Make a Gymnasium environment in which one agent of a saved run deviates, and all others keep playing as saved.
+
+    Args:
+        run: folder of a run.
+        agent: ``consumer_0`` …, ``firm_0`` …, ``government_0``.
+        episode: the checkpoint, whose policies and stage of the curriculum are played: an iteration or 'latest'.
+        backend: 'auto', 'host' or 'pycuda'.
+        encoded: whether the agent observes what its network sees, instead of its raw state.
+
+    Raises:
+        ConfigError: an argument names nothing in the run, or the agent's type is frozen. RunFileError: a file is
+        missing or damaged. BackendError: the backend cannot run here.
+    """
+    from rbc_warp.interfaces.deviator import DeviatorEnv
+
+    return DeviatorEnv(run, agent, episode, backend, encoded)
 
 
 def __getattr__(name: str) -> object:

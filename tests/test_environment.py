@@ -83,6 +83,12 @@ def test_python_version_is_the_same_everywhere():
     assert "sys.version_info < (3, 11)" in (ROOT / "Makefile").read_text()
 
 
+def test_extras_of_the_package_are_those_of_their_files():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for name, wanted in extras.items():
+        assert set(map(Requirement, wanted)) <= set(requirements(f"requirements-{name}.txt")), name
+
+
 def imported_modules(path: Path) -> dict[str, bool]:
     """Top-level modules that a file imports, and whether it does so as soon as it is imported itself."""
     found: dict[str, bool] = {}
@@ -162,6 +168,7 @@ def test_makefile_has_the_targets_that_others_call():
         "setup",
         "setup-gpu",
         "setup-ray",
+        "setup-extras",
         "test-gpu",
         "bench",
         "slow",
@@ -169,7 +176,7 @@ def test_makefile_has_the_targets_that_others_call():
     } <= targets
     assert "run_training.py --config $(CONFIG)" in makefile
     assert "CONFIG ?= configs/rbc.yaml" in makefile
-    for name in (*REQUIREMENT_FILES, "requirements-ray.txt"):
+    for name in (*REQUIREMENT_FILES, "requirements-ray.txt", "requirements-extras.txt"):
         assert f"-r {name}" in makefile, f"the set-up does not install {name}"
     assert "--no-deps -r requirements-warpdrive.txt" in makefile
 

@@ -40,8 +40,8 @@ class RbcParallelEnv(ParallelEnv):
         self._places = {f"{name}_{n}": (name, n) for name, kind in self.vector.types.items() for n in range(kind.count)}
         self.possible_agents = list(self._places)
         self.agents: list[str] = []
-        self._spaces = {name: _space(kind) for name, kind in self.vector.types.items()}
-        self.action_spaces = {agent: _space(self.vector.types[name]) for agent, (name, _) in self._places.items()}
+        self._spaces = {name: action_space(kind) for name, kind in self.vector.types.items()}
+        self.action_spaces = {agent: action_space(self.vector.types[name]) for agent, (name, _) in self._places.items()}
         self.observation_spaces = {agent: self._box(name) for agent, (name, _) in self._places.items()}
 
     def _box(self, name: str) -> spaces.Box:
@@ -78,7 +78,7 @@ class RbcParallelEnv(ParallelEnv):
         unknown = [agent for agent in actions if agent not in self._places]
         missing = [agent for agent in self.agents if agent not in actions]
         if unknown:
-            raise ActionError(f"actions: no agent is named {unknown[0]!r}; there are {self._names()}")
+            raise ActionError(f"actions: no agent is named {unknown[0]!r}; there are {agent_names(self.vector.types)}")
         if missing:
             raise ActionError(f"actions: none for {missing[0]} and {len(missing) - 1} more; every agent acts")
         self.vector.step(self._joined(actions))
@@ -96,10 +96,6 @@ class RbcParallelEnv(ParallelEnv):
         if ended or cut:
             self.agents = []
         return results
-
-    def _names(self) -> str:
-        kinds = self.vector.types.values()
-        return ", ".join(f"{kind.name}_0 to {kind.name}_{kind.count - 1}" for kind in kinds)
 
     def _joined(self, actions: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Actions by agent as arrays by type, (1, n, heads)."""
@@ -132,7 +128,12 @@ class RbcParallelEnv(ParallelEnv):
         self.vector.close()
 
 
-def _space(kind: AgentType) -> spaces.Discrete | spaces.MultiDiscrete:
+def agent_names(types: Mapping[str, AgentType]) -> str:
+    """Return the names of all agents in words, type by type."""
+    return ", ".join(f"{name}_0 to {name}_{kind.count - 1}" for name, kind in types.items())
+
+
+def action_space(kind: AgentType) -> spaces.Discrete | spaces.MultiDiscrete:
     """A fresh action space of a type."""
     return spaces.MultiDiscrete(kind.head_sizes) if len(kind.head_sizes) > 1 else spaces.Discrete(kind.head_sizes[0])
 

@@ -85,16 +85,16 @@ class VectorEnv:
     def _data(self, name: str) -> torch.Tensor:
         return self._envs.cuda_data_manager.data_on_device_via_torch(name)
 
-    def set_iteration(self, iteration: int | None) -> None:
+    def set_iteration(self, iteration: int | None, multipliers: Mapping[str, float] | None = None) -> None:
         """Take the stage of an iteration of the curriculum, or the one after it: θ from the next reset on, and masks.
 
-        Multipliers on final debt are those of the run's start.
+        Lagrange multipliers on final debt, by type, are those of a run's start where none are given.
         """
         last = self.config.train.num_episodes if iteration is None else whole("iteration", iteration, least=0)
-        multipliers = {f"{name}_multiplier": agent.settings.noponzi_start for name, agent in self.types.items()
-                       if agent.penalty_scale}  # fmt: skip
+        start = {name: agent.settings.noponzi_start for name, agent in self.types.items() if agent.penalty_scale}
+        charged = {f"{name}_multiplier": value for name, value in (start | dict(multipliers or {})).items()}
         factor = 1.0 if iteration is None else theta_factor(self.config, last)
-        set_stage(self._envs, Stage(factor, **multipliers))
+        set_stage(self._envs, Stage(factor, **charged))
         for name, agent in self.types.items():
             if iteration is not None or agent.is_frozen:
                 self.allowed[name].copy_(torch.from_numpy(allowed_actions(self.config, self.economy, last)[name]))
