@@ -113,7 +113,8 @@ def vector_env(
     Raises:
         ConfigError: the configuration or an argument is invalid. BackendError: the backend cannot run here.
     """
-    from rbc_warp.interfaces.vector import VectorEnv
+    with needs_warpdrive():
+        from rbc_warp.interfaces.vector import VectorEnv
 
     return VectorEnv(load_config(config), num_envs, backend, iteration, checks)
 
@@ -133,7 +134,8 @@ def parallel_env(
     Raises:
         ConfigError: the configuration or an argument is invalid. BackendError: the backend cannot run here.
     """
-    from rbc_warp.interfaces.parallel import RbcParallelEnv
+    with needs_warpdrive():
+        from rbc_warp.interfaces.parallel import RbcParallelEnv
 
     return RbcParallelEnv(load_config(config), backend, iteration, max_cycles)
 
@@ -158,7 +160,8 @@ def deviator_env(
         ConfigError: an argument names nothing in the run, or the agent's type is frozen. RunFileError: a file is
         missing or damaged. BackendError: the backend cannot run here.
     """
-    from rbc_warp.interfaces.deviator import DeviatorEnv
+    with needs_warpdrive():
+        from rbc_warp.interfaces.deviator import DeviatorEnv
 
     return DeviatorEnv(run, agent, episode, backend, encoded)
 

@@ -83,12 +83,6 @@ def test_python_version_is_the_same_everywhere():
     assert "sys.version_info < (3, 11)" in (ROOT / "Makefile").read_text()
 
 
-def test_extras_of_the_package_are_those_of_their_files():
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    for name, wanted in extras.items():
-        assert set(map(Requirement, wanted)) <= set(requirements(f"requirements-{name}.txt")), name
-
-
 def imported_modules(path: Path) -> dict[str, bool]:
     """Top-level modules that a file imports, and whether it does so as soon as it is imported itself."""
     found: dict[str, bool] = {}
@@ -145,8 +139,8 @@ def test_the_package_s_bounds_hold_what_is_pinned():
     bounds = [Requirement(line) for line in project["dependencies"]]
     assert sorted(canonicalize_name(bound.name) for bound in bounds) == sorted(names)
     extras = project["optional-dependencies"]
-    bounds += [Requirement(line) for name in ("gpu", "ray") for line in extras[name]]
-    pinned = pins(*REQUIREMENT_FILES, "requirements-ray.txt")
+    bounds += [Requirement(line) for name in ("extras", "gpu", "ray") for line in extras[name]]
+    pinned = pins(*REQUIREMENT_FILES, "requirements-extras.txt", "requirements-ray.txt")
     for bound in bounds:
         operators = {specifier.operator for specifier in bound.specifier}
         assert ">=" in operators and "==" not in operators, f"{bound}: a package gives bounds"
