@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import logging
 import math
@@ -205,4 +206,7 @@ def _test_equilibrium(run: RunDir, config: Config, iterations: int, backend: str
     from rbc_warp.equilibrium.request import is_long
 
     if is_long(config, iterations):
+        if importlib.util.find_spec("scipy") is None:
+            print("equilibrium: not tested, SciPy is not installed; run run_best_response.py where it is")
+            return
         print(f"\nequilibrium, a quick test: {quick_verdict(run, backend, quiet)}")
