@@ -65,8 +65,8 @@ def check_rows(agents: Mapping[str, AgentType], backend: str) -> None:
             if agent.name == "consumer":
                 grids = f"agents.consumption_choices ({agent.head_sizes[0]}) or lower agents.num_firms"
             raise ConfigError(
-                f"{agent.num_actions} logits of a {agent.name} need {needed} bytes of a GPU block's shared memory, which "
-                f"has at most {most}; shorten {grids}, or use --backend host"
+                f"{agent.num_actions} logits of a {agent.name} need {needed} bytes of a GPU block's shared memory, "
+                f"which has at most {most}; shorten {grids}, or use --backend host"
             )
 
 
