@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,21 +12,49 @@ from typing import Any
 import pytest
 
 from rbc_warp.warpdrive import build
+from rbc_warp.warpdrive.kernels import SHARED_BYTES
 
-
-def device_architectures() -> list[str]:
-    nvcc = build.find_nvcc()
-    if nvcc is None:
-        return []
-    offered = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
-    return ["sm_75", "sm_80", "sm_90", *(new for new in ("sm_100", "sm_120") if new in offered)]
+ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+MOST_REGISTERS = 128
+"""Of a thread, so that four blocks of THREADS_PER_BLOCK fit into a multiprocessor's 65,536."""
 
 
 @pytest.mark.skipif(build.find_nvcc() is None, reason="there is no nvcc")
-@pytest.mark.parametrize("architecture", device_architectures())
-def test_nvcc_builds(architecture: str) -> None:
-    binary = build.build_device(architecture).read_bytes()
-    assert len(binary) > 1000 and int.from_bytes(binary[:4], "little") == 0xBA55ED50  # a fatbin's magic number
+@pytest.mark.parametrize(
+    "architecture", [name if name == "sm_90" else pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES]
+)
+def test_kernels_fit_the_gpu_without_spills(architecture: str, tmp_path: Path) -> None:
+    """nvcc builds them, and ptxas reports no spilled register and no more than a block has."""
+    nvcc, output = build.find_nvcc(), tmp_path / "kernels.fatbin"
+    assert nvcc is not None
+    offered = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
+    if architecture not in offered:
+        pytest.skip(f"this nvcc does not know {architecture}")
+    command = [nvcc, *build.DEVICE_FLAGS, f"-arch={architecture}", "-Xptxas", "-v", "-o", str(output)]
+    built = subprocess.run([*command, str(build.SOURCES / "kernels.cu")], capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    assert int.from_bytes(output.read_bytes()[:4], "little") == 0xBA55ED50  # a fatbin's magic number
+    report = built.stdout + built.stderr
+    kernels = set(re.findall(r"__global__ void (\w+)", (build.SOURCES / "kernels.cu").read_text()))
+    assert set(re.findall(r"Compiling entry function '(\w+)'", report)) == kernels
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report)
+    assert len(spills) >= len(kernels) and set(spills) == {("0", "0")}, report
+    registers = [int(number) for number in re.findall(r"Used (\d+) registers", report)]
+    assert len(registers) == len(kernels) and max(registers) <= MOST_REGISTERS, report
+    assert all(int(size) <= SHARED_BYTES for size in re.findall(r"(\d+) bytes smem", report)), report
+
+
+def test_a_device_build_depends_on_the_variables_of_nvcc(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = fake_compiler(tmp_path, 'echo built > "$out"\n')
+    monkeypatch.setattr(build, "find_nvcc", lambda: str(compiler))
+    paths = {build.build_device("sm_90"), build.build_device("sm_90")}
+    for name in ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"):
+        monkeypatch.setenv(name, "--maxrregcount=32")
+        paths.add(build.build_device("sm_90"))
+        monkeypatch.delenv(name)
+    assert len(paths) == 3
 
 
 def fake_compiler(folder: Path, body: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -22,7 +23,9 @@ REQUIREMENT_FILES = ("requirements.txt", "requirements-warpdrive.txt", "requirem
 DISTRIBUTION_OF_MODULE = {"yaml": "pyyaml", "warp_drive": "rl-warp-drive", "gym_notices": "gym"}
 # Who asks for one of these installs it; nothing else may need it.
 OPTIONAL = {"mlflow", "ray", "wandb"}
-CONDA_NAMES = {"pytorch": "torch"}
+CONDA_NAMES = {"pytorch-gpu": "torch"}
+# What torch brings, besides what the Makefile lists.
+BROUGHT_BY_TORCH = {"torch", "filelock", "fsspec", "jinja2", "markupsafe", "mpmath", "networkx", "sympy", "triton"}
 
 
 def requirements(name: str) -> list[Requirement]:
@@ -69,6 +72,8 @@ def test_conda_environment_agrees_with_the_requirements():
             assert pinned[name].startswith(version.removesuffix("*")), f"environment.yml: {entry}"
     given = {canonicalize_name(requirement.name) for requirement in pip}
     given |= {canonicalize_name(CONDA_NAMES.get(name, name)) for name in (entry.partition("=")[0] for entry in conda)}
+    assert any(entry.startswith("pytorch-gpu=") for entry in conda), "the solver could choose a CPU build"
+    assert any(entry.startswith("cuda-version=") for entry in conda), "the solver could choose another CUDA"
     missing = imported_distributions() - given
     assert not missing, f"environment.yml lacks {missing}"
     assert {"pycuda", "numba", "matplotlib", "torch"} <= given, "rl-warp-drive would make pip build what it declares"
@@ -163,16 +168,60 @@ def test_makefile_has_the_targets_that_others_call():
         "setup-gpu",
         "setup-ray",
         "setup-extras",
+        "wheels-gpu",
         "test-gpu",
         "bench",
+        "bench-gpu",
         "slow",
         "clean",
     } <= targets
     assert "run_training.py --config $(CONFIG)" in makefile
     assert "CONFIG ?= configs/rbc.yaml" in makefile
-    for name in (*REQUIREMENT_FILES, "requirements-ray.txt", "requirements-extras.txt"):
+    for name in ("requirements.txt", "requirements-dev.txt", "requirements-ray.txt", "requirements-extras.txt"):
         assert f"-r {name}" in makefile, f"the set-up does not install {name}"
     assert "--no-deps -r requirements-warpdrive.txt" in makefile
+
+
+def lean() -> set[str]:
+    """The distributions that `make wheels-gpu` collects, by the Makefile's variables."""
+    makefile = (ROOT / "Makefile").read_text().replace("\\\n", "")
+    names = [re.search(rf"^{name} := (.*)$", makefile, re.MULTILINE) for name in ("LEAN", "LEAN_SDIST")]
+    listed = {canonicalize_name(word) for found in names if found for word in found[1].split() if word[0] != "$"}
+    return listed | set(pins("requirements-gpu.txt"))
+
+
+def test_a_gpu_machine_gets_only_what_is_pinned():
+    assert lean() <= set(pins(*REQUIREMENT_FILES))
+
+
+LEAN_PROGRAM = """
+import importlib.metadata, sys
+allowed = set(sys.argv[1].split())
+for module, owners in importlib.metadata.packages_distributions().items():
+    if not {owner.lower().replace("_", "-") for owner in owners} & allowed:
+        sys.modules[module] = None
+from rbc_warp.commands.train import main
+import rbc_warp.commands.bench
+settings = [part for setting in ("num_episodes=2", "batch_size=4") for part in ("--set", f"train.{setting}")]
+main(["--config", "configs/smoke.yaml", "--experiment-dir", sys.argv[2], "--backend", "host", "--quiet", *settings])
+import pytest
+sys.exit(pytest.main(["-q", "-m", "gpu", "--collect-only", "-p", "no:cacheprovider", *sys.argv[3:]]))
+"""
+
+
+def test_a_gpu_machine_trains_and_tests_with_what_it_gets(tmp_path):
+    """With every other distribution hidden: training, the benchmark's modules, and the tests of the GPU import."""
+    tests = [str(path) for path in sorted((ROOT / "tests").glob("test_*.py")) if "mark.gpu\n" in path.read_text()]
+    done = subprocess.run(
+        [sys.executable, "-c", LEAN_PROGRAM, " ".join(lean() | BROUGHT_BY_TORCH), str(tmp_path / "runs"), *tests],
+        cwd=ROOT,
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "TensorBoard is not installed" in done.stderr and list((tmp_path / "runs").glob("*/metrics.jsonl"))
 
 
 def test_ci_runs_make_test():

@@ -23,8 +23,11 @@ import run_training
 from rbc_warp import __main__
 from rbc_warp.commands import doctor
 from rbc_warp.commands.launch import clean_errors
+from rbc_warp.config import load_config
 from rbc_warp.config.reading import read_action_arrays
 from rbc_warp.economy.agents import AGENT_TYPES
+from rbc_warp.economy.parameters import Economy
+from rbc_warp.errors import ConfigError
 from rbc_warp.runs.episodes import read_episode
 from rbc_warp.runs.folder import RunDir
 from rbc_warp.warpdrive import build
@@ -354,6 +357,28 @@ def test_pycuda_needs_a_gpu_pycuda_and_nvcc(monkeypatch: pytest.MonkeyPatch) -> 
     assert backends.choose_backend("host") == "host"
     with pytest.raises(backends.BackendError, match="'cuda' is not known; choose one of auto, host, pycuda"):
         backends.choose_backend("cuda")
+
+
+def test_rows_too_long_for_a_gpu_are_refused_before_anything_is_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A row with its gradient and its heads fills the 227 KB that a block can have: 58,112 words."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(backends, "choose_backend", lambda name: "pycuda")
+    # 38 firms: 38 c + 1 + 38 logits and the value, twice, and 40 heads; c = 763 is the most that fits.
+    fitting, too_many = (
+        {"num_firms": 38, "work_choices": [1], "consumption_choices": list(range(c))} for c in (763, 764)
+    )
+    backends.check_rows(Economy.from_config(load_config({"agents": fitting})).agents, "pycuda")
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({"agents": too_many}))
+    refused = (
+        r"29071 logits of a consumer need 232736 bytes .* at most 232448; shorten agents.consumption_choices \(764\)"
+    )
+    with pytest.raises(ConfigError, match=refused):
+        run_training.main(["--config", str(config), "--experiment-dir", str(tmp_path / "runs")])
+    assert not (tmp_path / "runs").exists()
+    backends.check_rows(Economy.from_config(load_config(config)).agents, "host")
 
 
 @pytest.mark.parametrize(("arguments", "code"), [([], 2), (["nonsense"], 2), (["--help"], 0), (["-h"], 0)])

@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.nn.functional import huber_loss
 from trainers import play_iteration
 
@@ -32,6 +33,13 @@ PPO = LossWeights(use_ppo=True, clip=0.1, entropy=0.3, last_head_entropy=0.4, va
 POLICY_GRADIENT = LossWeights(use_ppo=False, clip=0.1, entropy=0.3, last_head_entropy=0.4, value=0.7)
 RULES = {"ppo": PPO, "policy gradient": POLICY_GRADIENT}
 OBSERVATIONS = 61  # so that blocks and groups of sixteen rows end inside a batch
+
+
+def test_products_of_bfloat16_are_float32_on_a_gpu() -> None:
+    with FakeTensorMode():  # shapes and types alone; torch refuses what a GPU could not do
+        left, right = (torch.empty(40, n, dtype=torch.bfloat16, device="cuda") for n in (16, 8))
+        gradient = fused.product(left.T, right)
+    assert (gradient.dtype, gradient.shape) == (torch.float32, (16, 8))
 
 
 class Unfused(HostFunctionManager):

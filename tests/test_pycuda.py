@@ -293,7 +293,7 @@ def test_more_agents_than_threads_fit_a_block(driver: FakeDriver) -> None:
 
 
 def test_long_rows_take_smaller_blocks(driver: FakeDriver) -> None:
-    from rbc_warp.warpdrive.pycuda import LOSS_ROWS_PER_BLOCK, SHARED_BYTES, loss_block
+    from rbc_warp.warpdrive.kernels import LOSS_ROWS_PER_BLOCK, SHARED_BYTES, loss_block
 
     assert loss_block(126, 12) == (LOSS_ROWS_PER_BLOCK, 32 * 4 * (2 * 126 + 12))
     for width in (31, 37, 126, 300, 1016, 5000, 20_000):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import norm
 
 from rbc_warp.analysis.accounts import Checks, Fault, compare_start, identities, in_float32, play_again, replay
 from rbc_warp.config import Config, load_config
@@ -225,7 +225,7 @@ def _judge_counts(tests: list[Count], is_rounded: bool, findings: Findings) -> N
     tests = [test for test in tests if test.expected > 0.0]
     if not tests:
         return
-    bound = float(norm.isf(LEVEL / 2 / len(tests)))
+    bound = -NormalDist().inv_cdf(LEVEL / 2 / len(tests))
 
     def z(test: Count) -> float:
         slack = BFLOAT16 * test.variance if is_rounded else 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import logging
 import math
@@ -164,15 +165,17 @@ def resume(options: argparse.Namespace) -> RunResult:
 def _train(options: argparse.Namespace, config: Config, run: RunDir | None = None) -> RunResult:
     """Train a run, a new one where none is given, alone or with the other processes of torchrun."""
     from rbc_warp.analysis.audit import quick_audit
+    from rbc_warp.economy.parameters import Economy
     from rbc_warp.runs.folder import RunDir
     from rbc_warp.runs.run import prepare_run, summary, train_run
     from rbc_warp.runs.tracking import check_trackers
     from rbc_warp.training.processes import claim_gpu, joined
-    from rbc_warp.warpdrive.wrapper import choose_backend
+    from rbc_warp.warpdrive.wrapper import check_rows, choose_backend
 
     claim_gpu()
     prepare_process(options)
     backend = choose_backend(options.backend)
+    check_rows(Economy.from_config(config).agents, backend)
     check_trackers(options.track)
     is_new = run is None
     with joined(config, backend) as processes:
@@ -205,4 +208,7 @@ def _test_equilibrium(run: RunDir, config: Config, iterations: int, backend: str
     from rbc_warp.equilibrium.request import is_long
 
     if is_long(config, iterations):
+        if importlib.util.find_spec("scipy") is None:
+            print("equilibrium: not tested, SciPy is not installed; run run_best_response.py where it is")
+            return
         print(f"\nequilibrium, a quick test: {quick_verdict(run, backend, quiet)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import brentq
 
 from rbc_warp.economy.reference import utility
 
@@ -30,4 +29,6 @@ def consumption_equivalent(units: np.ndarray, gain: float, crra: float) -> float
     low, high = (0.0, LARGEST_RISE) if gain > 0.0 else (-1.0, 0.0)
     if missing(low) * missing(high) > 0.0:
         return None
+    from scipy.optimize import brentq  # here, so that training needs no SciPy
+
     return 100.0 * float(brentq(missing, low, high))

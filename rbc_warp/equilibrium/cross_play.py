@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit
 
 from rbc_warp.config import load_config
 from rbc_warp.equilibrium.entrants import Entrant, enter
@@ -142,6 +141,8 @@ class CrossPlay:
 
     def _all_differences(self, agent: str) -> list[Difference]:
         """Per mixture, its value less that of the one which it may exceed most."""
+        from scipy.special import stdtrit
+
         values = self.values[agent]
         count, episodes = values.shape
         level = 1.0 - (1.0 - LEVEL) / (len(self.types) * count * (count - 1) // 2)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.special import stdtrit
 
 from rbc_warp.economy.agents import AgentType
 from rbc_warp.economy.parameters import Economy
@@ -59,6 +58,8 @@ class Estimate:
 
 def _student(count: int, level: float) -> float:
     """Student's two-sided quantile for the mean of ``count`` values; 0 for a single one."""
+    from scipy.special import stdtrit  # here, so that training needs no SciPy
+
     return float(stdtrit(count - 1, 0.5 + level / 2)) if count > 1 else 0.0
 
 

@@ -1,7 +1,9 @@
-"""Trackers of metrics beside metrics.jsonl: TensorBoard event files always, Weights & Biases or MLflow on request."""
+"""Trackers of metrics beside metrics.jsonl: TensorBoard event files where it is installed, Weights & Biases or MLflow
+on request."""
 
 import importlib.util
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -31,7 +33,11 @@ def check_trackers(names: Iterable[str]) -> None:
 def open_trackers(names: Iterable[str], run: RunDir, config: Config, start: int) -> list[Tracker]:
     """TensorBoard and those named, to be given the metrics of iterations from ``start`` on."""
     makers: dict[str, Callable[[RunDir, Config], Tracker]] = {"wandb": WeightsAndBiases, "mlflow": MLflow}
-    return [TensorBoard(run, start), *(makers[name](run, config) for name in names)]
+    trackers: list[Tracker] = [makers[name](run, config) for name in names]
+    if importlib.util.find_spec("tensorboard") is None:
+        print("TensorBoard is not installed: no event files; metrics.jsonl has it all", file=sys.stderr)
+        return trackers
+    return [TensorBoard(run, start), *trackers]
 
 
 def flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -39,6 +39,15 @@ def mask_and_sum(gradient: torch.Tensor, activation: torch.Tensor | None, sums: 
     torch.sum(gradient.view(len(sums), -1, gradient.shape[1]), dim=1, dtype=torch.float32, out=sums)
 
 
+def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Return left @ right; on a GPU in float32 also where the factors are bfloat16, as the host's kernel has it."""
+    if left.device.type != "cuda" or left.dtype == torch.float32:
+        return left @ right
+    if "dtype" in torch.ops.aten.mm.overloads():  # torch 2.8
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left.float() @ right.float()
+
+
 class FusedLearner(Learner):
     """A learner on a backend's kernels; see :class:`Learner`."""
 
@@ -57,6 +66,8 @@ class FusedLearner(Learner):
         self.network = kernels.network(dtype, policy.hidden)
         self._buffers: dict[tuple[str, int], torch.Tensor] = {}
         self._figures: dict[str, float] = {}
+        if self.device.type == "cuda":
+            torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         self._words = torch.zeros(len(tables.names("LOSS")), device=self.device)
 
     def copy(self, policy: Policy) -> FusedLearner:
@@ -152,16 +163,18 @@ class FusedLearner(Learner):
             logits = self._buffer("logits", len(second), self.policy.num_actions + 1)
             torch.addmm(layers.bias3, second, layers.weight3.T, out=logits)
             self.kernels.loss(logits, loss.of(rows))  # logits now hold their gradient
-            grad.weight3.add_(logits.T @ second)
+            grad.weight3.add_(product(logits.T, second))
             grad.bias3.add_(self._masked_sum(logits, None, agents))
             second_grad, first_grad = self._buffer("second_grad", len(second)), self._buffer("first_grad", len(first))
             torch.mm(logits, layers.weight3, out=second_grad)
             grad.bias2.add_(self._masked_sum(second_grad, second, agents))
-            grad.weight2.add_(second_grad.T @ first)
+            grad.weight2.add_(product(second_grad.T, first))
             torch.mm(second_grad, layers.weight2, out=first_grad)
             mask_and_sum(first_grad, first, shared_grad[observations])
             if private.shape[1]:
-                grad.private.add_((private.T @ first_grad).T)  # this way round the narrow product is four times faster
+                grad.private.add_(
+                    product(private.T, first_grad).T
+                )  # this way round the narrow product is four times faster
 
     def _masked_sum(self, gradient: torch.Tensor, activation: torch.Tensor | None, agents: int) -> torch.Tensor:
         """The sum of a gradient's rows (columns,), after masking it in place by the activation it belongs to."""

@@ -38,7 +38,7 @@ from rbc_warp.warpdrive import tables
 from rbc_warp.warpdrive.env import RbcEnv
 from rbc_warp.warpdrive.kernels import DRAW_FROM_PROBABILITIES, DRAW_GREEDY, LOSS_STATISTICS, Heads, RbcSampler
 from rbc_warp.warpdrive.simulation import set_stage
-from rbc_warp.warpdrive.wrapper import RbcEnvWrapper, choose_backend
+from rbc_warp.warpdrive.wrapper import RbcEnvWrapper, check_rows, choose_backend
 
 # Purposes of an iteration's seeds on the host: which consumers learn, then minibatches by type, then trials by rank.
 SOME_CONSUMERS, MINIBATCHES, TRIALS = 0, 1, 1 << 4
@@ -103,6 +103,7 @@ class RbcTrainer(TrainerA2C):
         """Per type with a budget, the no-Ponzi term's Lagrange multiplier."""
 
         self.backend = choose_backend(backend)
+        check_rows(agents, self.backend)
         self.num_local_envs = config.train.batch_size // self.processes.world_size
         self.env = RbcEnv(self.economy)
         wrapper = RbcEnvWrapper(self.env, num_envs=self.num_local_envs, env_backend=self.backend)

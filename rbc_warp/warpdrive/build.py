@@ -17,6 +17,7 @@ SOURCES = Path(__file__).resolve().parents[1] / "cuda"
 # Vectors wider than the processor's are only passed within one library: -Wno-psabi.
 HOST_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-ffp-contract=off", "-Wno-psabi")
 DEBUG_FLAGS = ("-O1", "-g", "-DRBC_CHECK", "-fsanitize=undefined", "-fno-sanitize-recover")
+NVCC_VARIABLES = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS")  # whose flags nvcc takes beside those it is given
 DEVICE_FLAGS = ("--fatbin", "-O3", "-std=c++17", "--fmad=false")
 
 
@@ -58,7 +59,8 @@ def build_device(architecture: str) -> Path:
     nvcc = find_nvcc()
     if nvcc is None:
         raise BuildError("nvcc not found; install the CUDA toolkit (conda: cuda-nvcc) and put its bin folder on PATH")
-    return _build(nvcc, (*DEVICE_FLAGS, f"-arch={architecture}"), SOURCES / "kernels.cu", ".fatbin", architecture)
+    machine = "\0".join([architecture, *(os.environ.get(name, "") for name in NVCC_VARIABLES)])
+    return _build(nvcc, (*DEVICE_FLAGS, f"-arch={architecture}"), SOURCES / "kernels.cu", ".fatbin", machine)
 
 
 def _build(compiler: str, flags: Sequence[str], source: Path, suffix: str, machine: str) -> Path:

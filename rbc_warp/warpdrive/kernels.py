@@ -23,6 +23,9 @@ DEFAULT_KERNELS = [RESET_KERNEL, SAMPLE_KERNEL, LOSS_KERNEL]
 
 LOSS_STATISTICS = tuple(name.lower() for name in tables.names("LOSS_STATISTICS"))
 DRAW_GREEDY, DRAW_FROM_PROBABILITIES = (tables.values("DRAW_FLAGS")[name] for name in ("GREEDY", "FROM_PROBABILITIES"))
+LOSS_ROWS_PER_BLOCK = 32
+SHARED_BYTES = 48 * 1024  # of a block on a GPU, without asking
+MOST_SHARED_BYTES = 227 * 1024  # with asking, on sm_90 and sm_100; other GPUs have less
 NULL = np.uintp(0)  # in place of an array that a kernel is to leave out
 SAMPLE_COLUMNS = ("actions", "log_probability", "advantage", "target", "value")
 
@@ -74,6 +77,14 @@ class Heads:
         self.num_actions = sum(sizes)
         self.offsets = torch.tensor([0, *np.cumsum(sizes)], dtype=torch.int32, device=device)
         self.allowed = torch.ones(self.num_actions, dtype=torch.uint8, device=device)
+
+
+def loss_block(width: int, num_heads: int) -> tuple[int, int]:
+    """Rows of a block of the loss kernel, and its shared memory in bytes; fewer rows where they are very long."""
+    rows, per_row = LOSS_ROWS_PER_BLOCK, 4 * (2 * width + num_heads)
+    while rows > 1 and rows * per_row > SHARED_BYTES:
+        rows //= 2
+    return rows, rows * per_row
 
 
 def shared_array(manager: Any, name: str) -> torch.Tensor | None:

@@ -19,14 +19,14 @@ from rbc_warp.warpdrive.kernels import (
     LOSS_KERNEL,
     LOSS_STATISTICS,
     SAMPLE_COLUMNS,
+    SHARED_BYTES,
     THREADS_PER_BLOCK,
     Loss,
+    loss_block,
     shared_array,
 )
 
 FIRM_SCRATCH_BYTES = 4 * len(tables.names("SCRATCH"))
-LOSS_ROWS_PER_BLOCK = 32
-SHARED_BYTES = 48 * 1024  # what a block has without asking
 
 
 class DeviceDataManager(PyCUDADataManager):
@@ -46,14 +46,6 @@ class DeviceDataManager(PyCUDADataManager):
 
     def _type_warning_helper(self, *unused: Any, **unused_too: Any) -> None:
         """Say nothing: 64-bit values become 32-bit ones on purpose."""
-
-
-def loss_block(width: int, num_heads: int) -> tuple[int, int]:
-    """Rows of a block of the loss kernel, and its shared memory in bytes; fewer rows where they are very long."""
-    rows, per_row = LOSS_ROWS_PER_BLOCK, 4 * (2 * width + num_heads)
-    while rows > 1 and rows * per_row > SHARED_BYTES:
-        rows //= 2
-    return rows, rows * per_row
 
 
 class RbcFunctionManager(PyCUDAFunctionManager):

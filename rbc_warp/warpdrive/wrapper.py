@@ -1,6 +1,7 @@
 """WarpDrive's environment wrapper, and the backends: ``host`` on CPU threads, ``pycuda`` on an NVIDIA GPU."""
 
 import importlib.util
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,9 +9,10 @@ from warp_drive.env_wrapper import EnvWrapper
 from warp_drive.managers.function_manager import CUDAFunctionFeed
 
 from rbc_warp.config.shipped import IS_INSTALLED
-from rbc_warp.errors import BackendError
+from rbc_warp.economy.agents import AgentType
+from rbc_warp.errors import BackendError, ConfigError
 from rbc_warp.warpdrive.build import build_host, find_nvcc
-from rbc_warp.warpdrive.kernels import RbcReset
+from rbc_warp.warpdrive.kernels import MOST_SHARED_BYTES, RbcReset, loss_block
 
 BACKENDS = ("auto", "host", "pycuda")
 
@@ -43,6 +45,29 @@ def choose_backend(name: str) -> str:
         build_host()
         return "host"
     return "pycuda"
+
+
+def check_rows(agents: Mapping[str, AgentType], backend: str) -> None:
+    """Refuse rows of logits that are too long for the loss kernel on this machine's GPU.
+
+    Raises:
+        ConfigError: a row does not fit into a block's shared memory.
+    """
+    if backend != "pycuda":
+        return
+    most = MOST_SHARED_BYTES
+    if torch.cuda.is_available():
+        most = getattr(torch.cuda.get_device_properties(), "shared_memory_per_block_optin", most)
+    for agent in agents.values():
+        _, needed = loss_block(agent.num_actions + 1, len(agent.head_sizes))
+        if needed > most:
+            grids = " or ".join(f"agents.{name}_choices" for name in agent.choice_names)
+            if agent.name == "consumer":
+                grids = f"agents.consumption_choices ({agent.head_sizes[0]}) or lower agents.num_firms"
+            raise ConfigError(
+                f"{agent.num_actions} logits of a {agent.name} need {needed} bytes of a GPU block's shared memory, "
+                f"which has at most {most}; shorten {grids}, or use --backend host"
+            )
 
 
 class RbcEnvWrapper(EnvWrapper):
