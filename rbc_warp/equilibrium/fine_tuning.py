@@ -136,13 +136,16 @@ class Candidates(Recorder):
         progress["seconds"] = self._seconds_before + trainer.perf_stats.total_time
         self.advance(1)
         is_candidate = done % self.every == 0 or done == self.iterations
+        saves = self.resume is not None and (is_candidate or done % trainer.settings.train.save_state_every == 0)
+        if is_candidate or saves:
+            trainer.check_numbers()
         if is_candidate:
             selection = progress["selection"]
             selection[done] = self.value()
             self.keep(done, policy)
             if selection[done] > selection[progress["best"]]:
                 progress |= {"best": done, "best_flat": policy.flat.detach().clone()}
-        if self.resume and (is_candidate or done % trainer.settings.train.save_state_every == 0):
+        if saves:
             own = {"policy": policy.flat.detach(), "optimizer": self.learner.optimizer.state_dict()}
             alone = self.learner not in trainer.learners.values()
             self.resume.save(trainer, done, progress | ({"own": own} if alone else {}))

@@ -28,6 +28,7 @@ from rbc_warp.errors import ConfigError, RunFileError
 from rbc_warp.training.fused import FusedLearner
 from rbc_warp.training.learner import AutogradLearner, Learner
 from rbc_warp.training.losses import LossWeights, minibatches
+from rbc_warp.training.numbers import Numbers
 from rbc_warp.training.policy import Policy, make_policies
 from rbc_warp.training.processes import Processes
 from rbc_warp.training.recorder import Losses, Recorder, WarpDriveFiles
@@ -130,6 +131,7 @@ class RbcTrainer(TrainerA2C):
             name: torch.zeros(self.num_local_envs * agent.count, agent.num_actions + 1, device=self.device)
             for name, agent in agents.items()
         }
+        self.numbers = Numbers(list(agents), self.processes, self.device)
         self.set_iteration(0)
 
     def _warpdrive_config(self, folder: Path) -> dict:
@@ -206,6 +208,9 @@ class RbcTrainer(TrainerA2C):
         ``stop`` None: the configured length, or without end where ``train.infinite_episodes`` says so. These are the
         lines of WarpDrive's loop; they stand here because a run can begin late and be told to stop. ``perf_stats``
         counts what this trainer has done.
+
+        Raises:
+            NumbersError: something was not finite; what was kept before is as it was.
         """
         if stop is None and not self.settings.train.infinite_episodes:
             stop = self.settings.train.num_episodes
@@ -229,7 +234,15 @@ class RbcTrainer(TrainerA2C):
             self.save_model_checkpoint(self.iteration)
             if self.recorder.wants_to_stop():
                 break
+        self.check_numbers()
         return done
+
+    def check_numbers(self) -> None:
+        """Raise NumbersError where a number of the training was not finite since the last call.
+
+        To be called, in all processes, before anything is kept. It waits for the device.
+        """
+        self.numbers.check(self.iteration)
 
     def _generate_rollout_batch(self) -> None:
         """Play the iteration's episodes into ``rollout``, at the schedule's stage; before it, its trials."""
@@ -244,6 +257,9 @@ class RbcTrainer(TrainerA2C):
                 for trials in self._trials.values():
                     trials.note(self.rollout, self.settings.train.gamma)
         self.play(draw, self.recorder.keeps_consumption(self.iteration))
+        for name in self.economy.agents:
+            self.numbers.note("states", name, self._data(f"observations_{name}"))  # at the end: what is lost stays so
+            self.numbers.note("rewards", name, self.rollout.rewards(name))
 
     def _drawn_trials(self) -> dict[str, Trials]:
         """Draw the iteration's trials, in this process's environments."""
@@ -265,6 +281,7 @@ class RbcTrainer(TrainerA2C):
             self.current_timestep[update.agent] += self.training_batch_size
             if self.schedule.raises_multipliers(iteration):
                 self._raise_multiplier(update.agent)
+        self.numbers.advance(iteration)
         return losses
 
     def _log_metrics(self, metrics: Losses, sample_params: Mapping[str, Any] | None = None) -> None:
@@ -419,6 +436,9 @@ class RbcTrainer(TrainerA2C):
         steps = minibatches(batch, self.num_local_envs, passes, settings.minibatches, generator)
         norm = learner.update(steps, weights, train.clip_grad_norm)
         losses = dict(zip(LOSS_STATISTICS, learner.statistics.clone(), strict=True))
+        watched = [losses[name] for name in ("policy_loss", "value_loss", "entropy")]  # kl may be infinite without harm
+        self.numbers.note("losses", update.agent, torch.stack([*watched, norm]))
+        self.numbers.note("parameters", update.agent, learner.policy.flat)
         return losses | {"gradient_norm": norm, "entropy_coefficient": torch.tensor(update.entropy)}
 
     def _seed_of(self, iteration: int, purpose: int) -> int:
