@@ -65,8 +65,9 @@ class FileFault(RunFileError):
     """The operating system refused to read or write: the user's fault (a missing right, say) or the machine's."""
 
     def __init__(self, path: Path | str, verb: str, error: OSError, remedy: str) -> None:
-        super().__init__(path, f"cannot be {verb}: {error.strerror or error}", MACHINE_FAULTS.get(error.errno, remedy))
-        self.exit_code = MACHINE if error.errno in MACHINE_FAULTS else USER
+        number = error.errno or 0
+        super().__init__(path, f"cannot be {verb}: {error.strerror or error}", MACHINE_FAULTS.get(number, remedy))
+        self.exit_code = MACHINE if number in MACHINE_FAULTS else USER
 
 
 class NumbersError(UserError, ArithmeticError):

@@ -32,7 +32,8 @@ class Numbers:
 
     def note(self, array: str, agent: str, numbers: torch.Tensor) -> None:
         """Look at an array of the iteration at work: one reduction, whose result stays on the device."""
-        self._noted[array, agent] = tuple(torch.aminmax(numbers))  # both are NaN where a number is
+        low, high = torch.aminmax(numbers)  # both are NaN where a number is
+        self._noted[array, agent] = low, high
 
     def advance(self, iteration: int) -> None:
         """Keep what was noted as the iteration's."""
