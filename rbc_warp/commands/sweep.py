@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from rbc_warp.commands.launch import experiment_folder, num_cores
 from rbc_warp.config import load_config
 from rbc_warp.config.shipped import launcher_words
+from rbc_warp.config.temporary import sweep
 from rbc_warp.errors import DONE, FAILED, ConfigError, printable
 from rbc_warp.runs.executors import Engine, LocalEngine, RayEngine
 from rbc_warp.runs.folder import find_runs
 from rbc_warp.runs.interrupt import stop_signals
 from rbc_warp.runs.locks import locked
 from rbc_warp.runs.sweep import LOG_NAME, Display, Task, damaged, execute, expand, plan, present, write_index
-from rbc_warp.runs.temporary import sweep
 from rbc_warp.runs.tracking import check_trackers
 from rbc_warp.training.processes import under_torchrun
 

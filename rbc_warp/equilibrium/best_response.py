@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 from rbc_warp.config import Config, load_config
+from rbc_warp.config.temporary import sweep
 from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.economy.parameters import Economy
 from rbc_warp.equilibrium.deviations import scan
@@ -43,7 +44,6 @@ from rbc_warp.runs.folder import RunDir
 from rbc_warp.runs.locks import LONG, locked
 from rbc_warp.runs.recorder import save_episode
 from rbc_warp.runs.resume import RESUMABLE
-from rbc_warp.runs.temporary import sweep
 from rbc_warp.training.policy import Policy
 from rbc_warp.training.recorder import Recorder
 from rbc_warp.training.rollout import Draw

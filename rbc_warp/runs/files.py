@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 import torch
 
 from rbc_warp.config.reading import reading
+from rbc_warp.config.temporary import beside
 from rbc_warp.errors import FileFault, NumbersError, RunFileError
-from rbc_warp.runs.temporary import beside
 from rbc_warp.training.numbers import not_finite
 
 COPY_AGAIN = "copy it again from the run that wrote it, or use another checkpoint or run"

@@ -1,6 +1,7 @@
 """The files that a run leaves while it trains: policies, dense rollouts, metrics and states."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 
@@ -81,7 +82,8 @@ class RunRecorder(Recorder):
             if self.processes.is_first:
                 save_state(self.run, trainer, iteration + 1)
             self.saved = iteration + 1
-        self.view.advance(iteration + 1)
+        with suppress(OSError):  # a terminal that is gone ends no run
+            self.view.advance(iteration + 1)
 
     def wants_to_stop(self) -> bool:
         return self._stops

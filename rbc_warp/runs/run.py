@@ -9,6 +9,7 @@ import torch
 
 from rbc_warp.config import Config
 from rbc_warp.config.shipped import launcher
+from rbc_warp.config.temporary import sweep
 from rbc_warp.economy.parameters import Economy
 from rbc_warp.errors import NumbersError, RunFileError, UserError
 from rbc_warp.runs.folder import RunDir
@@ -18,7 +19,6 @@ from rbc_warp.runs.locks import locked
 from rbc_warp.runs.metrics import SHOWN, rewards_text
 from rbc_warp.runs.recorder import RunRecorder
 from rbc_warp.runs.resume import continue_from, metrics_to_keep, resumable_state
-from rbc_warp.runs.temporary import sweep
 from rbc_warp.runs.tracking import Tracker, open_trackers
 from rbc_warp.training.policy import Policy, make_policies
 from rbc_warp.training.processes import Processes

@@ -22,6 +22,7 @@ from warp_drive.training.trainers.trainer_a2c import TrainerA2C
 
 from rbc_warp.config import Config
 from rbc_warp.config.reading import reading
+from rbc_warp.config.temporary import own_name, sweep_folders
 from rbc_warp.economy.parameters import Economy
 from rbc_warp.economy.reference import Stage
 from rbc_warp.errors import ConfigError, RunFileError
@@ -43,6 +44,7 @@ from rbc_warp.warpdrive.wrapper import RbcEnvWrapper, choose_backend
 
 # Purposes of an iteration's seeds on the host: which consumers learn, then minibatches by type, then trials by rank.
 SOME_CONSUMERS, MINIBATCHES, TRIALS = 0, 1, 1 << 4
+SCRATCH = "rbc_warp-"
 UNRECORDED = -1
 """WarpDrive's batch index of a period that is played but not kept."""
 
@@ -113,7 +115,8 @@ class RbcTrainer(TrainerA2C):
         self.learners: dict[str, Learner] = {}
         self.cuda_sample_controller = RbcSampler(wrapper.cuda_function_manager)
         self._policies = dict(policies) if policies is not None else make_policies(config, self.economy)
-        self._scratch = None if folder else tempfile.TemporaryDirectory(prefix="rbc_warp-")
+        sweep_folders(Path(tempfile.gettempdir()), SCRATCH)
+        self._scratch = None if folder else tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{own_name()}-")
         with contextlib.nullcontext() if self.device.type == "cuda" else _StayOnHost():
             super().__init__(
                 env_wrapper=wrapper,

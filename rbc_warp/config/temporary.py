@@ -35,17 +35,17 @@ def beside(path: Path) -> Path:
 def sweep(folder: Path) -> None:
     """Remove temporary files of ended processes from a folder and its subfolders; links are not followed."""
     for place, _, names in os.walk(folder):
-        _remove((Path(place) / name for name in names), r"\..+\.{}\.tmp")
+        _remove((Path(place) / name for name in names if name.endswith(".tmp")), r"\..+\.{}\.tmp")
 
 
 def sweep_folders(folder: Path, prefix: str) -> None:
-    """Remove temporary folders ``<prefix><own name>`` of ended processes, directly in a folder."""
+    """Remove temporary folders ``<prefix><own name>-…`` of ended processes, directly in a folder."""
     with suppress(OSError):
-        _remove(folder.iterdir(), re.escape(prefix) + "{}")
+        _remove(folder.iterdir(), re.escape(prefix) + "{}-.+")
 
 
 def _remove(paths: Iterable[Path], pattern: str) -> None:
-    named = re.compile(pattern.format(r"([0-9]+)-([0-9a-f]{8})-[0-9a-f]{8}"))
+    named = re.compile(pattern.replace("{}", r"([0-9]+)-([0-9a-f]{8})-[0-9a-f]{8}"))
     for path in paths:
         match = named.fullmatch(path.name)
         with suppress(OSError):
