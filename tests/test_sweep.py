@@ -165,7 +165,7 @@ def test_dry_run_makes_folders_and_an_index_only(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "words",
-    ["", "--config a --resume b --config c", "--resume b --jobs 2", "--run-only", "--ray-address auto --config a",
+    ["", "--config a --resume b --jobs 2", "--resume b --jobs 2", "--run-only", "--ray-address auto --config a",
      "--run-only --experiment-dir x --set train.lr=1", "--resume b --dry-run"],
 )  # fmt: skip
 def test_options_that_do_not_fit_together_end_with_usage(words, capsys):

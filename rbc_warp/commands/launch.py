@@ -215,23 +215,20 @@ def resume(options: argparse.Namespace) -> RunResult:
     """Continue the run ``options.resume`` from its last state; one that never began, by ``options.config``."""
     from rbc_warp.config import load_config
     from rbc_warp.runs.folder import RunDir
-    from rbc_warp.runs.run import prepare_run
 
     run = RunDir(options.resume)
-    if run.hparams_path.exists():
-        if options.config:
-            raise ConfigError(f"{run.path}: has its own hparams.yaml: leave --config {options.config} out")
-    elif not options.config:
+    if run.hparams_path.exists() and options.config:
+        raise ConfigError(f"{run.path}: has its own hparams.yaml: leave --config {options.config} out")
+    if not run.hparams_path.exists() and not options.config:
         raise ConfigError(f"{run.path}: has no hparams.yaml, so it never began; --config FILE starts it anew there")
-    else:
-        config = load_config(options.config, options.overrides)
-        if not config.sweep:
-            prepare_run(run, config)
-    return _train(options, load_config(run.hparams_path, options.overrides), run)
+    return _train(options, load_config(options.config or run.hparams_path, options.overrides), run)
 
 
 def _train(options: argparse.Namespace, config: Config, run: RunDir | None = None) -> RunResult:
-    """Train a run, a new one where none is given, alone or with the other processes of torchrun."""
+    """Train a run, a new one where none is given, alone or with the other processes of torchrun.
+
+    A run that has no hparams.yaml yet is as new.
+    """
     from rbc_warp.analysis.audit import quick_audit
     from rbc_warp.runs.folder import RunDir
     from rbc_warp.runs.run import prepare_run, summary, train_run
@@ -243,10 +240,10 @@ def _train(options: argparse.Namespace, config: Config, run: RunDir | None = Non
     prepare_process(options)
     backend = choose_backend(options.backend)
     check_trackers(options.track)
-    is_new = run is None
+    is_new = run is None or not run.hparams_path.exists()
     with joined(config, backend) as processes:
         if is_new and processes.is_first:
-            run = RunDir.create(experiment_folder(options))
+            run = run or RunDir.create(experiment_folder(options))
             prepare_run(run, config)
             print(f"{printable(str(run.path))}: training on {backend}", file=sys.stderr)
         run = processes.share(run)

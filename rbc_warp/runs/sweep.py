@@ -181,7 +181,7 @@ def last_record(run: RunDir) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):  # not there yet, or being replaced: the next look will tell
         return {}
     sound = isinstance(record, dict) and type(record.get("iteration")) is int
-    return record if sound and all(isinstance(record.get(part), dict) for part in PARTS) else {}
+    return record if sound and all(isinstance(record.get(part, {}), dict) for part in PARTS) else {}
 
 
 def varied(configs: Sequence[Config]) -> dict[str, list[Any]]:
