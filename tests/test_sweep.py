@@ -178,7 +178,7 @@ def test_one_launcher_at_a_time(tmp_path, capsys):
     with locked(tmp_path / ".launcher.lock", tmp_path, "", ""), pytest.raises(SystemExit) as exit_, clean_errors():
         launch("--config", SMOKE, "--experiment-dir", tmp_path, "--dry-run")
     assert exit_.value.code == 2
-    assert "another launcher is at work here; wait until it ends" in capsys.readouterr().err
+    assert re.search(r"another launcher is at work here \(process .*\); wait until it ends", capsys.readouterr().err)
 
 
 # Carrying them out ---------------------------------------------------------------------------------------------------
