@@ -5,6 +5,7 @@ from importlib import import_module
 
 from rbc_warp import __version__
 from rbc_warp.commands.launch import clean_errors
+from rbc_warp.errors import DONE, USER
 
 COMMANDS = {
     "train": "train the agents of an economy, or of a sweep of economies, as run_training.py does",
@@ -30,19 +31,22 @@ def usage() -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command with the arguments after its name; 2 where there is no such command."""
-    given = sys.argv[1:] if arguments is None else arguments
+    with clean_errors():
+        return _run(sys.argv[1:] if arguments is None else arguments)
+
+
+def _run(given: list[str]) -> int:
     command = given[0] if given else ""
     if command in ("-h", "--help"):
         print(usage())
-        return 0
+        return DONE
     if command == "--version":
         print(f"rbc-warp {__version__}")
-        return 0
+        return DONE
     if command in COMMANDS:
-        with clean_errors():
-            return import_module(f"rbc_warp.commands.{command.replace('-', '_')}").main(given[1:])
+        return import_module(f"rbc_warp.commands.{command.replace('-', '_')}").main(given[1:])
     print(f"{f'unknown command {command!r}' if command else 'no command given'}\n{usage()}", file=sys.stderr)
-    return 2
+    return USER
 
 
 if __name__ == "__main__":

@@ -153,7 +153,7 @@ def one_thread():
 def content(run_dir: Path) -> dict[str, object]:
     """What a measurement leaves, besides the seconds it took."""
     found: dict[str, object] = {
-        name: (run_dir / name).read_bytes() for name in files(run_dir) if not name.endswith(".tmp")
+        name: (run_dir / name).read_bytes() for name in files(run_dir) if not name.endswith((".tmp", "lock"))
     }
     results = json.loads(found["best_response.json"])
     for record in results["records"]:

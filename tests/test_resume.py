@@ -191,10 +191,10 @@ def test_a_run_is_trained_by_one_process_at_a_time(tmp_path, monkeypatch, capsys
     monkeypatch.setattr("rbc_warp.runs.run.PATIENCE", 0.2)
     run = new_run(tmp_path, tiny())
     lock = run.path / "state" / "lock"
-    expected = f"{re.escape(str(run.path))}: is trained by another process; wait"
+    expected = f"{re.escape(str(run.path))}: is trained by another process \\(process {os.getpid()}: .*\\); wait"
     with locked(lock, run.path, "", ""), pytest.raises(RunFileError, match=expected):
         train(run, tiny())
-    assert f"{run.path}: is trained by another process; waiting up to 0.2 s" in capsys.readouterr().err
+    assert re.search(r"is trained by another process \(process .*\); waiting up to 0.2 s\n", capsys.readouterr().err)
     assert train(run, tiny("train.num_episodes=1"), resume=True).status == "finished"
 
 

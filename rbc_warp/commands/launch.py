@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import io
 import json
 import logging
 import math
@@ -11,11 +12,20 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from rbc_warp.errors import UserError, needs_warpdrive
+from rbc_warp.errors import (
+    INTERRUPTED,
+    PIPE,
+    ConfigError,
+    FileFault,
+    UserError,
+    machine_fault,
+    needs_warpdrive,
+    printable,
+)
 
 if TYPE_CHECKING:
     from rbc_warp.config import Config
@@ -79,8 +89,8 @@ def check_training_arguments(parser: argparse.ArgumentParser, options: argparse.
     many = (
         options.dry_run or options.run_only or options.seed_from_timestamp or options.jobs or options.executor == "ray"
     )
-    if options.resume and (options.config or options.experiment_dir or many):
-        parser.error("--resume RUN continues one run: leave --config, --experiment-dir and the options of sweeps away")
+    if options.resume and (options.experiment_dir or many):
+        parser.error("--resume RUN continues one run: leave --experiment-dir and the options of sweeps away")
     if options.stretch and (options.resume or many):
         parser.error("--stretch is for one new run: leave --resume and the options of sweeps away")
     if options.run_only and (options.overrides or options.dry_run or options.seed_from_timestamp):
@@ -108,17 +118,66 @@ def positive(text: str) -> int:
 
 @contextmanager
 def clean_errors() -> Iterator[None]:
-    """Faults of the user end in one message on stderr and exit code 2; faults of ours keep their traceback."""
+    """Faults of the user and of the machine end in one message on stderr and their exit code (errors.py).
+
+    Faults of ours keep their traceback. Where nobody reads what is printed, the end is as silent as SIGPIPE's.
+    """
     warnings.filterwarnings("ignore", module="gym")  # not for our users
+    _open_standard_files()
     try:
-        with needs_warpdrive():
-            yield
+        try:
+            with needs_warpdrive():
+                yield
+        except SystemExit:
+            _flush()
+            raise
+        _flush()
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        _end("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        _end("", PIPE)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _end(f"error: {error}", error.exit_code)
+    except Exception as error:
+        fault: UserError | None = machine_fault(error)
+        if fault is None and isinstance(error, OSError):
+            where = error.filename if isinstance(error.filename, str) else "standard output"
+            fault = FileFault(where, "used", error, "check that it exists and that you may use it")
+        if fault is None:
+            raise
+        _end(f"error: {fault}", fault.exit_code)
+
+
+def _open_standard_files() -> None:
+    """Give a process whose standard files are closed the null device: else the next file it opens takes their place."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path need not be text
+
+
+def _flush() -> None:
+    """Write what was printed: a full disk or a reader that is gone shows now, not while the interpreter ends."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def _end(message: str, code: int) -> NoReturn:
+    """End the process with a message and a code, whatever is the matter with its standard files."""
+    with suppress(OSError, ValueError):
+        _flush()
+    with suppress(OSError, ValueError):
+        if message:
+            print(message, file=sys.stderr, flush=True)
+    with suppress(OSError, ValueError):  # what could not be written must not be tried again by the interpreter
+        _flush()
+        sys.exit(code)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    sys.exit(code)
 
 
 def prepare_process(options: argparse.Namespace) -> None:
@@ -154,16 +213,23 @@ def start(options: argparse.Namespace) -> RunResult:
 
 
 def resume(options: argparse.Namespace) -> RunResult:
-    """Continue the run ``options.resume`` from its last state."""
+    """Continue the run ``options.resume`` from its last state; one that never began, by ``options.config``."""
     from rbc_warp.config import load_config
     from rbc_warp.runs.folder import RunDir
 
     run = RunDir(options.resume)
-    return _train(options, load_config(run.hparams_path, options.overrides), run)
+    if run.hparams_path.exists() and options.config:
+        raise ConfigError(f"{run.path}: has its own hparams.yaml: leave --config {options.config} out")
+    if not run.hparams_path.exists() and not options.config:
+        raise ConfigError(f"{run.path}: has no hparams.yaml, so it never began; --config FILE starts it anew there")
+    return _train(options, load_config(options.config or run.hparams_path, options.overrides), run)
 
 
 def _train(options: argparse.Namespace, config: Config, run: RunDir | None = None) -> RunResult:
-    """Train a run, a new one where none is given, alone or with the other processes of torchrun."""
+    """Train a run, a new one where none is given, alone or with the other processes of torchrun.
+
+    A run that has no hparams.yaml yet is as new.
+    """
     from rbc_warp.analysis.audit import quick_audit
     from rbc_warp.economy.parameters import Economy
     from rbc_warp.runs.folder import RunDir
@@ -177,12 +243,12 @@ def _train(options: argparse.Namespace, config: Config, run: RunDir | None = Non
     backend = choose_backend(options.backend)
     check_rows(Economy.from_config(config).agents, backend)
     check_trackers(options.track)
-    is_new = run is None
+    is_new = run is None or not run.hparams_path.exists()
     with joined(config, backend) as processes:
         if is_new and processes.is_first:
-            run = RunDir.create(experiment_folder(options))
+            run = run or RunDir.create(experiment_folder(options))
             prepare_run(run, config)
-            print(f"{run.path}: training on {backend}", file=sys.stderr)
+            print(f"{printable(str(run.path))}: training on {backend}", file=sys.stderr)
         run = processes.share(run)
         result = train_run(
             run,

@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from rbc_warp.commands.launch import experiment_folder, num_cores
 from rbc_warp.config import load_config
 from rbc_warp.config.shipped import launcher_words
-from rbc_warp.errors import ConfigError
+from rbc_warp.config.temporary import sweep
+from rbc_warp.errors import DONE, FAILED, ConfigError, printable
 from rbc_warp.runs.executors import Engine, LocalEngine, RayEngine
 from rbc_warp.runs.folder import find_runs
+from rbc_warp.runs.interrupt import stop_signals
 from rbc_warp.runs.locks import locked
-from rbc_warp.runs.sweep import LOG_NAME, Display, Task, execute, expand, plan, present, write_index
+from rbc_warp.runs.sweep import LOG_NAME, Display, Task, damaged, execute, expand, plan, present, write_index
 from rbc_warp.runs.tracking import check_trackers
 from rbc_warp.training.processes import under_torchrun
 
@@ -25,7 +27,7 @@ def is_sweep(options: argparse.Namespace) -> bool:
 
 
 def run_sweep(options: argparse.Namespace) -> int:
-    """Make and train the runs of a sweep; returns 0, or 1 if one failed."""
+    """Make and train the runs of a sweep; return 0, or 1 if one failed."""
     if under_torchrun():
         raise ConfigError("torchrun shares one run among processes, not a sweep; use --jobs N without torchrun")
     if options.stretch is not None:
@@ -41,6 +43,8 @@ def run_sweep(options: argparse.Namespace) -> int:
     lock = folder / ".launcher.lock"
     remedy = "wait until it ends, or choose another --experiment-dir"
     with locked(lock, folder, "another launcher is at work here", remedy):
+        sweep(folder)
+        lost = damaged(folder)
         tasks = (
             present(folder) if config is None else plan(folder, config, options.seed_from_timestamp, options.overrides)
         )
@@ -52,10 +56,11 @@ def run_sweep(options: argparse.Namespace) -> int:
         elif any(task.state == "waiting" for task in tasks):
             _train(options, tasks, display)
         print(f"index: {write_index(folder)}")
-    failed = [task for task in tasks if task.state == "failed"]
-    for task in failed:
-        print(f"failed: {task.run.path}: {task.message}; see {LOG_NAME} there", file=sys.stderr)
-    return int(bool(failed))
+    failed = [f"{task.run.path}: {task.message}; see {LOG_NAME} there" for task in tasks if task.state == "failed"]
+    failed += [f"{folder / name}: {reason}; move it away" for name, reason in lost.items()]
+    for line in failed:
+        print(f"failed: {printable(line)}", file=sys.stderr)
+    return FAILED if failed else DONE
 
 
 def _train(options: argparse.Namespace, tasks: Sequence[Task], display: Display) -> None:
@@ -76,13 +81,14 @@ def _train(options: argparse.Namespace, tasks: Sequence[Task], display: Display)
 
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM do what Ctrl-C does."""
+    """Let SIGTERM, and the end of the terminal, do what Ctrl-C does."""
 
     def interrupt(signum: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in stop_signals() if number != signal.SIGINT}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

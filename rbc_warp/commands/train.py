@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from rbc_warp.commands.launch import add_training_arguments, check_training_arguments
+from rbc_warp.errors import DONE, INTERRUPTED
 
 
 def parse(arguments: list[str] | None = None, name: str = "python -m rbc_warp train") -> argparse.Namespace:
@@ -27,4 +28,4 @@ def main(arguments: list[str] | None = None, **name: str) -> int:
         return run_sweep(options)
     else:
         result = start(options)
-    return 0 if result.status == "finished" else 130
+    return DONE if result.status == "finished" else INTERRUPTED

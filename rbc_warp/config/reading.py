@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from rbc_warp.errors import RunFileError
+from rbc_warp.errors import FileFault, RunFileError
 
 MAX_TEXT_BYTES = 4 * 2**20
 MAX_ACTION_ARRAYS_BYTES = 16 * 2**20
@@ -30,7 +30,7 @@ def reading(path: Path, kind: str, remedy: str, show_reason: bool = True) -> Ite
     except FileNotFoundError:
         raise RunFileError(path, "does not exist", remedy) from None
     except OSError as error:
-        raise RunFileError(path, f"cannot be read: {error.strerror or error}", remedy) from error
+        raise FileFault(path, "read", error, remedy) from error
     except Exception as error:  # what a damaged or hostile file makes a parser raise is anyone's guess
         reason = f": {error}" if show_reason and str(error) else ""
         raise RunFileError(path, f"cannot be read as {kind} ({type(error).__name__}{reason})", remedy) from error

@@ -11,12 +11,14 @@ the fine-tuning at work continues from its last state.
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from rbc_warp.config import Config, load_config
+from rbc_warp.config.temporary import sweep
 from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.economy.parameters import Economy
 from rbc_warp.equilibrium.deviations import scan
@@ -36,8 +38,10 @@ from rbc_warp.equilibrium.request import Checkpoint, Plan, Request, prepare
 from rbc_warp.equilibrium.results import FINE_TUNED, Record, Results
 from rbc_warp.equilibrium.rules import best_rule
 from rbc_warp.equilibrium.verdict import QUICK, Candidate, Effort, Verdict, environments_for, judge
+from rbc_warp.errors import RunFileError, printable
 from rbc_warp.runs.console import ProgressBar
 from rbc_warp.runs.folder import RunDir
+from rbc_warp.runs.locks import LONG, locked
 from rbc_warp.runs.recorder import save_episode
 from rbc_warp.runs.resume import RESUMABLE
 from rbc_warp.training.policy import Policy
@@ -56,9 +60,9 @@ def run_request(request: Request) -> list[Results]:
     for plan in plans:
         labels = ", ".join(checkpoint.label for checkpoint in plan.checkpoints)
         print(
-            f"{plan.run.path}: {', '.join(plan.agent_types)} at checkpoints {labels}, "
+            f"{printable(str(plan.run.path))}: {', '.join(plan.agent_types)} at checkpoints {labels}, "
             f"{plan.iterations} iterations, {request.repeats} seed(s)",
-            *(f"note: {note}" for note in plan.notes),
+            *(f"note: {printable(note)}" for note in plan.notes),
             sep="\n",
             file=sys.stderr,
         )
@@ -104,13 +108,14 @@ def judged(plan: Plan, checkpoint: Checkpoint, effort: Effort, request: Request)
             tuned[record.agent].append(Candidate(estimate, record.settings["episodes"], record.deviator, how))
     verdict = judge(game, plan.untrained, plan.agent_types, checkpoint.label, effort, tuned, request.quiet)
     trainer.graceful_close()
-    plan.results.add_verdict(verdict.to_dict())
-    plan.results.write(plan.run)
+    with plan.results.updating(plan.run):
+        plan.results.add_verdict(verdict.to_dict())
     return verdict
 
 
 def measure(plan: Plan, request: Request) -> Results:
     """Measure all that was asked of one run and is not known; files are written as results come in."""
+    sweep(plan.run.path)
     trainer = RbcTrainer(plan.config, request.backend)
     known = 0
     for checkpoint in plan.checkpoints:
@@ -123,7 +128,7 @@ def measure(plan: Plan, request: Request) -> Results:
                 if request.restart or not plan.results.hold(step.what):
                     steps[agent].append(step)
                 else:
-                    step.forget()
+                    step.tidy()
                     known += 1
         wanted = [agent for agent in steps if steps[agent]]
         gained: dict[str, Gained] = {}
@@ -134,9 +139,15 @@ def measure(plan: Plan, request: Request) -> Results:
             for agent in steps:
                 bar.show(f"checkpoint {checkpoint.label}, {agent}")
                 for step in steps[agent]:
-                    plan.results.add(record := step.measure(bar.advance).compared_with(gained.get(agent)))
-                    plan.results.write(plan.run)
-                    step.forget()
+                    with step.claimed():
+                        plan.results.refresh(plan.run)  # another process may have measured it meanwhile
+                        if not request.restart and plan.results.hold(step.what):
+                            known += 1
+                            continue
+                        record = step.measure(bar.advance).compared_with(gained.get(agent))
+                        with plan.results.updating(plan.run):
+                            plan.results.add(record)
+                        step.forget()
                     if not request.quiet:
                         print(f"{plan.run.path.name}: {record.line()}", file=sys.stderr)
     if known:
@@ -152,6 +163,22 @@ class Step:
     measure: Callable[[Advance], Record]
     folder: RunDir | None = None  #: Folder of its state while it is not finished.
     updates: int = 0  #: Of a fine-tuning; it tells an :data:`Advance` of each.
+
+    @contextmanager
+    def claimed(self, patience: float = LONG) -> Iterator[None]:
+        """Let no other process write into its folder meanwhile."""
+        if self.folder is None:
+            yield
+            return
+        path, remedy = self.folder.path, "wait until it ends, or stop it"
+        with locked(path / "lock", path, "another process fine-tunes into this folder", remedy, patience):
+            yield
+
+    def tidy(self) -> None:
+        """Its record was written before: a state that is left is nobody's, unless another process is at work there."""
+        if self.folder and self.folder.has_state:
+            with suppress(RunFileError), self.claimed(patience=0.0):
+                self.forget()
 
     def forget(self) -> None:
         """Its record is written: its state is not needed any more."""
@@ -278,7 +305,8 @@ def _scanned(plan: Plan, game: Game, what: Mapping[str, Any], advance: Advance) 
         "low": {name: gain.low for name, gain in found.gains.items()},
         "high": {name: gain.high for name, gain in found.gains.items()},
     }
-    plan.results.add_scan({**place, **gains, "rewards": found.rewards})
+    with plan.results.updating(plan.run):
+        plan.results.add_scan({**place, **gains, "rewards": found.rewards})
     best = found.found
     after = best.before + best.gain.mean
     return Record(found=best.deviation.name, before=best.before, after=after, **_interval(best.gain), **what)

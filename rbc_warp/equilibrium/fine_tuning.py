@@ -28,7 +28,7 @@ from rbc_warp.equilibrium.game import (
     of_deviator,
     paired_gain,
 )
-from rbc_warp.errors import ResumeError, RunFileError
+from rbc_warp.errors import ResumeError, RunFileError, printable
 from rbc_warp.runs.folder import RunDir
 from rbc_warp.runs.resume import continue_from, read_state, save_state
 from rbc_warp.training.learner import Learner
@@ -74,7 +74,10 @@ class ResumeState:
             state = {}
         if state is None or state.get("settings") == self.settings:
             return state
-        print(f"note: {self.folder.path}: its state is of another request, or damaged; begun anew", file=sys.stderr)
+        print(
+            f"note: {printable(str(self.folder.path))}: its state is of another request, or damaged; begun anew",
+            file=sys.stderr,
+        )
         return None
 
 
@@ -136,13 +139,16 @@ class Candidates(Recorder):
         progress["seconds"] = self._seconds_before + trainer.perf_stats.total_time
         self.advance(1)
         is_candidate = done % self.every == 0 or done == self.iterations
+        is_due = is_candidate or done % trainer.settings.train.save_state_every == 0
+        if is_due:
+            trainer.check_numbers()
         if is_candidate:
             selection = progress["selection"]
             selection[done] = self.value()
             self.keep(done, policy)
             if selection[done] > selection[progress["best"]]:
                 progress |= {"best": done, "best_flat": policy.flat.detach().clone()}
-        if self.resume and (is_candidate or done % trainer.settings.train.save_state_every == 0):
+        if self.resume and is_due:
             own = {"policy": policy.flat.detach(), "optimizer": self.learner.optimizer.state_dict()}
             alone = self.learner not in trainer.learners.values()
             self.resume.save(trainer, done, progress | ({"own": own} if alone else {}))

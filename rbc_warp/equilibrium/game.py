@@ -18,6 +18,7 @@ import torch
 from rbc_warp.economy.agents import AgentType
 from rbc_warp.economy.parameters import Economy
 from rbc_warp.runs.console import number_text
+from rbc_warp.training.numbers import fault
 from rbc_warp.training.policy import Policy
 from rbc_warp.training.rollout import EVALUATION_STREAM, Draw, Intervention
 from rbc_warp.training.trainer import RbcTrainer
@@ -199,6 +200,8 @@ class Game:
             self.trainer.play(Draw(self.iteration, stream, self.greedy, place))
             for agent, parts in rewards.items():
                 parts.append(self.trainer.rollout.rewards(agent).double().mean(dim=0).cpu().numpy())
+                if not np.isfinite(parts[-1]).all():
+                    raise fault(f"played at iteration {self.iteration}", agent, "rewards")
         return {agent: np.concatenate(parts)[:episodes] for agent, parts in rewards.items()}
 
     def with_policies(self, policies: Mapping[str, Policy]) -> Game:

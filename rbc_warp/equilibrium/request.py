@@ -6,6 +6,7 @@ from pathlib import Path
 from rbc_warp.config import Config, load_config
 from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.economy.parameters import Economy
+from rbc_warp.equilibrium.game import ENVIRONMENTS_PER_REPEAT
 from rbc_warp.equilibrium.results import Results
 from rbc_warp.equilibrium.verdict import EFFORTS, FULL, QUICK, Effort
 from rbc_warp.errors import ConfigError, RunFileError
@@ -13,7 +14,9 @@ from rbc_warp.runs.folder import RunDir, find_runs, newest_finished_run
 from rbc_warp.runs.run import load_policies
 from rbc_warp.training.policy import Policy
 
-MAX_REPEATS = 2000
+MAX_REPEATS, MAX_ITERATIONS = 2000, 10_000_000
+MAX_PLANS = 10_000_000
+"""Plans that are enumerated at most: each is an episode."""
 LONG_RUN = 500_000
 """Environment steps of training that take longer than a full search."""
 
@@ -75,22 +78,22 @@ class Plan:
 
 def prepare(request: Request) -> list[Plan]:
     """Open every run and checkpoint asked for. Raises ConfigError or RunFileError at the first that cannot be used."""
-    for name, value in (
-        ("NUM_EPISODES", request.iterations),
-        ("--repeat-runs", request.repeats),
-        ("--checkpoint-model", request.checkpoint_every),
-        ("--eval-episodes", request.episodes),
-        ("--exact", request.max_plans),
-        ("--rules", request.rules),
+    for name, value, most in (
+        ("NUM_EPISODES", request.iterations, MAX_ITERATIONS),
+        ("--repeat-runs", request.repeats, MAX_REPEATS),
+        ("--checkpoint-model", request.checkpoint_every, MAX_ITERATIONS),
+        ("--eval-episodes", request.episodes, ENVIRONMENTS_PER_REPEAT),
+        ("--exact", request.max_plans, MAX_PLANS),
+        ("--rules", request.rules, ENVIRONMENTS_PER_REPEAT),
     ):
         if value is not None and value < 1:
-            raise ConfigError(f"{name} {value} is not a positive number; give 1 or more")
+            raise ConfigError(f"{name} {value} is not a positive number; give 1 to {most}")
+        if value is not None and value > most:
+            raise ConfigError(f"{name} {value} is too many; give 1 to {most}")
     if request.verdict in EFFORTS and request.greedy:
         raise ConfigError("--verdict judges play that is drawn, --greedy the most likely play; give one of them")
     if request.rules is not None and request.greedy:
         raise ConfigError("--rules searches against drawn play, --greedy is the most likely play; give one of them")
-    if request.repeats > MAX_REPEATS:
-        raise ConfigError(f"--repeat-runs {request.repeats} is too many; give at most {MAX_REPEATS}")
     if request.run_dir is not None and request.experiment_dir is not None:
         raise ConfigError("give either ROLLOUT_DIR or --experiment-dir, not both")
     if request.experiment_dir is not None:
@@ -141,12 +144,7 @@ def _prepare_run(run: RunDir, request: Request) -> Plan:
         raise RunFileError(run.saved_models_path, "holds no checkpoint 0 for --fresh to start from", remedy)
     if request.max_plans is not None:
         _check_plans(config, request, types, notes)
-    results = Results.read(run)
-    last = last_iteration(run, config)
-    # Where the run went on, 'latest' is another policy.
-    results.verdicts = [
-        verdict for verdict in results.verdicts if verdict["checkpoint"] != "latest" or verdict["iteration"] == last
-    ]
+    results = Results.read(run, last_iteration(run, config))
     return Plan(
         run,
         config,

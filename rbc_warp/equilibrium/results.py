@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
+from rbc_warp.config.messages import show
 from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.equilibrium.game import Estimate, Gained
 from rbc_warp.errors import RunFileError
 from rbc_warp.runs.console import text_table
 from rbc_warp.runs.files import write_text
 from rbc_warp.runs.folder import RunDir
+from rbc_warp.runs.locks import locked
 
+PATIENCE = 60.0
+"""With another process that writes its results, which takes it a moment [seconds]."""
 FINE_TUNED = ("fine-tuned", "trained afresh")
 METHODS = (*FINE_TUNED, "fixed", "planned", "rule")
 # Best-response gain as a share of the training gain in the paper, worst of 10 seeds [%].
@@ -107,32 +114,33 @@ class Results:
     scans: list[dict[str, Any]] = field(default_factory=list)
     """Every fixed action tried: its deviator's gain, with an interval for itself, and each type's reward, on the
     selection draws."""
+    latest: int | None = None
+    """The iteration of checkpoint 'latest'. Verdicts on an earlier one are left out: the run went on since."""
 
     @classmethod
-    def read(cls, run: RunDir) -> Results:
+    def read(cls, run: RunDir, latest: int | None = None) -> Results:
         """Read the results of earlier measurements; RunFileError where they cannot be used."""
         content = run.read_best_response()
         names = {entry.name for entry in fields(Record)}
         try:
-            records = [
-                Record(**{name: value for name, value in row.items() if name in names})
-                for row in content.get("records", [])
-            ]
-            for record in records:
-                if record.agent not in AGENT_TYPES or record.method not in METHODS:
-                    raise ValueError(f"{record.agent} {record.method}")
-                record.line()
+            records = []
+            for row in content.get("records", []):
+                record = Record(**{name: value for name, value in row.items() if name in names})
+                _check_record(record)
+                records.append(record)
             scans = [dict(row) for row in content.get("scans", [])]
             for row in scans:
                 _check_scan(row)
             last = [content["verdict"]] if "verdict" in content else []
             verdicts = [dict(row) for row in [*content.get("verdicts", last)[:-1], *last]]
             for row in verdicts:
-                int(row["iteration"]), bool(row["passed"]), dict(row["largest"])
-                _check_details(row)
-            return cls(records, verdicts, scans)
+                _check_verdict(row)
+            if latest is not None:
+                verdicts = [row for row in verdicts if row["checkpoint"] != "latest" or row["iteration"] == latest]
+            return cls(records, verdicts, scans, latest)
         except (TypeError, ValueError, KeyError, AttributeError) as error:
-            problem = f"does not hold results of best responses ({error})"
+            reason = f"{error} is missing" if isinstance(error, KeyError) else error
+            problem = f"does not hold results of best responses ({reason})"
             raise RunFileError(run.best_response_path, problem, "move it away to measure anew") from None
 
     def write(self, run: RunDir) -> None:
@@ -147,6 +155,20 @@ class Results:
             lines = [text for record in self.ordered() if record.agent == agent for text in [_output_line(record)]]
             if lines:
                 write_text(run.best_response_output_path(agent), "\n".join([OUTPUT_HEADER, *lines]) + "\n")
+
+    @contextmanager
+    def updating(self, run: RunDir) -> Iterator[None]:
+        """Add to the run's results in this block: what other processes wrote meanwhile is kept, and all is written."""
+        remedy = "wait until it ends, or stop it"
+        with locked(run.path / "lock", run.path, "another process writes its results", remedy, PATIENCE):
+            self.refresh(run)
+            yield
+            self.write(run)
+
+    def refresh(self, run: RunDir) -> None:
+        """Take what is written now."""
+        found = Results.read(run, self.latest)
+        self.records, self.verdicts, self.scans = found.records, found.verdicts, found.scans
 
     def hold(self, what: Mapping[str, Any]) -> bool:
         """Return whether there is a record with these fields."""
@@ -238,6 +260,28 @@ def without_details(verdict: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in verdict.items() if name not in ("agents", "screening")}
 
 
+def _check_record(record: Record) -> None:
+    """Raise TypeError or ValueError where a record's fields are not of their types."""
+    for name, kind in get_type_hints(Record).items():
+        value = getattr(record, name)
+        kinds = get_args(kind) if isinstance(kind, UnionType) else (get_origin(kind) or kind,)
+        if type(value) not in kinds and not (float in kinds and type(value) is int):
+            expected = " or ".join(each.__name__ for each in kinds)
+            raise TypeError(f"{name}: expected {expected}, found {show(value)}")
+    if record.agent not in AGENT_TYPES or record.method not in METHODS:
+        raise ValueError(f"{record.agent} {record.method}")
+    if not all(math.isfinite(value) for value in vars(record).values() if isinstance(value, float)):
+        raise ValueError(f"{record.how}: a number is not finite")
+
+
+def _check_verdict(verdict: Mapping[str, Any]) -> None:
+    """Raise TypeError, ValueError or KeyError where a verdict cannot be used."""
+    for name, kind in (("checkpoint", str), ("iteration", int), ("passed", bool), ("largest", dict)):
+        if type(verdict[name]) is not kind:
+            raise TypeError(f"{name} of a verdict: expected {kind.__name__}, found {show(verdict[name])}")
+    _check_details(verdict)
+
+
 def _check_details(verdict: Mapping[str, Any]) -> None:
     """Raise ValueError or KeyError where the figures of single agents or actions cannot be used."""
     for found in (one for of_type in verdict.get("agents", {}).values() for one in of_type):
@@ -254,6 +298,11 @@ def _check_details(verdict: Mapping[str, Any]) -> None:
 def _check_scan(scan: Mapping[str, Any]) -> None:
     """Raise ValueError or KeyError where a scan cannot be used. Those of earlier versions have no intervals."""
     _scan_key(scan)
+    for name in ("gains", "rewards", "low", "high"):
+        for value in scan.get(name, {}).values():
+            numbers = value.values() if name == "rewards" and isinstance(value, Mapping) else [value]
+            if not all(isinstance(number, float | int) for number in numbers):
+                raise TypeError(f"{name} of a scan: expected numbers, found {show(value)}")
     for name in ("rewards", "low", "high"):
         if name in scan and scan[name].keys() != scan["gains"].keys():
             raise ValueError(f"a scan's {name} are not of the same actions as its gains")

@@ -38,7 +38,7 @@ class LocalEngine:
         self._places: dict[int, int] = {}
 
     def start(self, command: Sequence[str], log: Path) -> subprocess.Popen:
-        place = self._free.pop(0)
+        place = self._free[0]
         environment = dict(os.environ)
         if len(self._gpus) > 1:
             environment["CUDA_VISIBLE_DEVICES"] = self._gpus[place % len(self._gpus)]
@@ -51,7 +51,7 @@ class LocalEngine:
                 env=environment,
                 start_new_session=True,  # Ctrl-C reaches us alone: we pass it on once
             )
-        self._places[process.pid] = place
+        self._places[process.pid] = self._free.pop(0)
         return process
 
     def poll(self, handle: subprocess.Popen) -> int | None:

@@ -6,7 +6,6 @@ Tensors load with ``weights_only=True``. Every file is written beside its target
 
 import io
 import os
-import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,14 +14,16 @@ from typing import Any, BinaryIO
 import torch
 
 from rbc_warp.config.reading import reading
-from rbc_warp.errors import RunFileError
+from rbc_warp.config.temporary import beside
+from rbc_warp.errors import FileFault, NumbersError, RunFileError
+from rbc_warp.training.numbers import not_finite
 
 COPY_AGAIN = "copy it again from the run that wrote it, or use another checkpoint or run"
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], keep_as: Path | None = None) -> None:
     """Replace ``path`` by what ``write`` puts into a file, whole or not at all; its content moves to ``keep_as``."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    temporary = beside(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -39,7 +40,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], keep_as: P
 
 def write_text(path: Path, text: str) -> None:
     """Replace a UTF-8 text file, whole or not at all."""
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 @contextmanager
@@ -47,11 +48,12 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        problem = f"cannot be written: {error.strerror or error}"
-        raise RunFileError(path, problem, "free some space or choose a folder that you may write to") from error
+        raise FileFault(path, "written", error, "choose a folder that you may write to") from error
 
 
 def save_torch(path: Path, content: object, keep_as: Path | None = None) -> None:
+    if place := not_finite(content):
+        raise NumbersError(f"{path}: {place} is not finite (NaN or infinity); what was there stays")
     buffer = io.BytesIO()
     torch.save(content, buffer)
     buffer.seek(0)

@@ -257,9 +257,17 @@ def find_runs(experiment_dir: Path | str) -> list[RunDir]:
     with reading(Path(experiment_dir), "a folder of runs", "give the folder that holds rollout-… folders"):
         for path in Path(experiment_dir).iterdir():
             match = re.fullmatch(r".+-([0-9]+)-([0-9]+)", path.name)
-            if match and (path / "hparams.yaml").is_file():
+            if match and _may_hold_run(path):
                 found.append(((int(match[1]), match[2]), path))
     return [RunDir(path) for _, path in sorted(found)]
+
+
+def _may_hold_run(path: Path) -> bool:
+    """Return whether there is an hparams.yaml, or a folder that cannot be looked into: reading it will tell why."""
+    try:
+        return (path / "hparams.yaml").is_file()
+    except OSError:
+        return True
 
 
 def newest_finished_run(root: Path | str) -> RunDir:

@@ -6,8 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
+def stop_signals() -> list[signal.Signals]:
+    """Return the signals that ask to stop; SIGHUP is not one of them under nohup, which has it ignored."""
+    hangs_up = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hangs_up else [])]
+
+
 class Interrupt:
-    """Turns Ctrl-C into a request to stop after the current iteration; a second Ctrl-C stops at once.
+    """Turns Ctrl-C, SIGTERM and the end of the terminal (SIGHUP) into a request to stop after the current iteration.
+
+    A second Ctrl-C or SIGTERM stops at once; SIGHUP, which a shell passes on once more, does not.
 
     The end of the process ``parent``, if one is given that started this one, is such a request too.
     """
@@ -23,12 +31,12 @@ class Interrupt:
     @contextmanager
     def watching(self) -> Iterator[None]:
         def request(signum: int, frame: object) -> None:
-            if self._signalled:
+            if self._signalled and signum != signal.SIGHUP:
                 raise KeyboardInterrupt
             self._signalled = True
 
         try:
-            before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+            before = {number: signal.signal(number, request) for number in stop_signals()}
         except ValueError:  # not the main thread: whoever runs this thread interrupts it
             before = {}
         try:

@@ -1,6 +1,9 @@
 """The files that a run leaves while it trains: policies, dense rollouts, metrics and states."""
 
 from collections.abc import Sequence
+from contextlib import suppress
+
+import numpy as np
 
 from rbc_warp.runs import metrics
 from rbc_warp.runs.folder import RunDir
@@ -8,6 +11,7 @@ from rbc_warp.runs.interrupt import Interrupt
 from rbc_warp.runs.live import LiveView
 from rbc_warp.runs.resume import save_state
 from rbc_warp.runs.tracking import Tracker, flat
+from rbc_warp.training.numbers import fault
 from rbc_warp.training.processes import Processes
 from rbc_warp.training.recorder import Losses, Recorder
 from rbc_warp.training.trainer import RbcTrainer
@@ -32,6 +36,7 @@ class RunRecorder(Recorder):
         self.processes = trainer.processes
         self.train = trainer.settings.train
         self.record: dict = {}  #: The last line of metrics.
+        self.saved = 0  #: Iterations after which a state was saved last, here; 0: none yet.
         self._stops = False
 
     def _is_last(self, iteration: int) -> bool:
@@ -41,32 +46,44 @@ class RunRecorder(Recorder):
         return iteration % self.train.save_dense_every == 0 or self._is_last(iteration)
 
     def played(self, trainer: RbcTrainer, iteration: int) -> None:
-        if iteration % self.train.save_model_every == 0:
+        saves_models = iteration % self.train.save_model_every == 0
+        saves_episode = iteration % self.train.save_dense_every == 0
+        if saves_models or saves_episode:
+            trainer.check_numbers()
+        if saves_models:
             self._save_policies(trainer, str(iteration), "latest")
-        if iteration % self.train.save_dense_every == 0:
+        if saves_episode:
             save_episode(self.run, trainer, str(iteration))
 
     def learned(self, trainer: RbcTrainer, iteration: int, losses: Losses) -> None:
         last = self._is_last(iteration)
+        logs = iteration % self.train.log_every == 0 or last
+        if logs:
+            trainer.check_numbers()
         if last and iteration % self.train.save_model_every:
             self._save_policies(trainer, str(iteration))
-        if iteration % self.train.log_every == 0 or last:
+        if logs:
             self._log(self.processes.average(metrics.record(trainer.rollout, iteration, losses)))
 
     def save(self, trainer: RbcTrainer, iteration: int) -> None:
         last = self._is_last(iteration)
         self._stops = self.processes.any(self.interrupt.requested)
+        saves_state = (iteration + 1) % self.train.save_state_every == 0 or last or self._stops
+        if saves_state:
+            trainer.check_numbers()
         if last:
             save_episode(self.run, trainer, "final")
         if last or self._stops:
             self._save_policies(trainer, "latest")
         # The state comes last: what belongs to an iteration before it is on disk, what comes after is replayed.
-        if (iteration + 1) % self.train.save_state_every == 0 or last or self._stops:
+        if saves_state:
             for tracker in self.trackers:
                 tracker.flush()
             if self.processes.is_first:
                 save_state(self.run, trainer, iteration + 1)
-        self.view.advance(iteration + 1)
+            self.saved = iteration + 1
+        with suppress(OSError):  # a terminal that is gone ends no run
+            self.view.advance(iteration + 1)
 
     def wants_to_stop(self) -> bool:
         return self._stops
@@ -95,5 +112,8 @@ def save_episode(run: RunDir, trainer: RbcTrainer, label: str, processes: Proces
         if agent.private.size:
             arrays.append(rollout.aux(name))
         states, actions, rewards, *aux = (processes.gather(array.transpose(0, 1)).numpy() for array in arrays)
+        for array, numbers in (("states", states), ("rewards", rewards)):
+            if not np.isfinite(numbers).all():
+                raise fault(f"rollout {label}", name, array)
         if processes.is_first:
             run.write_episode(label, name, states, actions, rewards, agent.choices, aux[0] if aux else None)

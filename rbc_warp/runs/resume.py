@@ -7,7 +7,8 @@ from typing import Any
 
 from rbc_warp.config import Config, load_config
 from rbc_warp.config.messages import show
-from rbc_warp.errors import ResumeError, RunFileError
+from rbc_warp.errors import ResumeError, RunFileError, printable
+from rbc_warp.runs.files import writing
 from rbc_warp.runs.folder import RunDir
 from rbc_warp.training.trainer import RbcTrainer
 
@@ -25,9 +26,10 @@ RESUMABLE = (
 
 def save_state(run: RunDir, trainer: RbcTrainer, iteration: int, **more: Any) -> None:
     """Save all that continues the run at ``iteration``, and ``more``; the metrics before it are on disk then."""
-    if run.metrics_path.exists():
-        with open(run.metrics_path, "rb") as file:
-            os.fsync(file.fileno())
+    with writing(run.metrics_path):
+        if run.metrics_path.exists():
+            with open(run.metrics_path, "rb") as file:
+                os.fsync(file.fileno())
     state = {"version": STATE_VERSION, "iteration": iteration, "precision": str(trainer.precision)}
     run.save_state({**state, "config": trainer.settings.to_dict(), "trainer": trainer.state(), **more})
 
@@ -42,7 +44,7 @@ def read_state(run: RunDir, config: Config) -> dict[str, Any] | None:
         return None
     state, warning = run.load_state()
     if warning:
-        print(f"warning: {warning}", file=sys.stderr)
+        print(f"warning: {printable(warning)}", file=sys.stderr)
     if state.get("version") != STATE_VERSION:
         problem = f"its version is {state.get('version')!r}, version {STATE_VERSION} is known"
         raise RunFileError(run.state_path, problem, "resume with the version of the lab that wrote it")

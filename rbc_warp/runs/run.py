@@ -9,8 +9,9 @@ import torch
 
 from rbc_warp.config import Config
 from rbc_warp.config.shipped import launcher
+from rbc_warp.config.temporary import sweep
 from rbc_warp.economy.parameters import Economy
-from rbc_warp.errors import RunFileError
+from rbc_warp.errors import NumbersError, RunFileError, UserError
 from rbc_warp.runs.folder import RunDir
 from rbc_warp.runs.interrupt import Interrupt
 from rbc_warp.runs.live import LiveView
@@ -83,6 +84,7 @@ def train_run(
 
     Raises:
         ResumeError: ``config`` is not the run's. RunFileError: another process trains it, or a file cannot be used.
+        NumbersError: something was not finite; what was saved before stays.
     """
     processes = processes or Processes()
     end = None if config.train.infinite_episodes else config.train.num_episodes
@@ -91,6 +93,7 @@ def train_run(
             remedy = "wait until it ends, or stop it"
             lock = run.state_path.with_name("lock")
             stack.enter_context(locked(lock, run.path, "is trained by another process", remedy, PATIENCE))
+            sweep(run.path)
         state = processes.shared(lambda: resumable_state(run, config) if resume else None)
         if state and state["iteration"] == end:
             done = int(state["iteration"])
@@ -131,7 +134,12 @@ def _train(run: RunDir, trainer: RbcTrainer, start: int, end: int | None, record
     except BaseException as error:
         with suppress(RunFileError):  # a full disk, say, must not hide the error
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            note(status, start + trainer.perf_stats.iters, repr(error))
+            message = str(error) if isinstance(error, UserError) else repr(error)
+            note(status, start + trainer.perf_stats.iters, message)
+        if isinstance(error, NumbersError):
+            kept = f"The state after {recorder.saved or start} iterations and all that was saved before it stay"
+            remedy = "a resume, which keeps to the settings, would come here again: start a new run with others"
+            raise NumbersError(f"{run.path}: {error}.\n{kept}; {remedy}.") from error
         raise
     status = "finished" if end is not None and done >= end else "interrupted"
     note(status, done)

@@ -13,7 +13,7 @@ import json
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,18 +25,19 @@ from rich.table import Table
 from rbc_warp.config import Config, load_config
 from rbc_warp.config.load import copied
 from rbc_warp.config.messages import show
-from rbc_warp.errors import ConfigError
+from rbc_warp.economy.agents import AGENT_TYPES
+from rbc_warp.errors import INTERRUPTED, ConfigError, RunFileError, UserError, printable
 from rbc_warp.runs.executors import Engine
 from rbc_warp.runs.files import write_text
-from rbc_warp.runs.folder import RunDir, find_runs
+from rbc_warp.runs.folder import RunDir, RunStatus, find_runs
 from rbc_warp.runs.resume import RESUMABLE
 from rbc_warp.runs.run import prepare_run
 from rbc_warp.runs.tracking import flat
 
 LOG_NAME = "log.txt"
-INTERRUPTED = 130  # what the training launcher returns for a run that was asked to stop
 POLL_SECONDS = 0.2
 TAIL_BYTES = 1 << 16
+PARTS = ("reward", "economy")  # of a line of metrics, in index.csv
 
 
 # The runs of a sweep.
@@ -89,7 +90,7 @@ def plan(folder: Path, config: Config, seed_from_timestamp: bool = False, overri
     """The runs of a sweep in ``folder``: those found there, and new folders for the combinations that have none."""
     configs = expand(config, overrides)  # all are checked before anything is written
     free = set(RESUMABLE) - set(config.sweep.get("train", ())) | ({"base_seed"} if seed_from_timestamp else set())
-    found = [(run, load_config(run.hparams_path)) for run in find_runs(folder)] if folder.is_dir() else []
+    found = _configs(folder)[0] if folder.is_dir() else []
     tasks = []
     for wanted in configs:
         wanted = _with_metadata(wanted, {"seed_from_timestamp": True}) if seed_from_timestamp else wanted
@@ -126,7 +127,7 @@ def _new_task(folder: Path, config: Config, seed_from_timestamp: bool) -> Task:
 
 def _continued(run: RunDir, config: Config, wanted: Config, free: set[str]) -> Task:
     """A run that is there already, extended if more iterations are wanted now."""
-    status = run.read_status()
+    status = _status(run)[0]
     long_enough = config.train.num_episodes >= wanted.train.num_episodes and not wanted.train.infinite_episodes
     if long_enough and status is not None and status.status == "finished":
         return Task(run, config, state="finished")
@@ -140,25 +141,47 @@ def _continued(run: RunDir, config: Config, wanted: Config, free: set[str]) -> T
 
 def present(folder: Path) -> list[Task]:
     """The runs that are in ``folder``, as they are."""
-    return [_continued(run, config, config, set()) for run, config in _configs(folder)]
+    return [_continued(run, config, config, set()) for run, config in _configs(folder)[0]]
 
 
-def _configs(folder: Path) -> list[tuple[RunDir, Config]]:
-    return [(run, load_config(run.hparams_path)) for run in find_runs(folder)]
+def damaged(folder: Path) -> dict[str, str]:
+    """Return the runs in ``folder`` whose hparams.yaml cannot be used, by name, with the reason."""
+    return {run.path.name: reason for run, reason in _configs(folder)[1]}
+
+
+def _configs(folder: Path) -> tuple[list[tuple[RunDir, Config]], list[tuple[RunDir, str]]]:
+    """Runs with their configurations, and those that have none that can be used, with the reason."""
+    sound, others = [], []
+    for run in find_runs(folder):
+        try:
+            sound.append((run, load_config(run.hparams_path)))
+        except UserError as error:
+            others.append((run, " ".join(str(error).split())))
+    return sound, others
+
+
+def _status(run: RunDir) -> tuple[RunStatus | None, str]:
+    """A run's status, None where there is none that can be read, with the reason."""
+    try:
+        return run.read_status(), ""
+    except RunFileError as error:
+        return None, str(error)
 
 
 # What is known of runs.
 
 
 def last_record(run: RunDir) -> dict[str, Any]:
-    """The last whole line of a run's metrics; {} if there is none yet."""
+    """The last whole line of a run's metrics; {} if there is none yet, or none that can be used."""
     try:
         with open(run.metrics_path, "rb") as file:
             file.seek(max(0, file.seek(0, io.SEEK_END) - TAIL_BYTES))
             lines = file.read().split(b"\n")[:-1]
-        return dict(json.loads(lines[-1])) if lines else {}
-    except (OSError, ValueError):  # not there yet, or being replaced: the next look will tell
+        record = json.loads(lines[-1]) if lines else {}
+    except (OSError, ValueError, RecursionError):  # not there yet, or being replaced: the next look will tell
         return {}
+    sound = isinstance(record, dict) and type(record.get("iteration")) is int
+    return record if sound and all(isinstance(record.get(part, {}), dict) for part in PARTS) else {}
 
 
 def varied(configs: Sequence[Config]) -> dict[str, list[Any]]:
@@ -171,17 +194,19 @@ def varied(configs: Sequence[Config]) -> dict[str, list[Any]]:
 
 def write_index(folder: Path) -> Path:
     """``index.csv``: every run of a folder with its status, the keys in which the runs differ, and its last metrics."""
-    runs = _configs(folder)
+    runs, others = _configs(folder)
     parameters = varied([config for _, config in runs])
     rows: list[dict[str, Any]] = []
     for number, (run, config) in enumerate(runs):
-        record, status = last_record(run), run.read_status()
-        row: dict[str, Any] = {"run": run.path.name, "status": status.status if status else "created"}
+        record, (status, reason) = last_record(run), _status(run)
+        unknown = "failed" if reason else "created"
+        row: dict[str, Any] = {"run": run.path.name, "status": status.status if status else unknown}
         row |= {"iterations": record.get("iteration", -1) + 1, "group_name": config.metadata.get("group_name")}
         row |= {key: _cell(values[number]) for key, values in parameters.items()}
-        results = {part: record.get(part, {}) for part in ("reward", "economy")}
+        results = {part: record.get(part, {}) for part in PARTS}
         row |= {name.replace("/", "."): value for name, value in flat(results)}
-        rows.append({**row, "message": status.message if status else ""})
+        rows.append({**row, "message": status.message if status else reason})
+    rows += [{"run": run.path.name, "status": "failed", "message": reason} for run, reason in others]
     text = io.StringIO()
     columns = dict.fromkeys(key for row in sorted(rows, key=len, reverse=True) for key in row)
     writer = csv.DictWriter(text, list(columns), lineterminator="\n")
@@ -209,7 +234,11 @@ def execute(tasks: Sequence[Task], engine: Engine, command: Sequence[str], displ
                 task.state, task.began = "running", (time.monotonic(), last_record(task.run).get("iteration", -1) + 1)
                 words = [*command, "--resume", str(task.run.path.absolute())]
                 words += [word for override in task.overrides for word in ("--set", override)]
-                active.append((task, engine.start(words, task.run.path.absolute() / LOG_NAME)))
+                try:
+                    active.append((task, engine.start(words, task.run.path.absolute() / LOG_NAME)))
+                except OSError as error:  # its folder, or the machine for now
+                    task.state, task.message = "failed", f"cannot be started: {error}"
+                    display.changed()
             display.show()
             time.sleep(POLL_SECONDS)
             for task, handle in list(active):
@@ -231,11 +260,14 @@ def _conclude(task: Task, code: int) -> None:
     task.state = {0: "finished", INTERRUPTED: "interrupted"}.get(code, "failed")
     if task.state == "failed":
         task.message = f"killed by signal {-code}" if code < 0 else _last_words(task.run.path / LOG_NAME)
-        task.run.write_status("failed", last_record(task.run).get("iteration", -1) + 1, task.message)
+        with suppress(RunFileError):  # its folder may be what failed
+            task.run.write_status("failed", last_record(task.run).get("iteration", -1) + 1, task.message)
 
 
 def _last_words(log: Path) -> str:
-    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    lines: list[str] = []
+    with suppress(OSError):
+        lines = log.read_text(errors="replace").splitlines()
     errors = [line for line in lines if line.startswith("error: ")] or [line for line in lines if line.strip()]
     return errors[-1].removeprefix("error: ") if errors else "it left no message"
 
@@ -250,6 +282,7 @@ class Display:
         self._live: Live | None = None
         self._seen = {task.name: task.state for task in tasks}
         self._next_look = 0.0
+        self._warned = False
 
     @contextmanager
     def shown(self) -> Iterator[Display]:
@@ -261,7 +294,12 @@ class Display:
 
     def changed(self) -> None:
         """Something ended: writes index.csv and shows it."""
-        write_index(self._folder)
+        try:
+            write_index(self._folder)
+        except RunFileError as error:  # no reason to stop the runs
+            if not self._warned:
+                self._console.print(f"warning: {error}", markup=False)
+            self._warned = True
         self._next_look = 0.0
         self.show()
 
@@ -276,7 +314,7 @@ class Display:
 
     def line(self, task: Task, number: int) -> str:
         settings = " ".join(f"{key}={_cell(values[number])}" for key, values in self._parameters.items())
-        return "  ".join(filter(None, [task.name, settings, task.state, task.message]))
+        return printable("  ".join(filter(None, [task.name, settings, task.state, task.message])))
 
     def table(self) -> Table:
         """Every run's settings, state, progress and rewards; what is at work first where not all fit."""
@@ -307,5 +345,6 @@ class Display:
             seconds = (time.monotonic() - task.began[0]) / (done - task.began[1]) * (end - done)
             left = f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
         of = "" if train.infinite_episodes else f"/{end}"
-        rewards = [f"{record['reward'][agent]:.4g}" if record else "" for agent in ("consumer", "firm", "government")]
+        numbers = [record.get("reward", {}).get(agent) for agent in AGENT_TYPES]
+        rewards = [f"{number:.4g}" if isinstance(number, float | int) else "" for number in numbers]
         return [task.state, f"{done}{of}", left, *rewards]

@@ -43,6 +43,7 @@ class WarpDriveFiles(Recorder):
     def learned(self, trainer: Any, iteration: int, losses: Losses) -> None:
         if iteration % trainer.config["saving"]["metrics_log_freq"] and iteration != trainer.num_iters - 1:
             return
+        trainer.check_numbers()
         metrics: dict[str, dict[str, float]] = {}
         for agent in trainer.economy.agents:
             reward = trainer.rollout.rewards(agent).sum(0).mean()
@@ -51,4 +52,6 @@ class WarpDriveFiles(Recorder):
         TrainerA2C._log_metrics(trainer, metrics)
 
     def save(self, trainer: Any, iteration: int) -> None:
+        if iteration % trainer.config["saving"]["model_params_save_freq"] == 0 or iteration == trainer.num_iters - 1:
+            trainer.check_numbers()
         TrainerA2C.save_model_checkpoint(trainer, iteration)

@@ -22,12 +22,14 @@ from warp_drive.training.trainers.trainer_a2c import TrainerA2C
 
 from rbc_warp.config import Config
 from rbc_warp.config.reading import reading
+from rbc_warp.config.temporary import own_name, sweep_folders
 from rbc_warp.economy.parameters import Economy
 from rbc_warp.economy.reference import Stage
 from rbc_warp.errors import ConfigError, RunFileError
 from rbc_warp.training.fused import FusedLearner
 from rbc_warp.training.learner import AutogradLearner, Learner
 from rbc_warp.training.losses import LossWeights, minibatches
+from rbc_warp.training.numbers import Numbers
 from rbc_warp.training.policy import Policy, make_policies
 from rbc_warp.training.processes import Processes
 from rbc_warp.training.recorder import Losses, Recorder, WarpDriveFiles
@@ -42,6 +44,7 @@ from rbc_warp.warpdrive.wrapper import RbcEnvWrapper, check_rows, choose_backend
 
 # Purposes of an iteration's seeds on the host: which consumers learn, then minibatches by type, then trials by rank.
 SOME_CONSUMERS, MINIBATCHES, TRIALS = 0, 1, 1 << 4
+SCRATCH = "rbc_warp-"
 UNRECORDED = -1
 """WarpDrive's batch index of a period that is played but not kept."""
 
@@ -113,7 +116,8 @@ class RbcTrainer(TrainerA2C):
         self.learners: dict[str, Learner] = {}
         self.cuda_sample_controller = RbcSampler(wrapper.cuda_function_manager)
         self._policies = dict(policies) if policies is not None else make_policies(config, self.economy)
-        self._scratch = None if folder else tempfile.TemporaryDirectory(prefix="rbc_warp-")
+        sweep_folders(Path(tempfile.gettempdir()), SCRATCH)
+        self._scratch = None if folder else tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{own_name()}-")
         with contextlib.nullcontext() if self.device.type == "cuda" else _StayOnHost():
             super().__init__(
                 env_wrapper=wrapper,
@@ -131,6 +135,7 @@ class RbcTrainer(TrainerA2C):
             name: torch.zeros(self.num_local_envs * agent.count, agent.num_actions + 1, device=self.device)
             for name, agent in agents.items()
         }
+        self.numbers = Numbers(list(agents), self.processes, self.device)
         self.set_iteration(0)
 
     def _warpdrive_config(self, folder: Path) -> dict:
@@ -207,6 +212,9 @@ class RbcTrainer(TrainerA2C):
         ``stop`` None: the configured length, or without end where ``train.infinite_episodes`` says so. These are the
         lines of WarpDrive's loop; they stand here because a run can begin late and be told to stop. ``perf_stats``
         counts what this trainer has done.
+
+        Raises:
+            NumbersError: something was not finite; what was kept before is as it was.
         """
         if stop is None and not self.settings.train.infinite_episodes:
             stop = self.settings.train.num_episodes
@@ -230,7 +238,15 @@ class RbcTrainer(TrainerA2C):
             self.save_model_checkpoint(self.iteration)
             if self.recorder.wants_to_stop():
                 break
+        self.check_numbers()
         return done
+
+    def check_numbers(self) -> None:
+        """Raise NumbersError where a number of the training was not finite since the last call.
+
+        To be called, in all processes, before anything is kept. It waits for the device.
+        """
+        self.numbers.check(self.iteration)
 
     def _generate_rollout_batch(self) -> None:
         """Play the iteration's episodes into ``rollout``, at the schedule's stage; before it, its trials."""
@@ -245,6 +261,9 @@ class RbcTrainer(TrainerA2C):
                 for trials in self._trials.values():
                     trials.note(self.rollout, self.settings.train.gamma)
         self.play(draw, self.recorder.keeps_consumption(self.iteration))
+        for name in self.economy.agents:
+            self.numbers.note("states", name, self._data(f"observations_{name}"))  # at the end: what is lost stays so
+            self.numbers.note("rewards", name, self.rollout.rewards(name))
 
     def _drawn_trials(self) -> dict[str, Trials]:
         """Draw the iteration's trials, in this process's environments."""
@@ -266,6 +285,7 @@ class RbcTrainer(TrainerA2C):
             self.current_timestep[update.agent] += self.training_batch_size
             if self.schedule.raises_multipliers(iteration):
                 self._raise_multiplier(update.agent)
+        self.numbers.advance(iteration)
         return losses
 
     def _log_metrics(self, metrics: Losses, sample_params: Mapping[str, Any] | None = None) -> None:
@@ -420,6 +440,9 @@ class RbcTrainer(TrainerA2C):
         steps = minibatches(batch, self.num_local_envs, passes, settings.minibatches, generator)
         norm = learner.update(steps, weights, train.clip_grad_norm)
         losses = dict(zip(LOSS_STATISTICS, learner.statistics.clone(), strict=True))
+        watched = [losses[name] for name in ("policy_loss", "value_loss", "entropy")]  # kl may be infinite without harm
+        self.numbers.note("losses", update.agent, torch.stack([*watched, norm]))
+        self.numbers.note("parameters", update.agent, learner.policy.flat)
         return losses | {"gradient_norm": norm, "entropy_coefficient": torch.tensor(update.entropy)}
 
     def _seed_of(self, iteration: int, purpose: int) -> int:
