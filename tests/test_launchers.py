@@ -23,7 +23,7 @@ import run_training
 from rbc_warp import __main__
 from rbc_warp.commands import doctor
 from rbc_warp.commands.launch import clean_errors
-from rbc_warp.config.reading import read_action_arrays
+from rbc_warp.config.action_arrays import read_action_arrays
 from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.runs.episodes import read_episode
 from rbc_warp.runs.folder import RunDir

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from rbc_warp.config.reading import read_action_arrays
+from rbc_warp.config.action_arrays import read_action_arrays
 from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.errors import RunFileError
 from rbc_warp.runs.episodes import read_episode

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -12,8 +13,7 @@ from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.equilibrium.game import Estimate, Gained
 from rbc_warp.errors import RunFileError
 from rbc_warp.runs.console import text_table
-from rbc_warp.runs.files import write_text
-from rbc_warp.runs.folder import RunDir
+from rbc_warp.runs.folder import RunDir, jsonable
 
 FINE_TUNED = ("fine-tuned", "trained afresh")
 METHODS = (*FINE_TUNED, "fixed", "planned", "rule")
@@ -107,11 +107,16 @@ class Results:
     scans: list[dict[str, Any]] = field(default_factory=list)
     """Every fixed action tried: its deviator's gain, with an interval for itself, and each type's reward, on the
     selection draws."""
+    _shared: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
+    """What the file held when it was read or written last, a text for each entry."""
 
     @classmethod
     def read(cls, run: RunDir) -> Results:
         """Read the results of earlier measurements; RunFileError where they cannot be used."""
-        content = run.read_best_response()
+        return cls._of(run, run.read_best_response())
+
+    @classmethod
+    def _of(cls, run: RunDir, content: Mapping[str, Any]) -> Results:
         names = {entry.name for entry in fields(Record)}
         try:
             records = [
@@ -130,23 +135,55 @@ class Results:
             for row in verdicts:
                 int(row["iteration"]), bool(row["passed"]), dict(row["largest"])
                 _check_details(row)
-            return cls(records, verdicts, scans)
+            found = cls(records, verdicts, scans)
+            found._shared = frozenset(found._texts())
+            return found
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             problem = f"does not hold results of best responses ({error})"
             raise RunFileError(run.best_response_path, problem, "move it away to measure anew") from None
 
     def write(self, run: RunDir) -> None:
-        """best_response.json, and br_<type>_output.txt for each type measured."""
+        """best_response.json, and br_<type>_output.txt for each type measured.
+
+        What another process has added since the file was read or written last is taken over.
+        """
+
+        def update(content: dict[str, Any]) -> dict[str, Any]:
+            self._take_over(Results._of(run, content))
+            return self._content()
+
+        run.update_best_response(update)
+        self._shared = frozenset(self._texts())
+        for agent in AGENT_TYPES:
+            lines = [text for record in self.ordered() if record.agent == agent for text in [_output_line(record)]]
+            if lines:
+                run.write_best_response_output(agent, "\n".join([OUTPUT_HEADER, *lines]) + "\n")
+
+    def _take_over(self, others: Results) -> None:
+        """Add what is new in the file; of the same measurement, or where these outdate it, these stay."""
+        records, verdicts, scans = ([one for one in part if _text(one) not in self._shared] for part in others._parts())
+        own = Results(*self._parts())
+        self.records, self.verdicts, self.scans = records, verdicts, scans
+        for record in own.records:
+            self.add(record)
+        for verdict in own.verdicts:
+            self.add_verdict(verdict)
+        for scan in own.scans:
+            self.add_scan(scan)
+
+    def _parts(self) -> tuple[list[Record], list[dict[str, Any]], list[dict[str, Any]]]:
+        return self.records, self.verdicts, self.scans
+
+    def _texts(self) -> Iterator[str]:
+        return (_text(one) for part in self._parts() for one in part)
+
+    def _content(self) -> dict[str, Any]:
         records = [asdict(record) for record in self.records]
         tables = {"exploitability": self.exploitability(), "records": records, "scans": self.scans}
         latest: dict[str, Any] = {}
         if self.verdicts:
             latest = {"verdict": self.verdicts[-1], "verdicts": [without_details(row) for row in self.verdicts]}
-        run.write_best_response({**latest, **tables})
-        for agent in AGENT_TYPES:
-            lines = [text for record in self.ordered() if record.agent == agent for text in [_output_line(record)]]
-            if lines:
-                write_text(run.best_response_output_path(agent), "\n".join([OUTPUT_HEADER, *lines]) + "\n")
+        return {**latest, **tables}
 
     def hold(self, what: Mapping[str, Any]) -> bool:
         """Return whether there is a record with these fields."""
@@ -228,6 +265,11 @@ class Results:
                     f"best {best} {gains[best]:+.4g}, worst {worst} {gains[worst]:+.4g}, {len(gains)} pairs tried"
                 )
         return ["\n".join(lines)] if lines else []
+
+
+def _text(entry: Record | Mapping[str, Any]) -> str:
+    """Return an entry as text, by which it is known again in the file; a verdict without its details."""
+    return json.dumps(jsonable(asdict(entry) if isinstance(entry, Record) else without_details(entry)), sort_keys=True)
 
 
 OUTPUT_HEADER = "reward per agent and period: mean (std over episodes)"
