@@ -161,9 +161,10 @@ class Results:
 
     def _take_over(self, others: Results) -> None:
         """Add what is new in the file; of the same measurement, or where these outdate it, these stay."""
-        records, verdicts, scans = ([one for one in part if _text(one) not in self._shared] for part in others._parts())
-        own = Results(*self._parts())
-        self.records, self.verdicts, self.scans = records, verdicts, scans
+        own = Results(self.records, self.verdicts, self.scans)
+        self.records = [record for record in others.records if _text(record) not in self._shared]
+        self.verdicts = [verdict for verdict in others.verdicts if _text(verdict) not in self._shared]
+        self.scans = [scan for scan in others.scans if _text(scan) not in self._shared]
         for record in own.records:
             self.add(record)
         for verdict in own.verdicts:
@@ -171,11 +172,8 @@ class Results:
         for scan in own.scans:
             self.add_scan(scan)
 
-    def _parts(self) -> tuple[list[Record], list[dict[str, Any]], list[dict[str, Any]]]:
-        return self.records, self.verdicts, self.scans
-
     def _texts(self) -> Iterator[str]:
-        return (_text(one) for part in self._parts() for one in part)
+        return (_text(one) for part in (self.records, self.verdicts, self.scans) for one in part)
 
     def _content(self) -> dict[str, Any]:
         records = [asdict(record) for record in self.records]
