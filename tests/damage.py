@@ -305,9 +305,11 @@ def _hostile(path: Path, victim: Path) -> dict[str, Callable[[], object]]:
 def count_hostile_files(folder: Path, patience: float = 20.0) -> tuple[int, list[str]]:
     """Put each hostile thing in place of each file: one message, nothing executed, nothing waited for."""
     run, victim, wrong, number = small_run(folder), folder / "executed", [], 0
-    for manifest in (False, True):
-        names = [name for name in files_read(run) if name != MANIFEST or manifest]
-        for name in names:
+    of_manifest = {MANIFEST: "status.json", f"brfirm/{MANIFEST}": "brfirm/saved_models/firm_policy_latest.pt"}
+    for manifest in (True, False):
+        if not manifest:
+            (run.path / MANIFEST).unlink()
+        for name in files_read(run):
             path = run.path / name
             for kind, make in _hostile(path, victim).items():
                 whole = path.read_bytes()
@@ -315,9 +317,9 @@ def count_hostile_files(folder: Path, patience: float = 20.0) -> tuple[int, list
                 make()
                 began, number = time.monotonic(), number + 1
                 try:
-                    content_of(run, "status.json" if name.endswith(MANIFEST) else name)
-                    # Without a manifest, some files may hold what they like; a missing one is none.
-                    if manifest and kind != "link to nothing" and path.parent.name != "state":
+                    content_of(run, of_manifest.get(name, name))
+                    # A state gives way to the one before; without a manifest, some things are as good as another.
+                    if manifest and kind not in ("link to nothing", "link to itself") and path.parent.name != "state":
                         wrong.append(f"{name}, {kind}: accepted")
                 except UserError as error:
                     if not str(error).replace("\n", " ").isprintable():
@@ -326,12 +328,9 @@ def count_hostile_files(folder: Path, patience: float = 20.0) -> tuple[int, list
                     wrong.append(f"{name}, {kind}: {error!r}")
                 if time.monotonic() - began > patience:
                     wrong.append(f"{name}, {kind}: took {time.monotonic() - began:.0f} s")
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+                for left in (path, path.with_name("damaged.pt")):
+                    shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink(missing_ok=True)
                 path.write_bytes(whole)
-                (path.parent / "damaged.pt").unlink(missing_ok=True)
-        if not manifest:
-            # again, now with one that lists all: what is put there is not what was written
-            continue
     if victim.exists():
         wrong.append("something was executed")
     return number, wrong
