@@ -162,7 +162,7 @@ def derived_faults(derived: Mapping[str, Any], expected: Mapping[str, Any]) -> l
 
 
 def _check_whole(data: Mapping[str, Any], label: str) -> None:
-    """Raise ConfigError where the hparams.yaml of a run made here lacks a key that every run writes."""
+    """Raise ConfigError where hparams.yaml of a run made here, which no manifest verifies, lacks a key of every run."""
     missing = [
         f"{name}.{key}"
         for name, section in _DEFAULTS.to_dict().items()
@@ -177,7 +177,7 @@ def _check_whole(data: Mapping[str, Any], label: str) -> None:
 
 _DEFAULTS = Config()
 STATUS = "status.json"
-"""Beside hparams.yaml, this file or a manifest marks a run made here."""
+"""Beside hparams.yaml, this file marks a run made here."""
 _ORIGIN = "_origin"
 
 
@@ -205,7 +205,7 @@ def load_config(
         path = find_config(source)
         label, data = os.fspath(path), read_layered(path)
         tables = path.with_name("action_arrays.pickle")
-        is_own = path.name == HPARAMS and any(path.with_name(file).is_file() for file in (STATUS, MANIFEST))
+        is_own = path.name == HPARAMS and path.with_name(STATUS).is_file() and not path.with_name(MANIFEST).exists()
     else:
         raise ConfigError(f"{show(source)} is {kind_of(source)}; give the path of a YAML file, a mapping or a Config")
     data, derived = split_public_keys(data, frozenset(_DEFAULTS.derived()), label)

@@ -152,7 +152,7 @@ class Results:
             self._take_over(Results._of(run, content))
             return self._content()
 
-        run.update_best_response(update)
+        run.write_best_response(update)
         self._shared = frozenset(self._texts())
         for agent in AGENT_TYPES:
             lines = [text for record in self.ordered() if record.agent == agent for text in [_output_line(record)]]

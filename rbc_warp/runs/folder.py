@@ -127,7 +127,7 @@ class RunDir:
                 raise TypeError("expected an object of lists and objects")
             return content
 
-    def update_best_response(self, update: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
+    def write_best_response(self, update: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
         """Replace best_response.json by what ``update`` makes of its content; NaN and infinity become null.
 
         Nobody else writes in between. A file that is damaged by now is kept as best_response.damaged.json.
