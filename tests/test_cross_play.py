@@ -52,10 +52,9 @@ def always(run: Path, agent: str, action: int) -> None:
 
 
 def edit(run: Path, section: str, **values: object) -> None:
-    path = run / "hparams.yaml"
-    content = yaml.safe_load(path.read_text())
+    content = yaml.safe_load((run / "hparams.yaml").read_text())
     content[section] |= values
-    path.write_text(yaml.safe_dump(content))
+    RunDir(run).write_hparams(content)
 
 
 def test_every_mixture_is_worth_what_its_policies_are_when_played(trained: list[Path]) -> None:
@@ -223,8 +222,7 @@ def another_alpha(run: Path) -> None:
 def break_policy(run: Path) -> None:
     path = RunDir(run).policy_path("firm", "latest")
     state = torch.load(path, weights_only=True)
-    torch.save({key: value[:1] for key, value in state.items()}, path)
-    (run / "manifest.json").unlink()
+    RunDir(run).save_policy("firm", "latest", {key: value[:1] for key, value in state.items()})
 
 
 def nothing(run: Path) -> None:

@@ -136,7 +136,7 @@ def test_a_resume_names_what_is_wrong_with_the_metrics(damage, told, tmp_path, c
     assert train_run(run, longer, "host", resume=True, quiet=True).status == "finished"
     assert told in capsys.readouterr().err
     assert [record["iteration"] for record in run.read_metrics()][-2:] == [6, 7]
-    if torn and told != "its lines are not those that were written":
+    if "doubled" in told or "line 3" in told:  # whole lines only are in the new file anyway
         assert (run.path / "metrics.damaged.jsonl").read_bytes() == torn
 
 

@@ -351,8 +351,8 @@ class RunDir:
             faults += [f"missing: iteration {', '.join(_ranges(missing, due))}"] if missing else []
             faults = faults or ["its lines are not those that were written"]
         whole = b"".join(kept[at] + b"\n" for at in sorted(kept))
-        if whole != content:
-            if faults and iteration and content:
+        if whole != content or listed is False:  # then the manifest is to list it as it is now
+            if whole != content and faults and iteration and content:
                 self._write(self.metrics_path.with_name("metrics.damaged.jsonl"), content)
             self._write(self.metrics_path, whole)
         self._metrics_hashed, self._metrics_size = hashlib.sha256(), 0
