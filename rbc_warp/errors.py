@@ -20,6 +20,17 @@ MACHINE_FAULTS = {
     errno.ESTALE: "the disk's connection was lost: mount it again",
 }
 """Faults of the operating system that are the machine's rather than the user's, with the remedy."""
+USER_FAULTS = {
+    errno.EACCES: "choose one that you have the rights to, or change them (chmod)",
+    errno.EPERM: "choose one that you have the rights to, or change them (chmod)",
+    errno.EROFS: "that file system is read-only: choose a folder on another",
+    errno.ENAMETOOLONG: "use a shorter name or path",
+    errno.ELOOP: "put the file or folder itself in the place of the symbolic link",
+    errno.ENOTDIR: "choose another path: a part of this one is a file, not a folder",
+    errno.EISDIR: "name a file: this is a folder",
+    errno.ENXIO: "name a regular file",
+}
+"""Those that are the user's, where a better remedy is known than the caller's."""
 
 WARPDRIVE = "pip install --no-deps rl-warp-drive==2.7.1"
 """What installs WarpDrive: its wheel demands pycuda and numba, which nothing on a processor needs."""
@@ -66,7 +77,8 @@ class FileFault(RunFileError):
 
     def __init__(self, path: Path | str, verb: str, error: OSError, remedy: str) -> None:
         number = error.errno or 0
-        super().__init__(path, f"cannot be {verb}: {error.strerror or error}", MACHINE_FAULTS.get(number, remedy))
+        remedy = (MACHINE_FAULTS | USER_FAULTS).get(number, remedy)
+        super().__init__(path, f"cannot be {verb}: {error.strerror or error}", remedy)
         self.exit_code = MACHINE if number in MACHINE_FAULTS else USER
 
 

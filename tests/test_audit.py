@@ -33,6 +33,7 @@ def told(run: RunDir, capsys: Shown, code: int) -> str:  # noqa: F811
 def change(run: RunDir, agent: str, key: str, index: tuple[int, ...], by: float, label: str = "final") -> None:  # noqa: F811
     arrays = raw(run, agent, label)
     arrays[key][index] += by
+    (run.path / "manifest.json").unlink(missing_ok=True)
     np.savez(run.episode_path(label, agent), **arrays)
 
 
@@ -137,6 +138,7 @@ def test_a_collapse_is_told(run: RunDir, capsys: Shown) -> None:  # noqa: F811
 
 def test_negative_units_of_the_published_code_are_left_out(run: RunDir, capsys: Shown) -> None:  # noqa: F811
     arrays = raw(run, "government")
+    (run.path / "manifest.json").unlink(missing_ok=True)
     np.savez(run.episode_path("final", "government"), **arrays | {"aux_array": None})
     arrays = raw(run, "consumer")
     arrays["aux_array"][1, 0, 3, 0] = -1.0

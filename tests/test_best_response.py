@@ -153,7 +153,9 @@ def one_thread():
 def content(run_dir: Path) -> dict[str, object]:
     """What a measurement leaves, besides the seconds it took."""
     found: dict[str, object] = {
-        name: (run_dir / name).read_bytes() for name in files(run_dir) if not name.endswith((".tmp", "lock"))
+        name: (run_dir / name).read_bytes()
+        for name in files(run_dir)
+        if not name.endswith((".tmp", "lock", "manifest.json"))
     }
     results = json.loads(found["best_response.json"])
     for record in results["records"]:
@@ -455,7 +457,7 @@ def test_the_launcher_keeps_every_result(run_dir: Path, capsys: pytest.CaptureFi
 
 
 def test_a_public_rollout_is_measured(run_dir: Path) -> None:
-    for name in ("metrics.jsonl", "status.json"):
+    for name in ("metrics.jsonl", "status.json", "manifest.json"):
         (run_dir / name).unlink()
     shutil.rmtree(run_dir / "state", ignore_errors=True)
     hparams = yaml.safe_load((run_dir / "hparams.yaml").read_text())
@@ -475,8 +477,8 @@ def test_without_arguments_the_newest_finished_run_is_taken(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(run_dir.parents[1])
-    hparams = run_dir / "hparams.yaml"
-    hparams.write_text(hparams.read_text().replace("best_response_episodes: 200", "best_response_episodes: 1"))
+    config = load_config(run_dir / "hparams.yaml", ["train.best_response_episodes=1"])
+    RunDir(run_dir).write_hparams(config.to_dict())
     assert launch("--eval-episodes", 16) == 0
     assert "at checkpoints 0, 2, latest, 1 iterations" in capsys.readouterr().err
     assert launch("--experiment-dir", "experiment", 2, "--ep-strs", "0", "--agent-type", "firm") == 0
@@ -625,10 +627,9 @@ def damage(run_dir: Path) -> None:
 
 
 def other_economy(run_dir: Path) -> None:
-    hparams = run_dir / "hparams.yaml"
-    content = yaml.safe_load(hparams.read_text())
+    content = yaml.safe_load((run_dir / "hparams.yaml").read_text())
     content["agents"] = {**TINY["agents"], "num_firms": 3}
-    hparams.write_text(yaml.safe_dump(content))
+    RunDir(run_dir).write_hparams(content)
 
 
 def damage_results(run_dir: Path) -> None:

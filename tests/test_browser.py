@@ -88,6 +88,7 @@ def test_every_figure_is_drawn_and_nothing_else_is_asked_for(
 def test_a_click_on_a_heading_sorts(run: RunDir, browser: Any, tmp_path: Path) -> None:
     for number in (9, 10, 8):
         copy = shutil.copytree(run.path, tmp_path / f"rollout-{number}-1")
+        (copy / "manifest.json").unlink()
         hparams = copy / "hparams.yaml"
         hparams.write_text(hparams.read_text().replace("base_seed:", f"base_seed: {number} #", 1))
     path = tmp_path / "page.html"

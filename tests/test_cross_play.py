@@ -52,10 +52,9 @@ def always(run: Path, agent: str, action: int) -> None:
 
 
 def edit(run: Path, section: str, **values: object) -> None:
-    path = run / "hparams.yaml"
-    content = yaml.safe_load(path.read_text())
+    content = yaml.safe_load((run / "hparams.yaml").read_text())
     content[section] |= values
-    path.write_text(yaml.safe_dump(content))
+    RunDir(run).write_hparams(content)
 
 
 def test_every_mixture_is_worth_what_its_policies_are_when_played(trained: list[Path]) -> None:
@@ -177,7 +176,7 @@ def test_the_launcher_writes_what_it_prints(runs: list[Path], tmp_path: Path, mo
 
 
 def test_a_run_of_the_public_implementation_takes_part(runs: list[Path]) -> None:
-    for name in ("metrics.jsonl", "status.json"):
+    for name in ("metrics.jsonl", "status.json", "manifest.json"):
         (runs[1] / name).unlink()
     shutil.rmtree(runs[1] / "state", ignore_errors=True)
     content = yaml.safe_load((runs[1] / "hparams.yaml").read_text())
@@ -217,13 +216,13 @@ def another_alpha(run: Path) -> None:
     derived = [key for key in content["agents"] if key.endswith(("_dim", "_dims", "_actions"))]
     content["agents"] = {key: value for key, value in content["agents"].items() if key not in derived}
     content["world"]["production_alpha"] = [0.2, 0.3, 0.4]
-    (run / "hparams.yaml").write_text(yaml.safe_dump(content))
+    RunDir(run).write_hparams(content)
 
 
 def break_policy(run: Path) -> None:
     path = RunDir(run).policy_path("firm", "latest")
     state = torch.load(path, weights_only=True)
-    torch.save({key: value[:1] for key, value in state.items()}, path)
+    RunDir(run).save_policy("firm", "latest", {key: value[:1] for key, value in state.items()})
 
 
 def nothing(run: Path) -> None:

@@ -26,7 +26,7 @@ from rbc_warp.config import Config, load_config
 from rbc_warp.config.temporary import beside, sweep
 from rbc_warp.equilibrium.results import Record, Results
 from rbc_warp.errors import ConfigError, NumbersError, RunFileError, UserError
-from rbc_warp.runs.files import save_torch, write_text
+from rbc_warp.runs.files import write_text
 from rbc_warp.runs.folder import RunDir, find_runs
 from rbc_warp.runs.locks import locked
 from rbc_warp.runs.run import prepare_run, train_run
@@ -167,13 +167,13 @@ def test_amounts_that_outgrow_32_bits_end_with_exit_code_3(tmp_path, capsys):
 
 
 def test_nothing_that_is_not_finite_is_written(tmp_path):
-    write = tmp_path / "state.pt"
-    save_torch(write, {"a": [1.0, torch.zeros(2)]})
-    before = write.read_bytes()
+    run = RunDir.create(tmp_path)
+    run.save_state({"a": [1.0, torch.zeros(2)]})
+    before = run.state_path.read_bytes()
     for bad in (torch.tensor([0.0, float("inf")]), float("nan")):
         with pytest.raises(NumbersError, match=r"a\.1 is not finite"):
-            save_torch(write, {"a": [1.0, bad]})
-    assert write.read_bytes() == before
+            run.save_state({"a": [1.0, bad]})
+    assert run.state_path.read_bytes() == before
 
 
 def test_a_fine_tuning_that_is_not_finite_leaves_the_results_as_they_were(run, monkeypatch, capsys):

@@ -24,7 +24,7 @@ from rbc_warp import __main__
 from rbc_warp.commands import doctor
 from rbc_warp.commands.launch import clean_errors
 from rbc_warp.config import load_config
-from rbc_warp.config.reading import read_action_arrays
+from rbc_warp.config.action_arrays import read_action_arrays
 from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.economy.parameters import Economy
 from rbc_warp.errors import ConfigError

@@ -264,7 +264,7 @@ def test_details_of_another_shape_are_damage(run: RunDir, tmp_path: Path, where:
     for key in where[:-1]:
         part = part[key]
     part[where[-1]] = type(part[where[-1]])()
-    run.best_response_path.write_text(json.dumps(content))
+    run.write_best_response(content)
     with pytest.raises(RunFileError, match=r"best_response\.json"):
         Results.read(run)
 
@@ -272,6 +272,7 @@ def test_details_of_another_shape_are_damage(run: RunDir, tmp_path: Path, where:
 def test_an_experiment_is_a_sortable_table_with_regressions(run: RunDir, tmp_path: Path) -> None:
     for number in range(1, 4):
         copy = shutil.copytree(run.path, run.path.with_name(f"rollout-{number}-1"))
+        (copy / "manifest.json").unlink()
         hparams = copy / "hparams.yaml"
         hparams.write_text(hparams.read_text().replace("base_seed:", f"base_seed: {number} #", 1))
         lines = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]

@@ -43,7 +43,7 @@ TINY = [
     "train.save_dense_every=5",
 ]
 # What may differ between equal runs: times and notes of how it went.
-NOTES = re.compile(r"status\.json|log\.txt|events\..*|lock|previous\.pt|damaged\.pt")
+NOTES = re.compile(r"status\.json|manifest\.json|log\.txt|events\..*|lock|previous\.pt|damaged\.pt")
 
 
 @pytest.fixture(autouse=True)

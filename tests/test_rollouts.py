@@ -129,6 +129,7 @@ def test_a_run_of_the_public_code_loads(run: RunDir) -> None:
         arrays["actions"] = arrays["actions"].astype(np.int64)
         np.savez(run.episode_path("final", agent), **arrays | ({"aux_array": None} if agent == "government" else {}))
     run.status_path.unlink()
+    (run.path / "manifest.json").unlink()
     run.metrics_path.unlink()
     xr.testing.assert_equal(rbc_warp.load_rollout(run.path), expected)
     with pytest.raises(RunFileError, match="metrics.jsonl: holds no metrics"):
@@ -159,6 +160,7 @@ def test_faults_name_the_file_and_the_remedy(run: RunDir, tmp_path: Path) -> Non
     with pytest.raises(RunFileError, match="episode_3_consumer.npz: does not exist"):
         rbc_warp.load_rollout(run.path, 3)
     arrays = raw(run, "firm")
+    (run.path / "manifest.json").unlink()
     np.savez(run.episode_path("final", "firm"), **arrays | {"actions": arrays["actions"] + 30})
     with pytest.raises(RunFileError, match="actions: holds one that the run's economy does not have"):
         rbc_warp.load_rollout(run.path)

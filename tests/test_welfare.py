@@ -144,6 +144,7 @@ def test_an_experiment_compares_its_runs(tmp_path: Path):
     small = ["train.num_episodes=3", "train.batch_size=4", "train.save_dense_every=1", "world.maxtime=3"]
     run = trained_run(tmp_path / "runs", *small, "agents.num_consumers=5", "agents.num_firms=2")
     more = Path(shutil.copytree(run.path, run.path.with_name("rollout-9999999999-1")))
+    (more / "manifest.json").unlink()
     hparams = more / "hparams.yaml"
     hparams.write_text(hparams.read_text().replace("\nworld:", "\n  frozen_government_action: 7\nworld:", 1))
     file = more / "episode_final_consumer.npz"

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from rbc_warp.config.action_arrays import read_action_arrays
+from rbc_warp.config.manifest import MANIFEST
 from rbc_warp.config.messages import (
     MAPPING_LABEL,
     OVERRIDE_LABEL,
@@ -18,11 +20,10 @@ from rbc_warp.config.messages import (
     kind_of,
     show,
 )
-from rbc_warp.config.reading import read_action_arrays
 from rbc_warp.config.schema import Config
 from rbc_warp.config.shipped import find_config
 from rbc_warp.config.types import FIRM_CHOICE, GOVERNMENT_CHOICE
-from rbc_warp.config.yaml_files import MAX_DEPTH, parse, read_mapping
+from rbc_warp.config.yaml_files import HPARAMS, MAX_DEPTH, parse, read_mapping
 from rbc_warp.errors import ConfigError
 
 MAX_BASES = 10
@@ -86,13 +87,13 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> tuple[
     return result, paths
 
 
-def copied(value: Any, depth: int = 0) -> Any:
+def copied(value: Any, label: str = MAPPING_LABEL, depth: int = 0) -> Any:
     """Copy nested mappings as dicts, and tuples as lists."""
     if depth > MAX_DEPTH:
-        raise ConfigError(f"{MAPPING_LABEL}: nested deeper than {MAX_DEPTH} levels; write plain sections of keys")
+        raise ConfigError(f"{label}: nested deeper than {MAX_DEPTH} levels; write plain sections of keys")
     if isinstance(value, Mapping):
-        return {key: copied(item, depth + 1) for key, item in value.items()}
-    return [copied(item, depth + 1) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: copied(item, label, depth + 1) for key, item in value.items()}
+    return [copied(item, label, depth + 1) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 _TABLES = {
@@ -130,9 +131,11 @@ def fill_grids(agents: dict[str, Any], table_file: Path) -> None:
                 agents[grid] = [float(str(choice)) for choice in axis]  # 0.2, not 0.20000000298
 
 
-def split_public_keys(data: Mapping[str, Any], derived_keys: frozenset[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_public_keys(
+    data: Mapping[str, Any], derived_keys: frozenset[str], label: str = MAPPING_LABEL
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """A copy of ``data`` without the keys that only the public implementation writes, and those of them it derived."""
-    data = copied(data)
+    data = copied(data, label)
     agents, train = ({} if data.get(key) is None else data[key] for key in ("agents", "train"))
     derived: dict[str, Any] = {}
     if isinstance(agents, dict):
@@ -158,33 +161,56 @@ def derived_faults(derived: Mapping[str, Any], expected: Mapping[str, Any]) -> l
     ]
 
 
+def _check_whole(data: Mapping[str, Any], label: str) -> None:
+    """Raise ConfigError where hparams.yaml of a run made here, which no manifest verifies, lacks a key of every run."""
+    missing = [
+        f"{name}.{key}"
+        for name, section in _DEFAULTS.to_dict().items()
+        for key in section or [""]
+        if not isinstance(data.get(name), dict) or (key and key not in data[name])
+    ]
+    if missing:
+        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        remedy = "copy it again from the run that wrote it, or, if an older version did, add them with their defaults"
+        raise ConfigError(f"{label}: is not whole, it lacks {shown}; {remedy}")
+
+
 _DEFAULTS = Config()
+STATUS = "status.json"
+"""Beside hparams.yaml, this file marks a run made here."""
+_ORIGIN = "_origin"
 
 
 def load_config(
-    source: str | os.PathLike[str] | Mapping[str, Any] | Config, overrides: Sequence[str] | None = None
+    source: str | os.PathLike[str] | Mapping[str, Any] | Config,
+    overrides: Sequence[str] | None = None,
+    name: str | None = None,
 ) -> Config:
     """The configuration in a YAML file, a mapping or another Config, with "section.key=value" overrides applied.
 
     The hparams.yaml of a public run loads too: the keys it derives are checked and dropped, and grids it does not
-    give come from the action_arrays.pickle beside it. A file with ``base: OTHER.yaml`` says only what differs from that
-    one, whose path is relative to it. Where no such file is, ``rbc``, ``rbc.yaml`` and ``configs/rbc.yaml`` name the
-    shipped configuration. Raises :class:`ConfigError`, one line per fault.
+    give come from the action_arrays.pickle beside it; that of a run made here must be whole. A file with ``base:
+    OTHER.yaml`` says only what differs from that one, whose path is relative to it. Where no such file is, ``rbc``,
+    ``rbc.yaml`` and ``configs/rbc.yaml`` name the shipped configuration. Raises :class:`ConfigError`, one line per
+    fault; they call a mapping ``name``, and a Config by where it is from.
     """
-    label, data, tables = MAPPING_LABEL, {}, None
+    label, data, tables, is_own = name or MAPPING_LABEL, {}, None, False
     if isinstance(source, Config):
         if not overrides:
             return source
-        data = source.model_dump(exclude_unset=True)
+        label, data = source.__dict__.get(_ORIGIN, label), source.model_dump(exclude_unset=True)
     elif isinstance(source, Mapping):
-        data = copied(source)
+        data = copied(source, label)
     elif isinstance(source, (str, os.PathLike)):
         path = find_config(source)
         label, data = os.fspath(path), read_layered(path)
         tables = path.with_name("action_arrays.pickle")
+        is_own = path.name == HPARAMS and path.with_name(STATUS).is_file() and not path.with_name(MANIFEST).exists()
     else:
         raise ConfigError(f"{show(source)} is {kind_of(source)}; give the path of a YAML file, a mapping or a Config")
-    data, derived = split_public_keys(data, frozenset(_DEFAULTS.derived()))
+    data, derived = split_public_keys(data, frozenset(_DEFAULTS.derived()), label)
+    if is_own:
+        _check_whole(data, label)
     agents = data["agents"]
     if tables is not None and tables.is_file() and isinstance(agents, dict):
         fill_grids(agents, tables)
@@ -202,6 +228,8 @@ def load_config(
 
 def validated(data: dict[str, Any], label: str, overridden: set[tuple[Any, ...]]) -> Config:
     try:
-        return Config.model_validate(data)
+        config = Config.model_validate(data)
+        config.__dict__[_ORIGIN] = label  # no field: it is not compared, nor written
+        return config
     except ValidationError as error:
         raise explain(error, Config, label, overridden) from None

@@ -1,28 +1,20 @@
-"""Guarded reading of files that may come from a stranger: nothing read can run code, whatever it holds.
+"""Guarded reading of files that may come from a stranger: regular files only, and every fault is one message."""
 
-action_arrays.pickle goes through a reader that knows arrays of numbers and nothing else. A fault is a
-:class:`RunFileError`.
-"""
-
-import io
-import pickle
-import pickletools
-import re
-from collections.abc import Callable, Iterator
+import os
+import stat
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import BinaryIO
 
 from rbc_warp.errors import FileFault, RunFileError
 
 MAX_TEXT_BYTES = 4 * 2**20
-MAX_ACTION_ARRAYS_BYTES = 16 * 2**20
 
 
 @contextmanager
 def reading(path: Path, kind: str, remedy: str, show_reason: bool = True) -> Iterator[None]:
+    """Turn whatever goes wrong while a file is read as a ``kind`` into a :class:`RunFileError`."""
     try:
         yield
     except RunFileError:
@@ -32,73 +24,26 @@ def reading(path: Path, kind: str, remedy: str, show_reason: bool = True) -> Ite
     except OSError as error:
         raise FileFault(path, "read", error, remedy) from error
     except Exception as error:  # what a damaged or hostile file makes a parser raise is anyone's guess
-        reason = f": {error}" if show_reason and str(error) else ""
-        raise RunFileError(path, f"cannot be read as {kind} ({type(error).__name__}{reason})", remedy) from error
+        reason = f" ({type(error).__name__}{f': {error}' if str(error) else ''})" if show_reason else ""
+        raise RunFileError(path, f"cannot be read as {kind}{reason}", remedy) from error
 
 
-def read_bytes(path: Path, limit: int | None = MAX_TEXT_BYTES) -> bytes:
+@contextmanager
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to read, without waiting for a writer; RunFileError where it is a pipe, a device or a folder."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK | os.O_NOCTTY)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise RunFileError(path, "is no regular file but a pipe, a device or a socket", "name a file on a disk")
+        yield file
+
+
+def read_bytes(path: Path, limit: int | None = MAX_TEXT_BYTES, file: BinaryIO | None = None) -> bytes:
+    """Return the bytes of a regular file, of ``file`` if it is open; RunFileError where it is larger than ``limit``."""
     with reading(path, "a file", "give the folder of a whole run"):
-        if limit is not None and path.stat().st_size > limit:
+        if file is None:
+            with open_regular(path) as opened:
+                return read_bytes(path, limit, opened)
+        content = file.read() if limit is None else file.read(limit + 1)
+        if limit is not None and len(content) > limit:
             raise RunFileError(path, f"is larger than {limit} bytes", "a run does not write such a file: use another")
-        return path.read_bytes()
-
-
-def read_action_arrays(path: Path | str) -> dict[str, np.ndarray]:
-    """A pickled dict of name to array of numbers, as NumPy 1 and 2 write it; of anything else, nothing is run."""
-    path = Path(path)
-    content = read_bytes(path, MAX_ACTION_ARRAYS_BYTES)
-    with reading(path, "a pickled dict of name to array of numbers", "use the action_arrays.pickle of the run"):
-        for opcode, argument, _ in pickletools.genops(content):
-            if opcode.name.endswith("PUT") and (argument or 0) > len(content):  # would reserve gigabytes
-                raise pickle.UnpicklingError("memo index")
-        tables = _NumbersUnpickler(io.BytesIO(content)).load()
-        if type(tables) is not dict or not all(type(key) is str for key in tables):
-            raise pickle.UnpicklingError("no dict of names")
-        return {key: _PickledArray.array_of(value) for key, value in tables.items()}
-
-
-class _PickledDtype:
-    """Stands in for numpy.dtype while reading a pickle: integers and floats only."""
-
-    def __init__(self, code: str, align: object = False, copy: object = True) -> None:
-        if not re.fullmatch(r"[iu][1248]|f[248]", code):
-            raise pickle.UnpicklingError("dtype")
-        self.dtype = np.dtype(code)
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.dtype = self.dtype.newbyteorder(state[1])
-
-
-class _PickledArray:
-    """Stands in for numpy.ndarray while reading a pickle; no class or function that a file names is looked up."""
-
-    def __init__(self, *buffer: Any) -> None:
-        if len(buffer) >= 4:  # numpy's _frombuffer(content, dtype, shape, order); _reconstruct sends no content yet
-            self.content, self.dtype, self.shape, self.order = buffer[:4]
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, self.shape, self.dtype, is_fortran, self.content = state
-        self.order = "F" if is_fortran else "C"
-
-    @staticmethod
-    def array_of(value: Any) -> np.ndarray:
-        if type(value) is not _PickledArray or type(value.dtype) is not _PickledDtype or value.order not in ("C", "F"):
-            raise pickle.UnpicklingError("no array")
-        flat = np.frombuffer(value.content, value.dtype.dtype)
-        return flat.astype(flat.dtype.newbyteorder("=")).reshape(value.shape, order=value.order)
-
-
-_STAND_INS: dict[tuple[str, str], Callable[..., Any]] = {
-    ("numpy", "ndarray"): _PickledArray,
-    ("numpy", "dtype"): _PickledDtype,
-    ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),  # protocol 2 spells bytes this way
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _PickledArray for core in ("core", "_core")},
-    **{(f"numpy.{core}.numeric", "_frombuffer"): _PickledArray for core in ("core", "_core")},
-}
-
-
-class _NumbersUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Callable[..., Any]:
-        if (module, name) not in _STAND_INS:
-            raise pickle.UnpicklingError(f"it names {module}.{name}")
-        return _STAND_INS[module, name]
+        return content

@@ -2,13 +2,18 @@
 
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from rbc_warp.config.manifest import open_verified
 from rbc_warp.config.messages import kind_of
+from rbc_warp.config.reading import open_regular
 from rbc_warp.config.shipped import shipped_names
-from rbc_warp.errors import ConfigError
+from rbc_warp.errors import ConfigError, FileFault, RunFileError
+
+HPARAMS = "hparams.yaml"
 
 MAX_FILE_BYTES = 1 << 20
 MAX_DEPTH = 20
@@ -112,9 +117,15 @@ def read_mapping(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The mapping in a YAML file; :class:`ConfigError` where there is none to be had."""
     label = os.fspath(path)
     try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+        if Path(path).name == HPARAMS:  # of a run
+            with open_verified(Path(path)) as file:
+                data = file.read(MAX_FILE_BYTES + 1)
+        else:
+            with open_regular(Path(path)) as file:
+                data = file.read(MAX_FILE_BYTES + 1)
         text = data.decode("utf-8-sig")
+    except RunFileError as error:
+        raise ConfigError(str(error)) from None
     except FileNotFoundError:
         shipped = ", ".join(shipped_names())
         raise ConfigError(f"{label}: no such file; check the path, or name a shipped one: {shipped}") from None
@@ -122,8 +133,11 @@ def read_mapping(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ConfigError(f"{label}: is a directory; name the YAML file in it") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{label}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{label}: cannot be read: {error}; check the path and its permissions") from None
+    except OSError as error:
+        fault = FileFault(label, "read", error, "check the path and its permissions")
+        raise ConfigError(str(fault)) from None
+    except ValueError as error:  # a path with a null character
+        raise ConfigError(f"{label}: cannot be read: {error}; check the path") from None
     if len(data) > MAX_FILE_BYTES:
         raise ConfigError(f"{label}: larger than {MAX_FILE_BYTES} bytes; a configuration is a few kilobytes")
     loaded = parse(text, label)

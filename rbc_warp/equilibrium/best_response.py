@@ -350,5 +350,5 @@ def result_folder(
     base = run.best_response(agent)
     if label == "latest" and repeat == 0 and index is None and not greedy and not fresh:
         return base
-    path = base.path / f"ep_{label}" / f"{'greedy_' if greedy else ''}{'fresh_' if fresh else ''}seed_{repeat}"
-    return RunDir(path if index is None else path / f"agent_{index}", must_exist=False)
+    parts = [f"ep_{label}", f"{'greedy_' if greedy else ''}{'fresh_' if fresh else ''}seed_{repeat}"]
+    return base.inside(*parts, *([] if index is None else [f"agent_{index}"]))

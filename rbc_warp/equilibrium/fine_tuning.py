@@ -31,6 +31,7 @@ from rbc_warp.equilibrium.game import (
 from rbc_warp.errors import ResumeError, RunFileError, printable
 from rbc_warp.runs.folder import RunDir
 from rbc_warp.runs.resume import continue_from, read_state, save_state
+from rbc_warp.runs.state import Checker, sizes_of_policies
 from rbc_warp.training.learner import Learner
 from rbc_warp.training.policy import Policy
 from rbc_warp.training.recorder import Losses, Recorder
@@ -67,9 +68,14 @@ class ResumeState:
     def save(self, trainer: RbcTrainer, done: int, progress: Mapping[str, Any]) -> None:
         save_state(self.folder, trainer, done, settings=dict(self.settings), progress=dict(progress))
 
-    def read(self) -> dict[str, Any] | None:
+    def read(self, agent: str, index: int | None, iterations: int) -> dict[str, Any] | None:
+        def check(checker: Checker, state: dict[str, Any]) -> None:
+            if state.get("settings") == self.settings:
+                checker.number(state["iteration"], "iteration", 0, iterations, whole=True)
+                check_progress(checker, state.get("progress"), self.config, agent, index, iterations)
+
         try:
-            state = read_state(self.folder, self.config)
+            state = read_state(self.folder, self.config, check)
         except (ResumeError, RunFileError):
             state = {}
         if state is None or state.get("settings") == self.settings:
@@ -79,6 +85,29 @@ class ResumeState:
             file=sys.stderr,
         )
         return None
+
+
+def check_progress(
+    checker: Checker, progress: Any, config: Config, agent: str, index: int | None, iterations: int
+) -> None:
+    """Raise RunFileError where the progress of a fine-tuning is not what :class:`Candidates` keeps."""
+    size, own = sizes_of_policies(config)[agent], () if index is None else ("own",)
+    checker.keys(progress, "progress", ("selection", "best", "best_flat", "seconds", *own))
+    checker(isinstance(progress["selection"], dict), "selection", "rewards by the number of updates")
+    for done, reward in progress["selection"].items():
+        checker.number(done, "selection", 0, iterations, whole=True)
+        checker.number(reward, f"selection[{done}]", -sys.float_info.max, sys.float_info.max)
+    checker(
+        type(progress["best"]) is int and {0, progress["best"]} <= set(progress["selection"]), "best", "one of them"
+    )
+    checker.number(progress["seconds"], "seconds", 0.0, sys.float_info.max)
+    checker.vector(progress["best_flat"], "best_flat", (size,))
+    if own:
+        settings = config.agents.of(agent)
+        rate = config.train.lr * max(1.0, settings.lr_multiple)
+        checker.keys(progress["own"], "own", ("policy", "optimizer"))
+        checker.vector(progress["own"]["policy"], "own.policy", (size,))
+        checker.adam(progress["own"]["optimizer"], "own.optimizer", size, rate)
 
 
 class FineTuningSchedule(Schedule):
@@ -205,7 +234,7 @@ def fine_tune(
     if first is not None:
         with torch.no_grad():
             policy.flat.copy_(first.flat)
-    if resume and (state := resume.read()):
+    if resume and (state := resume.read(agent, index, iterations)):
         start, progress = continue_from(trainer, state), state["progress"]
         advance(start)
         if index is not None:

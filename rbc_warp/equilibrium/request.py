@@ -11,6 +11,7 @@ from rbc_warp.equilibrium.results import Results
 from rbc_warp.equilibrium.verdict import EFFORTS, FULL, QUICK, Effort
 from rbc_warp.errors import ConfigError, RunFileError
 from rbc_warp.runs.folder import RunDir, find_runs, newest_finished_run
+from rbc_warp.runs.resume import read_state
 from rbc_warp.runs.run import load_policies
 from rbc_warp.training.policy import Policy
 
@@ -106,6 +107,7 @@ def prepare(request: Request) -> list[Plan]:
 
 
 def _prepare_run(run: RunDir, request: Request) -> Plan:
+    run.check_links()
     config = load_config(run.hparams_path, list(request.overrides))
     economy = Economy.from_config(config)
     learning = [name for name, agent in economy.agents.items() if not agent.is_frozen]
@@ -220,8 +222,8 @@ def _multipliers(run: RunDir, config: Config, label: str, notes: list[str]) -> d
     if not any(settings.noponzi_eta for settings in payers.values()):
         return start
     if label == "latest" and run.state_path.exists():
-        kept = run.load_state()[0].get("trainer", {}).get("noponzi", {})
-        return {agent: float(kept.get(agent, first)) for agent, first in start.items()}
+        state = read_state(run, load_config(run.hparams_path))  # as the run was, without what --set changes here
+        return dict(state["trainer"]["noponzi"]) if state else start
     notes.append(
         f"checkpoint {label}: the Lagrange multipliers on final debt are not kept, their starting values are taken"
     )

@@ -16,7 +16,6 @@ from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.equilibrium.game import Estimate, Gained
 from rbc_warp.errors import RunFileError
 from rbc_warp.runs.console import text_table
-from rbc_warp.runs.files import write_text
 from rbc_warp.runs.folder import RunDir
 from rbc_warp.runs.locks import locked
 
@@ -144,17 +143,20 @@ class Results:
             raise RunFileError(run.best_response_path, problem, "move it away to measure anew") from None
 
     def write(self, run: RunDir) -> None:
-        """best_response.json, and br_<type>_output.txt for each type measured."""
+        """best_response.json, and br_<type>_output.txt for each type measured; :meth:`updating` keeps others'."""
+        run.write_best_response(self._content())
+        for agent in AGENT_TYPES:
+            lines = [text for record in self.ordered() if record.agent == agent for text in [_output_line(record)]]
+            if lines:
+                run.write_best_response_output(agent, "\n".join([OUTPUT_HEADER, *lines]) + "\n")
+
+    def _content(self) -> dict[str, Any]:
         records = [asdict(record) for record in self.records]
         tables = {"exploitability": self.exploitability(), "records": records, "scans": self.scans}
         latest: dict[str, Any] = {}
         if self.verdicts:
             latest = {"verdict": self.verdicts[-1], "verdicts": [without_details(row) for row in self.verdicts]}
-        run.write_best_response({**latest, **tables})
-        for agent in AGENT_TYPES:
-            lines = [text for record in self.ordered() if record.agent == agent for text in [_output_line(record)]]
-            if lines:
-                write_text(run.best_response_output_path(agent), "\n".join([OUTPUT_HEADER, *lines]) + "\n")
+        return {**latest, **tables}
 
     @contextmanager
     def updating(self, run: RunDir) -> Iterator[None]:

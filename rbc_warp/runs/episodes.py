@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from rbc_warp.config.manifest import open_verified
 from rbc_warp.config.reading import reading
 from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.economy.parameters import Economy
@@ -41,11 +43,14 @@ def read_episode(path: Path | str) -> Episode:
     Raises:
         RunFileError: the file is missing or damaged, or holds something else.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise RunFileError(repr(path)[:60], "is no path", "give a file episode_<N>_<type>.npz of a run")
     path = Path(path)
     name = parse_name(path)
     with (
         reading(path, "a dense rollout (.npz of number arrays)", COPY_AGAIN),
-        np.load(path, allow_pickle=False) as file,
+        open_verified(path) as opened,
+        np.load(opened, allow_pickle=False) as file,
     ):
         if missing := [key for key in EPISODE_KEYS if f"{key}.npy" not in file.zip.namelist()]:
             raise RunFileError(path, f"expected {', '.join(EPISODE_KEYS)}; missing: {', '.join(missing)}", COPY_AGAIN)

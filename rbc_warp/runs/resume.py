@@ -1,18 +1,18 @@
 """Exact resume: :func:`read_state` and :func:`continue_from` undo :func:`save_state`. Best responses use them, too."""
 
-import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from rbc_warp.config import Config, load_config
 from rbc_warp.config.messages import show
-from rbc_warp.errors import ResumeError, RunFileError, printable
-from rbc_warp.runs.files import writing
+from rbc_warp.config.reading import reading
+from rbc_warp.errors import ResumeError, printable
 from rbc_warp.runs.folder import RunDir
+from rbc_warp.runs.state import REMEDY, STATE_VERSION, Checker, check_head, check_trainer
 from rbc_warp.training.trainer import RbcTrainer
 
-STATE_VERSION = 1
 # Keys of ``train`` that may change on resume: they say how far a run goes and what it leaves, not how it learns.
 RESUMABLE = (
     "num_episodes",
@@ -26,29 +26,36 @@ RESUMABLE = (
 
 def save_state(run: RunDir, trainer: RbcTrainer, iteration: int, **more: Any) -> None:
     """Save all that continues the run at ``iteration``, and ``more``; the metrics before it are on disk then."""
-    with writing(run.metrics_path):
-        if run.metrics_path.exists():
-            with open(run.metrics_path, "rb") as file:
-                os.fsync(file.fileno())
     state = {"version": STATE_VERSION, "iteration": iteration, "precision": str(trainer.precision)}
     run.save_state({**state, "config": trainer.settings.to_dict(), "trainer": trainer.state(), **more})
 
 
-def read_state(run: RunDir, config: Config) -> dict[str, Any] | None:
-    """Return the run's last state, None where it has reached none.
+def read_state(
+    run: RunDir, config: Config, check: Callable[[Checker, dict[str, Any]], None] = lambda checker, state: None
+) -> dict[str, Any] | None:
+    """Return the run's last state, None where it has reached none; the one before where the last cannot be used.
+
+    ``check`` looks at more than what every state holds.
 
     Raises:
-        ResumeError: ``config`` cannot continue it. RunFileError: it cannot be read.
+        ResumeError: ``config`` cannot continue it. RunFileError: neither can be used.
     """
     if not run.has_state:
         return None
-    state, warning = run.load_state()
+
+    def check_all(path: Path, state: dict[str, Any]) -> None:
+        checker = Checker(path)
+        with reading(path, "a state", REMEDY):
+            check_head(checker, state)
+            before = load_config(state["config"], name=str(path))
+        check_unchanged(run, before, config)
+        with reading(path, "a state", REMEDY):
+            check_trainer(checker, state["trainer"], config)
+            check(checker, state)
+
+    state, warning = run.load_state(check_all)
     if warning:
         print(f"warning: {printable(warning)}", file=sys.stderr)
-    if state.get("version") != STATE_VERSION:
-        problem = f"its version is {state.get('version')!r}, version {STATE_VERSION} is known"
-        raise RunFileError(run.state_path, problem, "resume with the version of the lab that wrote it")
-    check_unchanged(run, load_config(state["config"]), config)
     return state
 
 
@@ -95,8 +102,17 @@ def continue_from(trainer: RbcTrainer, state: Mapping[str, Any]) -> int:
     return int(state["iteration"])
 
 
-def metrics_to_keep(state: Mapping[str, Any]) -> int:
-    """Return the iterations whose metrics stay when a run goes on. The line of a planned end off the schedule goes."""
+def restore_metrics(run: RunDir, state: Mapping[str, Any] | None) -> int:
+    """Keep the metrics of the iterations before a state, warn of what is damaged; return how many iterations stay.
+
+    The line of a planned end off the schedule goes.
+    """
+    if state is None:
+        run.truncate_metrics(0)
+        return 0
     train, done = state["config"]["train"], state["iteration"]
     ended = done == train["num_episodes"] and not train["infinite_episodes"]
-    return done - 1 if ended and (done - 1) % train["log_every"] else done
+    kept = done - 1 if ended and (done - 1) % train["log_every"] else done
+    if warning := run.truncate_metrics(kept, range(0, kept, train["log_every"])):
+        print(f"warning: {warning}", file=sys.stderr)
+    return kept

@@ -18,7 +18,7 @@ from rbc_warp.runs.live import LiveView
 from rbc_warp.runs.locks import locked
 from rbc_warp.runs.metrics import SHOWN, rewards_text
 from rbc_warp.runs.recorder import RunRecorder
-from rbc_warp.runs.resume import continue_from, metrics_to_keep, resumable_state
+from rbc_warp.runs.resume import continue_from, restore_metrics, resumable_state
 from rbc_warp.runs.tracking import Tracker, open_trackers
 from rbc_warp.training.policy import Policy, make_policies
 from rbc_warp.training.processes import Processes
@@ -90,6 +90,7 @@ def train_run(
     end = None if config.train.infinite_episodes else config.train.num_episodes
     with ExitStack() as stack:
         if processes.is_first:
+            run.check_links()
             remedy = "wait until it ends, or stop it"
             lock = run.state_path.with_name("lock")
             stack.enter_context(locked(lock, run.path, "is trained by another process", remedy, PATIENCE))
@@ -105,8 +106,7 @@ def train_run(
         start = continue_from(trainer, state) if state else 0
         trackers: list[Tracker] = []
         if processes.is_first:
-            kept = metrics_to_keep(state) if state else 0
-            run.truncate_metrics(kept)
+            kept = restore_metrics(run, state)
             if resume:
                 run.write_hparams(config.to_dict(with_derived=True))
             trackers = open_trackers(track, run, config, kept)
