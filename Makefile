@@ -3,6 +3,8 @@
 # make check      format, lint, types, tests          make test-gpu  the tests that need a GPU
 # make setup-gpu  pycuda, on a machine with a GPU     make bench     time the simulation
 # make setup-ray  Ray, to run sweeps on it; without it `make slow` runs what is installed and skips the tests of Ray
+# make reliability    what the tests leave out: kills, faults, damaged files (20 minutes; ROW=kills for one row of it)
+# make soak   an hour of training, and how memory grows (SECONDS=180 for less)
 # make test-browser   the report in a real browser: apt-get install chromium, or BROWSER_PATH=one
 # Needs Python 3.11 or newer (PYTHON=python3.12), a C++ compiler, make and a package index, or WHEELS=folder without one.
 
@@ -20,7 +22,7 @@ STAMP_RAY := $(VENV)/.installed-ray
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 
 .DELETE_ON_ERROR:
-.PHONY: train setup setup-dev setup-gpu setup-ray test test-gpu test-browser slow check bench clean
+.PHONY: train setup setup-dev setup-gpu setup-ray test test-gpu test-browser slow check bench reliability soak clean
 
 train: setup
 	$(RUN) run_training.py --config $(CONFIG)
@@ -46,6 +48,12 @@ check: setup-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 	$(RUN) -m pytest
+
+reliability: setup-dev
+	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(RUN) -m reliability $(ROW)
+
+soak: setup-dev
+	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(RUN) -m reliability soak $(if $(SECONDS),--count $(SECONDS))
 
 bench: setup
 	$(RUN) -m rbc_warp bench
