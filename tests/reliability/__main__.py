@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -36,7 +37,9 @@ def rows() -> dict[str, Row]:
     from reliability import interruptions, numbers, seeded, strangers, together
 
     return {
-        "kills": Row("kills at random points: none unreadable, none lost, resumed bit for bit", 200, interruptions.kills),
+        "kills": Row(
+            "kills at random points: none unreadable, none lost, resumed bit for bit", 200, interruptions.kills
+        ),
         "writes": Row(
             "each open, write, fsync, rename, mkdir failing: one message, a documented exit code, the old state whole",
             10_000,
@@ -48,10 +51,21 @@ def rows() -> dict[str, Row]:
         "numbers": Row("12 places × NaN, ∞, −∞: exit code 3, all files finite", 36, numbers.not_finite),
         "together": Row("two of everything at once, starts of each of 6 pairs: none lost", 20, together.together),
         "sanitizers": Row("kernels under ASan and UBSan, odd sizes: silent", 10_000, numbers.sanitized),
-        "identities": Row("identities ≤ 1e-6, 20 seeds × 500 periods × open, closed × 3 sizes", 120, numbers.identities),
+        "identities": Row(
+            "identities ≤ 1e-6, 20 seeds × 500 periods × open, closed × 3 sizes", 120, numbers.identities
+        ),
         "seeded": Row("faults put into economy and learning: caught by the tests", 20, seeded.seeded, allowed=1),
         "soak": Row("memory after a third of the seconds: < 1 MiB per hour", 3600, numbers.soak, make="make soak"),
     }
+
+
+def warm() -> None:
+    """Import what the cases use, once for all forks of this process."""
+    for name in ("train", "sweep", "audit", "phases", "best_response"):
+        import_module(f"rbc_warp.commands.{name}")
+    for name in ("torch.utils.tensorboard", "torch._dynamo", "rbc_warp.analysis.audit", "rbc_warp.runs.run"):
+        import_module(name)
+    import_module("rbc_warp.equilibrium.best_response")
 
 
 def main() -> int:
@@ -68,6 +82,7 @@ def main() -> int:
         from reliability.interruptions import with_faults
 
         with_faults()
+    warm()
     failed = [name for name in names if not play(name, known[name], options.count)]
     PAGE.write_text(page(known))
     return int(bool(failed))
@@ -86,7 +101,11 @@ def play(name: str, row: Row, count: int | None) -> bool:
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     if count is None or name == "soak":
         date = datetime.datetime.now(datetime.UTC).date().isoformat()
-        record[name] = {"count": DONE.get(name, count or row.count), "failures": len(failures), "seconds": round(seconds)}
+        record[name] = {
+            "count": DONE.get(name, count or row.count),
+            "failures": len(failures),
+            "seconds": round(seconds),
+        }
         record[name] |= {"passed": passed, "date": date}
         RECORD.write_text(json.dumps(record, indent=1) + "\n")
     return passed

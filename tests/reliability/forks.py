@@ -91,7 +91,9 @@ class Child:
         self._out.seek(0)
         text = self._out.read().decode(errors="replace")
         self._out.close()
-        return Ended(None if status is None else os.waitstatus_to_exitcode(status), text, time.monotonic() - self._began)
+        return Ended(
+            None if status is None else os.waitstatus_to_exitcode(status), text, time.monotonic() - self._began
+        )
 
 
 def command(*words: object) -> Callable[[], int]:

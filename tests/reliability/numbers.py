@@ -97,7 +97,12 @@ def not_finite(count: int) -> list[str]:
                 content(left)  # readers refuse what is not finite
                 state, warning = left.load_state()
                 flat = [state["trainer"]["policies"][agent] for agent in AGENT_TYPES]
-                moments = [m for agent in AGENT_TYPES for s in state["trainer"]["optimizers"][agent]["state"].values() for m in s.values()]
+                moments = [
+                    m
+                    for agent in AGENT_TYPES
+                    for s in state["trainer"]["optimizers"][agent]["state"].values()
+                    for m in s.values()
+                ]
                 numbers = [*flat, *moments, torch.tensor(list(state["trainer"]["noponzi"].values()))]
                 if warning or not all(torch.isfinite(number).all() for number in numbers):
                     fault = "the last state is not finite"
@@ -153,12 +158,20 @@ print("sound")
 
 def sanitized(count: int) -> list[str]:
     """Train two iterations of odd sizes on kernels built with ASan and UBSan; the first fault ends the program."""
-    cases = list(itertools.product((1, 2, 15, 16, 17, 33, 47), (1, 2, 3, 15, 17, 33), (1, 3), ("float32", "bfloat16"), (0, 1)))
+    cases = list(
+        itertools.product((1, 2, 15, 16, 17, 33, 47), (1, 2, 3, 15, 17, 33), (1, 3), ("float32", "bfloat16"), (0, 1))
+    )
     random_order = np.random.default_rng(1).permutation(len(cases))
     lines = [" ".join(map(str, cases[n])) for n in random_order[:count]]
-    library = subprocess.run([find_host_compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True).stdout
+    library = subprocess.run(
+        [find_host_compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True
+    ).stdout
     environment = {k: v for k, v in os.environ.items() if k != "RBC_WARP_FAULTS"}
-    environment |= {"LD_PRELOAD": library.strip(), "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1", "OMP_NUM_THREADS": "2"}
+    environment |= {
+        "LD_PRELOAD": library.strip(),
+        "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1",
+        "OMP_NUM_THREADS": "2",
+    }
     given = "\n".join(lines)
     words = [sys.executable, "-c", SANITIZED]
     result = subprocess.run(words, input=given, env=environment, capture_output=True, text=True)
@@ -186,12 +199,13 @@ def soak(seconds: float) -> list[str]:
             samples.append((now / 3600.0, pages * os.sysconf("SC_PAGE_SIZE") / 2**20))
     hours, sizes = np.array([sample for sample in samples if sample[0] * 3600.0 > seconds / 3]).T
     slope, error = _slope(hours, sizes)
-    print(f"  {len(samples)} runs, {sizes[0]:.1f} to {sizes[-1]:.1f} MiB, {slope:+.2f} ± {2 * error:.2f} MiB per hour", flush=True)
+    print(
+        f"  {len(samples)} runs, {sizes[0]:.1f} to {sizes[-1]:.1f} MiB, {slope:+.2f} ± {2 * error:.2f} MiB per hour",
+        flush=True,
+    )
     return [] if slope - 2 * error < 1.0 else [f"memory grows by {slope:.2f} ± {2 * error:.2f} MiB per hour"]
 
 
 def _slope(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     (slope, _), covariance = np.polyfit(x, y, 1, cov=True)
     return float(slope), float(covariance[0, 0] ** 0.5)
-
-

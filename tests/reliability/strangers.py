@@ -143,11 +143,28 @@ def hostile(count: int) -> list[str]:
     with room() as folder:
         Child(lambda: bool(trained(folder / "runs")) - 1).wait()
         run = the_runs(folder / "runs")[0]
-        places = ["hparams.yaml", "metrics.jsonl", "status.json", "action_arrays.pickle", "state/last.pt", "state", "state/lock"]
+        places = [
+            "hparams.yaml",
+            "metrics.jsonl",
+            "status.json",
+            "action_arrays.pickle",
+            "state/last.pt",
+            "state",
+            "state/lock",
+        ]
         places += ["saved_models/consumer_policy_latest.pt", "saved_models", "episode_final_consumer.npz", "brconsumer"]
         places += ["best_response.json", "index.csv"]
         commands = {
-            "train": lambda path: ("train", "--backend", "host", "--quiet", "--resume", path, "--set", "train.num_episodes=9"),
+            "train": lambda path: (
+                "train",
+                "--backend",
+                "host",
+                "--quiet",
+                "--resume",
+                path,
+                "--set",
+                "train.num_episodes=9",
+            ),
             "audit": lambda path: ("audit", path),
             "phases": lambda path: ("phases", path),
         }
@@ -171,7 +188,9 @@ def hostile(count: int) -> list[str]:
                 fault = f"took {ended.seconds:.0f} s"
             if marker.exists():
                 fault = "EXECUTED"
-            elif sorted(path.name for path in outside.iterdir()) != ["file"] or (outside / "file").read_text() != "mine":
+            elif (
+                sorted(path.name for path in outside.iterdir()) != ["file"] or (outside / "file").read_text() != "mine"
+            ):
                 fault = "WROTE OUTSIDE"
             elif "\x1b" in ended.text:
                 fault = "terminal escape printed"
@@ -187,7 +206,11 @@ BAD = ("nonsense", {"a": 1}, math.nan, math.inf, -math.inf, -1.5, 1e300, [[[1]]]
 
 def configurations(count: int) -> list[str]:
     """Write each bad value at each key of the schema, and misspell the key; the command must name it."""
-    keys = [(name, key) for name, part in (("agents", Agents), ("world", World), ("train", Train)) for key in part.model_fields]
+    keys = [
+        (name, key)
+        for name, part in (("agents", Agents), ("world", World), ("train", Train))
+        for key in part.model_fields
+    ]
     cases: list[tuple[str, str, object]] = [(section, key, value) for value in BAD for section, key in keys]
     cases += [(section, f"{key}_", 1) for section, key in keys]
     with room() as folder:

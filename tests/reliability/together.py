@@ -77,5 +77,3 @@ def together(count: int) -> list[str]:
             return fault
 
         return spread(cases, work)
-
-
