@@ -46,7 +46,7 @@ class Child:
     """A function in a forked process, in a session of its own."""
 
     def __init__(self, function: Callable[[], Any]):
-        self._out = tempfile.TemporaryFile()
+        self._out = tempfile.TemporaryFile()  # noqa: SIM115  closed in wait
         self._began = time.monotonic()
         self.pid = os.fork()
         if self.pid == 0:

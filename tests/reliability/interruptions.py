@@ -12,10 +12,9 @@ import sys
 import time
 from pathlib import Path
 
+from rbc_warp.warpdrive.build import find_host_compiler
 from reliability.forks import Child, command, room, spread
 from reliability.runs import content, difference, the_runs, trained, words
-
-from rbc_warp.warpdrive.build import find_host_compiler
 
 KINDS = ("open", "write", "fsync", "rename", "mkdir")
 CODES = {"open": errno.EMFILE, "write": errno.ENOSPC, "fsync": errno.EIO, "rename": errno.EACCES, "mkdir": errno.ENOSPC}

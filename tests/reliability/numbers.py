@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from economies import check_identities, make_economy, observed_outcome, random_actions
-from reliability.forks import Child, command, room, spread
-from reliability.runs import CONFIG, content, settings, the_runs
 
 from rbc_warp.config import load_config
 from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.training.trainer import RbcTrainer
 from rbc_warp.warpdrive.build import find_host_compiler
+from reliability.forks import Child, command, room, spread
+from reliability.runs import CONFIG, content, settings, the_runs
 
 AT = 5
 """The iteration in which a number goes wrong; the states of iterations 2 and 4 are on disk then."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import pickle
@@ -13,13 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import yaml
-from reliability.forks import Child, command, room, spread
-from reliability.runs import content, the_runs, trained
 
 from rbc_warp.config import load_config
 from rbc_warp.config.reading import read_action_arrays
 from rbc_warp.config.schema import Agents, Train, World
 from rbc_warp.errors import ConfigError, UserError
+from reliability.forks import Child, command, room, spread
+from reliability.runs import content, the_runs, trained
 
 SUFFIXES = (".pt", ".npz", ".yaml", ".jsonl", ".pickle")
 
