@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 import rbc_warp  # noqa: F401  before WarpDrive, which imports gym: keeps gym from printing its notice
+from reliability.forks import TRIED
 
 ROOT = Path(__file__).parents[2]
 RECORD, PAGE = ROOT / "docs" / "reliability.json", ROOT / "docs" / "reliability.md"
@@ -92,26 +93,25 @@ def play(name: str, row: Row, count: int | None) -> bool:
     """Run a row, print what failed, and record it if it was run whole."""
     print(f"{name}: {row.bar}", flush=True)
     began = time.monotonic()
+    TRIED[0] = 0
     failures = row.run(count or row.count)
+    tried = TRIED[0] or count or row.count
     seconds = time.monotonic() - began
     for failure in failures[:20]:
         print(f"  FAILED {failure}")
     passed = len(failures) <= row.allowed
-    print(f"  {'passed' if passed else 'FAILED'}: {len(failures)} failures, {seconds:.0f} s", flush=True)
+    print(f"  {'passed' if passed else 'FAILED'}: {len(failures)} failures of {tried:,}, {seconds:.0f} s", flush=True)
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     if count is None or name == "soak":
         date = datetime.datetime.now(datetime.UTC).date().isoformat()
         record[name] = {
-            "count": DONE.get(name, count or row.count),
+            "count": tried,
             "failures": len(failures),
             "seconds": round(seconds),
         }
         record[name] |= {"passed": passed, "date": date}
         RECORD.write_text(json.dumps(record, indent=1) + "\n")
     return passed
-
-
-DONE: dict[str, int] = {}
 
 
 def page(known: dict[str, Row]) -> str:

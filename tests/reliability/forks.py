@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 WORKERS = 2
+TRIED = [0]
+"""Cases that :func:`spread` has tried."""
 DOCUMENTED = {0, 2, 3, 4, 130}
 """Exit codes that docs/running.md has in words, but for 1: a sweep in which a run failed."""
 
@@ -121,6 +123,7 @@ def spread(cases: Sequence[Any], work: Callable[[Any], str | None]) -> list[str]
                 said.append(f"{case}: {fault}")
         path.write_bytes(pickle.dumps(said))
 
+    TRIED[0] += len(cases)
     with room() as folder:
         children = [(Child(lambda n=n: some(n, folder / str(n))), folder / str(n)) for n in range(WORKERS)]
         said: list[str] = []

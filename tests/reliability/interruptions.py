@@ -78,9 +78,8 @@ def _arm(kind: str, number: int, code: int, lasting: bool, below: Path) -> None:
 def writes(count: int) -> list[str]:
     """Let the n-th call fail, for all n, of a run that starts and of one that goes on; then finish it in peace."""
     with room() as folder:
-        Child(lambda: bool(trained(folder / "whole", 4)) - 1).wait()
         Child(lambda: bool(trained(folder / "half", 2)) - 1).wait()
-        expected, half = content(the_runs(folder / "whole")[0]), the_runs(folder / "half")[0].path
+        half = the_runs(folder / "half")[0].path
         longer = ["--set", "train.num_episodes=4"]
         starts = {False: lambda place: [*words(4), "--experiment-dir", place]}
         starts[True] = lambda place: ["train", "--backend", "host", "--quiet", "--resume", place / half.name, *longer]
@@ -100,12 +99,14 @@ def writes(count: int) -> list[str]:
             assert ended.code == 0, ended.text
             return dict(zip(KINDS, map(int, (folder / f"counts{resumes}").read_text().split()), strict=True))
 
+        calls = {resumes: counted(resumes) for resumes in (True, False)}
+        whole = {resumes: content(the_runs(folder / "counted" / str(resumes))[0]) for resumes in calls}
         cases = [
             (resumes, kind, number, CODES[kind], lasting)
-            for resumes in (True, False)
-            for kind, calls in counted(resumes).items()
+            for resumes, of_kind in calls.items()
+            for kind, number_of_calls in of_kind.items()
             for lasting in ((False, True) if kind == "fsync" else (kind == "write",))
-            for number in range(1, calls + 1)
+            for number in range(1, number_of_calls + 1)
         ]
         chosen = cases if count >= len(cases) else random.Random(1).sample(cases, count)
         print(f"  {len(chosen)} of {len(cases)} faults", flush=True)
@@ -126,7 +127,7 @@ def writes(count: int) -> list[str]:
             if not fault and (resumes or runs):
                 again = ["train", "--backend", "host", "--quiet", "--resume", runs[0].path, *longer]
                 ended = Child(command(*again)).wait()
-                fault = ended.fault({0}) or difference(runs[0], expected)
+                fault = ended.fault({0}) or difference(runs[0], whole[resumes])
                 fault = fault and f"afterwards: {fault}"
             shutil.rmtree(place, ignore_errors=True)
             return fault

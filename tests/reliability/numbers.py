@@ -19,7 +19,7 @@ from rbc_warp.config import load_config
 from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.training.trainer import RbcTrainer
 from rbc_warp.warpdrive.build import find_host_compiler
-from reliability.forks import Child, command, room, spread
+from reliability.forks import TRIED, Child, command, room, spread
 from reliability.runs import CONFIG, content, settings, the_runs
 
 AT = 5
@@ -172,6 +172,7 @@ def sanitized(count: int) -> list[str]:
         "ASAN_OPTIONS": "detect_leaks=0:halt_on_error=1",
         "OMP_NUM_THREADS": "2",
     }
+    TRIED[0] += len(lines)
     given = "\n".join(lines)
     words = [sys.executable, "-c", SANITIZED]
     result = subprocess.run(words, input=given, env=environment, capture_output=True, text=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from reliability.forks import spread
 
 ROOT = Path(__file__).parents[2]
+TELL = os.dup(1)  # past the files that the workers write into
 HOST, DEVICE, ECONOMY = "rbc_warp/cuda/cpu/host.cpp", "rbc_warp/cuda/heads.h", "rbc_warp/cuda/economy.h"
 REFERENCE, LOSSES = "rbc_warp/economy/reference.py", "rbc_warp/training/losses.py"
 
@@ -203,8 +204,8 @@ def seeded(count: int) -> list[str]:
                 for line in result.stdout.splitlines()
                 if line.startswith(("FAILED", "ERROR"))
             ]
-            with open("/dev/stderr", "a") as told:
-                told.write(f"  {seed.name}: {caught[0][:150] if caught else 'NOT CAUGHT'}\n")
+            told = caught[0].split(" - ")[0] if caught else "NOT CAUGHT"
+            os.write(TELL, f"  {seed.name}: {told}\n".encode())
             return None if result.returncode == 1 and caught else f"not caught by {' '.join(seed.tests)}"
 
         return spread(seeds, work)
