@@ -47,11 +47,11 @@ def rows() -> dict[str, Row]:
             interruptions.writes,
         ),
         "damaged": Row("damaged files: each told, or read as it was", 1000, strangers.damaged),
-        "hostile": Row("hostile files: nothing run, nothing written outside, none hangs", 10_000, strangers.hostile),
+        "hostile": Row("hostile files: nothing run, nothing written outside, none hangs", 400, strangers.hostile),
         "configurations": Row("bad configurations: refused by key, before a folder", 10_000, strangers.configurations),
         "numbers": Row("12 places × NaN, ∞, −∞: exit code 3, all files finite", 36, numbers.not_finite),
         "together": Row("two of everything at once, starts of each of 6 pairs: none lost", 20, together.together),
-        "sanitizers": Row("kernels under ASan and UBSan, odd sizes: silent", 10_000, numbers.sanitized),
+        "sanitizers": Row("kernels under ASan and UBSan, odd sizes: silent", 150, numbers.sanitized),
         "identities": Row(
             "identities ≤ 1e-6, 20 seeds × 500 periods × open, closed × 3 sizes", 120, numbers.identities
         ),
