@@ -206,7 +206,7 @@ def soak(seconds: float) -> list[str]:
         f"  {len(samples)} runs, {sizes[0]:.1f} to {sizes[-1]:.1f} MiB, {slope:+.2f} ± {2 * error:.2f} MiB per hour",
         flush=True,
     )
-    return [] if slope - 2 * error < 1.0 else [f"memory grows by {slope:.2f} ± {2 * error:.2f} MiB per hour"]
+    return [] if slope < 1.0 else [f"memory grows by {slope:.2f} ± {2 * error:.2f} MiB per hour"]
 
 
 def _slope(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
