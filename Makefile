@@ -4,6 +4,8 @@
 # make setup-gpu  pycuda, on a machine with a GPU     make bench     time the simulation; bench-gpu: on a GPU
 # make wheels-gpu a folder of wheels, for setup-gpu on a machine without an index (docs/gpu.md)
 # make setup-ray  Ray, to run sweeps on it; without it `make slow` runs what is installed and skips the tests of Ray
+# make reliability    what the tests leave out: kills, faults, damaged files (20 minutes; ROW=kills for one row of it)
+# make soak   an hour of training, and how memory grows (SECONDS=180 for less)
 # make test-browser   the report in a real browser: apt-get install chromium, or BROWSER_PATH=one
 # make setup-extras  Stable-Baselines3 and OpenSpiel; without them the tests that use them are skipped
 # Needs Python 3.11 or newer (PYTHON=python3.12), a C++ compiler, make and a package index, or WHEELS=folder without one.
@@ -37,7 +39,7 @@ PYCUDA = $$(grep '^pycuda==' requirements-gpu.txt)
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 
 .DELETE_ON_ERROR:
-.PHONY: train setup setup-dev setup-gpu setup-ray setup-extras wheels-gpu test test-gpu test-browser slow check bench bench-gpu clean
+.PHONY: train setup setup-dev setup-gpu setup-ray setup-extras wheels-gpu test test-gpu test-browser slow check bench bench-gpu reliability soak clean
 
 train: $(READY)
 	$(RUN) run_training.py --config $(CONFIG)
@@ -63,6 +65,12 @@ check: setup-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 	$(RUN) -m pytest
+
+reliability: setup-dev
+	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(RUN) -m reliability $(ROW)
+
+soak: setup-dev
+	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(RUN) -m reliability soak $(if $(SECONDS),--count $(SECONDS))
 
 bench: $(READY)
 	$(RUN) -m rbc_warp bench

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rbc_warp.warpdrive import build
+from rbc_warp.warpdrive import build, host
 from rbc_warp.warpdrive.kernels import SHARED_BYTES
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
@@ -94,7 +94,7 @@ def test_processes_that_build_at_once_build_once(tmp_path: Path, cache: Path, mo
         process.join()
     assert len(built) == 1 and built.pop()[1] == "half\n\n"
     assert len((tmp_path / "calls").read_text().splitlines()) == 1
-    assert sorted(path.suffix for path in cache.iterdir()) == ["", ".so"]  # the lock, and no left-overs
+    assert sorted(path.suffix for path in cache.iterdir()) == ["", ".sha256", ".so"]  # the lock, and no left-overs
 
 
 def test_a_build_depends_on_source_compiler_and_flags(
@@ -115,6 +115,63 @@ def test_a_build_depends_on_source_compiler_and_flags(
     assert paths[0] == paths[1] and paths[3] == paths[4] and len(set(paths)) == 4
     flags = (tmp_path / "calls").read_text()
     assert "-ffp-contract=off" in flags and "fast-math" not in flags
+
+
+@pytest.mark.parametrize("damage", [b"", b"built\n"[:3], b"\x7fELF of another machine", None], ids=str)
+def test_a_broken_cache_is_built_again_once(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes | None
+) -> None:
+    monkeypatch.setenv("CXX", str(fake_compiler(tmp_path, 'echo built > "$out"\n')))
+    path = build.build_host()
+    if damage is None:
+        path.unlink()
+    else:
+        path.write_bytes(damage)
+    assert [build.build_host().read_bytes() for _ in range(3)] == [b"built\n"] * 3
+    assert len((tmp_path / "calls").read_text().splitlines()) == 2
+    path.with_name(f"{path.name}.sha256").write_bytes(b"\xff\x00")
+    assert build.build_host() == path and len((tmp_path / "calls").read_text().splitlines()) == 3
+
+
+def test_a_library_that_does_not_load_is_built_again_once(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tmp_path / "whole.so"
+    source = tmp_path / "whole.cpp"
+    source.write_text('extern "C" int answer() { return 42; }\n')
+    subprocess.run([build.find_host_compiler(), "-shared", "-fPIC", str(source), "-o", str(whole)], check=True)
+    body = f'[ $(wc -l < "{tmp_path}/calls") -lt 2 ] && echo foreign > "$out" || cp "{whole}" "$out"\n'
+    monkeypatch.setenv("CXX", str(fake_compiler(tmp_path, body)))
+    assert host.load_library().answer() == 42
+    assert len((tmp_path / "calls").read_text().splitlines()) == 2
+    compiler = fake_compiler(tmp_path, 'echo foreign > "$out"\n')
+    compiler.write_text(
+        compiler.read_text().replace("echo 1.0", "echo 2.0")
+    )  # another file, for dlopen keeps the first
+    with pytest.raises(build.BuildError, match="the kernels are built but do not load"):
+        host.load_library()
+
+
+def test_a_warm_cache_needs_no_compiler(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", str(fake_compiler(tmp_path, 'echo built > "$out"\n')))
+    path = build.build_host()
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    assert build.build_host() == path
+    with pytest.raises(build.BuildError, match=r"no C\+\+ compiler found"):
+        build.build_host(debug=True)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(build.BuildError, match="CXX = 'no-such-compiler' is no program here; set CXX to a"):
+        build.build_host()
+
+
+def test_what_killed_builds_left_is_swept(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (cache / "building-killed").mkdir(parents=True)
+    (cache / "building-killed" / "host.so").write_text("half")
+    (cache / "mine").mkdir()
+    monkeypatch.setenv("CXX", str(fake_compiler(tmp_path, 'echo built > "$out"\n')))
+    build.build_host()
+    assert sorted(path.name for path in cache.iterdir() if path.is_dir()) == ["mine"]
 
 
 def test_a_failed_build_is_reported_and_leaves_nothing(

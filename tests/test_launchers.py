@@ -220,7 +220,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_compiler_is_named(tmp_path: Path) -> None:
-    nothing = {"PATH": str(tmp_path), "CXX": ""}
+    nothing = {"PATH": str(tmp_path), "CXX": "", "RBC_WARP_CACHE": str(tmp_path / "cache")}
     result = train("--config", SMOKE, *overrides(*QUICK), "--experiment-dir", tmp_path / "runs", **nothing)
     assert_refused(result, "no C++ compiler found; install g++", tmp_path / "runs")
 

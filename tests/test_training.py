@@ -263,6 +263,11 @@ def test_minibatches_are_random_parts_of_the_batch(agent: str, parts: int, passe
                 assert torch.equal(whole.public[at // count], step.public[row // agents])
 
 
+def test_an_update_takes_the_learning_rate_of_its_iteration() -> None:
+    trainer, _ = train(small("train.lr_decay_start=2"), 5)  # iteration 4 of 6
+    assert trainer.optimizers["consumer"].param_groups[0]["lr"] == pytest.approx(0.001 * 0.5)
+
+
 def test_each_type_has_its_learning_rate() -> None:
     config = small("train.lr=0.01", "agents.firm_lr_multiple=0.5", "agents.government_lr_multiple=0")
     trainer, _ = train(config, 0)

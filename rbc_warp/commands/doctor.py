@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 from rbc_warp.commands.launch import num_cores
 from rbc_warp.config.shipped import IS_INSTALLED, launcher
@@ -46,6 +47,7 @@ def examine() -> list[Finding]:
         ("C++ compiler", True, lambda: _compiler()),
         ("kernel cache", True, _cache),
         ("backend host", True, _host),
+        ("memory and disk", True, _room),
         ("bfloat16 (CPU)", False, _bfloat16),
         ("nvcc", False, _nvcc),
         ("GPU", False, lambda: _gpu()),
@@ -119,6 +121,21 @@ def _host() -> str:
     except Exception as error:
         raise Missing(f"cannot run: {_first_line(error)}", "repair what is missing above") from error
     return f"runs on {torch.get_num_threads()} of {num_cores()} threads"
+
+
+def _room() -> str:
+    """What the shipped configuration needs, against what there is."""
+    from rbc_warp.config import load_config
+    from rbc_warp.errors import MachineError
+    from rbc_warp.runs.footprint import available_memory, check, files, memory, size_text
+
+    config = load_config("rbc")
+    try:
+        needed = check([*memory(config, "host"), files(config)], Path("experiment"))
+    except MachineError as error:
+        raise Missing(*str(error).rsplit("; ", 1)) from error
+    there = available_memory()
+    return f"{size_text(there) if there else 'unknown'} of memory free; configs/rbc.yaml needs {needed}"
 
 
 def _bfloat16() -> str:

@@ -74,6 +74,9 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     sweep.add_argument(
         "--jobs", type=positive, metavar="N", help="runs at the same time (default: 1; ray: as many as fit)"
     )
+    sweep.add_argument(
+        "--max-runs", type=positive, default=1000, metavar="N", help="most runs of a sweep (default: %(default)s)"
+    )
     sweep.add_argument("--executor", choices=["local", "ray"], default="local", help="what runs them")
     sweep.add_argument("--ray-address", metavar="ADDRESS", help="a Ray cluster, or auto (default: Ray on this machine)")
     sweep.add_argument(
@@ -233,6 +236,7 @@ def _train(options: argparse.Namespace, config: Config, run: RunDir | None = Non
     from rbc_warp.analysis.audit import quick_audit
     from rbc_warp.economy.parameters import Economy
     from rbc_warp.runs.folder import RunDir
+    from rbc_warp.runs.footprint import check, files, memory
     from rbc_warp.runs.run import prepare_run, summary, train_run
     from rbc_warp.runs.tracking import check_trackers
     from rbc_warp.training.processes import claim_gpu, joined
@@ -245,8 +249,13 @@ def _train(options: argparse.Namespace, config: Config, run: RunDir | None = Non
     check_trackers(options.track)
     is_new = run is None or not run.hparams_path.exists()
     with joined(config, backend) as processes:
-        if is_new and processes.is_first:
-            run = run or RunDir.create(experiment_folder(options))
+        needs = memory(config, backend, processes.world_size)
+        folder = experiment_folder(options) if is_new else None
+        needed = check([*needs, *([files(config)] if folder else [])], folder)
+        if processes.is_first and not options.quiet:
+            print(f"needs {needed}", file=sys.stderr)
+        if folder and processes.is_first:
+            run = run or RunDir.create(folder)
             prepare_run(run, config)
             print(f"{printable(str(run.path))}: training on {backend}", file=sys.stderr)
         run = processes.share(run)

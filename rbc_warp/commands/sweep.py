@@ -1,24 +1,28 @@
 """The launcher of many runs: ``python run_training.py --config configs/sweeps/….yaml``."""
 
 import argparse
+import math
 import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from rbc_warp.commands.launch import experiment_folder, num_cores
-from rbc_warp.config import load_config
+from rbc_warp.config import Config, load_config
 from rbc_warp.config.shipped import launcher_words
 from rbc_warp.config.temporary import sweep
 from rbc_warp.errors import DONE, FAILED, ConfigError, printable
 from rbc_warp.runs.executors import Engine, LocalEngine, RayEngine
 from rbc_warp.runs.folder import find_runs
+from rbc_warp.runs.footprint import check, files, memory, together, told
 from rbc_warp.runs.interrupt import stop_signals
 from rbc_warp.runs.locks import locked
 from rbc_warp.runs.sweep import LOG_NAME, Display, Task, damaged, execute, expand, plan, present, write_index
 from rbc_warp.runs.tracking import check_trackers
 from rbc_warp.training.processes import under_torchrun
+from rbc_warp.warpdrive.wrapper import choose_backend
 
 
 def is_sweep(options: argparse.Namespace) -> bool:
@@ -39,7 +43,8 @@ def run_sweep(options: argparse.Namespace) -> int:
         config = None
     else:
         config = load_config(options.config, options.overrides)
-        expand(config, options.overrides)
+        _check_number(config, options.max_runs)
+        print(f"needs {_check_needs(options, expand(config, options.overrides), folder)}", flush=True)
     lock = folder / ".launcher.lock"
     remedy = "wait until it ends, or choose another --experiment-dir"
     with locked(lock, folder, "another launcher is at work here", remedy):
@@ -61,6 +66,32 @@ def run_sweep(options: argparse.Namespace) -> int:
     for line in failed:
         print(f"failed: {printable(line)}", file=sys.stderr)
     return FAILED if failed else DONE
+
+
+def _check_number(config: Config, most: int) -> None:
+    """Count the combinations before any is made."""
+    number = math.prod(len(values) for lists in config.sweep.values() for values in lists.values())
+    if number > most:
+        lists = {
+            f"{section}.{key}": len(values) for section, part in config.sweep.items() for key, values in part.items()
+        }
+        longest = max(lists, key=lists.__getitem__)
+        raise ConfigError(
+            f"sweep: its lists combine to {number:,} runs, and --max-runs is {most:,}; shorten a list, the longest is "
+            f"sweep.{longest} with {lists[longest]:,} values, or give --max-runs {number}"
+        )
+
+
+def _check_needs(options: argparse.Namespace, runs: Sequence[Config], folder: Path) -> str:
+    """Return one line on what the runs need: memory, of those that run at once here, and disk."""
+    disk = together([files(run) for run in runs])
+    backend = options.backend if options.dry_run else choose_backend(options.backend)
+    largest = max((memory(run, backend) for run in runs), key=lambda needs: sum(need.total for need in needs))
+    at_once = [need.times(min(options.jobs or 1, len(runs))) for need in largest]
+    if options.executor == "local" and not options.dry_run:
+        return check([*at_once, disk], folder)
+    check([disk], folder)
+    return told([*at_once, disk])
 
 
 def _train(options: argparse.Namespace, tasks: Sequence[Task], display: Display) -> None:

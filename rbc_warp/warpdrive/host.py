@@ -9,7 +9,8 @@ import torch
 from warp_drive.managers.data_manager import CUDADataManager
 from warp_drive.managers.function_manager import CUDAFunctionManager
 
-from rbc_warp.warpdrive.build import build_host
+from rbc_warp.errors import BuildError
+from rbc_warp.warpdrive.build import build_host, discard
 from rbc_warp.warpdrive.kernels import (
     DEFAULT_KERNELS,
     LOSS_KERNEL,
@@ -174,5 +175,14 @@ class HostFunctionManager(CUDAFunctionManager):
 
 
 def load_library() -> ctypes.CDLL:
-    """The built library. torch is loaded before it, so both use one pool of threads."""
-    return ctypes.CDLL(str(build_host()))
+    """Return the built library; one that does not load is built again, once. torch is loaded before it, so both use
+    one pool of threads."""
+    built = build_host()
+    try:
+        return ctypes.CDLL(str(built))
+    except OSError:
+        discard(built)
+    try:
+        return ctypes.CDLL(str(build_host()))
+    except OSError as error:
+        raise BuildError(f"the kernels are built but do not load ({error}); set CXX to another C++ compiler") from error

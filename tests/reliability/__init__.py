@@ -1,0 +1,1 @@
+"""What the normal suite leaves out: thousands of faults, kills and damaged files. ``make reliability``."""
