@@ -3,6 +3,7 @@
 # make check      format, lint, types, tests          make test-gpu  the tests that need a GPU
 # make setup-gpu  pycuda, on a machine with a GPU     make bench     time the simulation
 # make setup-ray  Ray, to run sweeps on it; without it `make slow` runs what is installed and skips the tests of Ray
+# make docs       the documentation as a site, build/docs/index.html
 # make test-browser   the report in a real browser: apt-get install chromium, or BROWSER_PATH=one
 # Needs Python 3.11 or newer (PYTHON=python3.12), a C++ compiler, make and a package index, or WHEELS=folder without one.
 
@@ -17,10 +18,11 @@ STAMP := $(VENV)/.installed
 STAMP_DEV := $(VENV)/.installed-dev
 STAMP_GPU := $(VENV)/.installed-gpu
 STAMP_RAY := $(VENV)/.installed-ray
+STAMP_DOCS := $(VENV)/.installed-docs
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 
 .DELETE_ON_ERROR:
-.PHONY: train setup setup-dev setup-gpu setup-ray test test-gpu test-browser slow check bench clean
+.PHONY: train setup setup-dev setup-gpu setup-ray test test-gpu test-browser slow check bench docs clean
 
 train: setup
 	$(RUN) run_training.py --config $(CONFIG)
@@ -50,6 +52,10 @@ check: setup-dev
 bench: setup
 	$(RUN) -m rbc_warp bench
 
+docs: $(STAMP_DOCS)
+	$(RUN) -m sphinx --fail-on-warning --keep-going --quiet --builder html docs build/docs
+	@echo "docs: build/docs/index.html"
+
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache
 	find . -name $(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -78,6 +84,10 @@ setup-ray: $(STAMP_RAY)
 
 $(STAMP_RAY): $(STAMP) requirements-ray.txt
 	$(PIP) -r requirements-ray.txt
+	@touch $@
+
+$(STAMP_DOCS): $(STAMP) requirements-docs.txt
+	$(PIP) -r requirements-docs.txt
 	@touch $@
 
 setup-gpu: $(STAMP_GPU)
