@@ -3,7 +3,7 @@
 A page is carried out from top to bottom in a folder of its own, where
 
 - ``configs/`` holds the shipped files, with the runs of ``rbc.yaml`` and ``paper_*.yaml`` shortened in proportion to four
-  iterations of four environments, and sweeps with one value of each list, two of the last;
+  iterations of four environments and 20 consumers, and sweeps with one value of each list, two of the last;
 - ``experiment/rbc`` holds two finished runs of that ``rbc.yaml``, the first with a quick verdict;
 - ``experiment/NAME/rollout-…`` and ``RUN`` stand for the runs of that folder, one after the other in a command; a folder
   that no command of the page has made is ``experiment/rbc``;
@@ -46,8 +46,7 @@ FEWEST = {"python": 13, "commands": 80}
 SMALL = {
     **{"780": "1", "1560": "2", "2340": "3"},  # checkpoints
     **{"100": "2", "200": "2", "300": "2"},  # updates of a fine-tuning
-    **{"train.num_episodes=400000": "train.num_episodes=6", "train.batch_size=512": "train.batch_size=4"},
-    **{"256": "4"},  # episodes of a rule's search
+    **{"train.num_episodes=400000": "train.num_episodes=6"},
     **{"0.5": "1"},  # --stretch: the shortened runs are short enough
 }
 NOT_RUN = {
@@ -60,9 +59,8 @@ NOT_RUN = {
     r".* --png": "needs Chromium: tests/test_browser.py",
     r".* power": "minutes: tests/test_power.py",
     r".* bench": "minutes, and only the clock: its parts are run by tests/test_kernels.py and tests/test_training.py",
-    r".* --rules": "minutes even in small: tests/test_best_response.py",
 }
-QUICK = re.compile(r"python -m rbc_warp (report|audit|doctor)\b")
+QUICK = re.compile(r"python -m rbc_warp (audit|doctor)\b")
 """What of the commands the fast test runs: those that only read."""
 
 
@@ -225,10 +223,11 @@ def test_pictures_stay_small_and_are_shown() -> None:
 
 
 def shortened(config: Config) -> Config:
-    """Return the same schedule in four iterations of four environments, all of them kept."""
+    """Return the same schedule in four iterations of four environments with 20 consumers, all of them kept."""
     short = stretched(config, 4 / config.train.num_episodes)
     every = [f"train.{key}=1" for key in ("log_every", "save_dense_every", "save_model_every", "save_state_every")]
-    return load_config(short, [*every, "train.batch_size=4", "agents.firm_trials=4", "agents.government_trials=4"])
+    sizes = ["train.batch_size=4", "agents.num_consumers=20", "agents.firm_trials=4", "agents.government_trials=4"]
+    return load_config(short, [*every, *sizes])
 
 
 def write_configs(folder: Path) -> None:
@@ -271,7 +270,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for seed in (2345, 1):
             call("train", ["--config", "configs/rbc.yaml", "--set", f"train.base_seed={seed}", "--quiet"])
         run = str(sorted(Path("experiment/rbc").glob("rollout-*"))[0])
-        quick = ["--ep-strs", "latest", "--verdict", "quick", "--agent-type", "government", "--eval-episodes", "8"]
+        quick = ["--ep-strs", "latest", "--verdict", "quick", "--agent-type", "firm", "--eval-episodes", "8"]
         call("best-response", [run, "1", *quick, "--quiet"])
     return folder
 
