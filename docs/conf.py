@@ -31,11 +31,12 @@ html_show_sourcelink = html_copy_source = False
 def keys(model: type, prefix: str) -> Iterator[str]:
     """Yield the Markdown of each key: its anchor, its meaning with unit, what is allowed, its default."""
     for name, field in model.model_fields.items():
-        default = "" if field.is_required() else show(field.default)
-        meaning = field.description.removesuffix(f"; default {default}")
-        yield f"```{{confval}} {prefix}.{name}"
-        yield f"{meaning}.\n\nAllowed: {allowed_text(field)}. "
-        yield "Must be given.\n```" if field.is_required() else f"Default: {default}.\n```"
+        meaning, default = field.description, "must be given"
+        if not field.is_required():
+            meaning = meaning.removesuffix(f"; default {show(field.default)}")
+            grid = isinstance(field.default, tuple)
+            default = f"default {[f'{x:g}' for x in field.default] if grid else show(field.default)}".replace("'", "")
+        yield f"```{{confval}} {prefix}.{name}\n{meaning}. *Allowed: {allowed_text(field)}; {default}.*\n```"
         block = model_in(field.annotation)
         if block:
             yield from keys(block, f"{prefix}.{name}")
@@ -49,6 +50,7 @@ class Keys(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         section = self.arguments[0]
         model = model_in(Config.model_fields[section].annotation)
+        self.env.note_dependency(sys.modules[Config.__module__].__file__)
         return self.parse_text_to_nodes("\n".join(keys(model, section)))
 
 

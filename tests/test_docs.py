@@ -317,7 +317,9 @@ def carry_out(page: Path, folder: Path, runs: Callable[[str], bool]) -> Counter[
                     print(block.place, shlex.join(words))
                     call(*found)
                 else:
-                    subprocess.run([sys.executable, *words[1:]], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+                    subprocess.run(
+                        [sys.executable, *words[1:]], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+                    )
                 done["commands"] += 1
     return done
 
