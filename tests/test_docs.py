@@ -1,16 +1,16 @@
-"""Every block of README.md and docs/: commands are parsed by their own parsers, and run with Python blocks, page by page.
+"""Every block of README.md and docs/: commands are parsed by their own parsers, and run with Python, page by page.
 
 A page is carried out from top to bottom in a folder of its own, where
 
-- ``configs/`` holds the shipped files, with the runs of ``rbc.yaml`` and ``paper_*.yaml`` shortened in proportion to four
-  iterations of four environments and 20 consumers, and sweeps with one value of each list, two of the last;
-- ``experiment/rbc`` holds two finished runs of that ``rbc.yaml``, the first with a quick verdict;
-- ``experiment/NAME/rollout-…`` and ``RUN`` stand for the runs of that folder, one after the other in a command; a folder
-  that no command of the page has made is ``experiment/rbc``;
+- ``configs/`` holds the shipped files: ``rbc.yaml`` and ``paper_*.yaml`` shortened in proportion to four iterations of
+  four environments with 20 consumers, sweeps with one value of each list, two of the last;
+- ``experiment/rbc`` holds two finished runs of that ``rbc.yaml``, the first with a quick verdict of its firms;
+- ``experiment/NAME/rollout-…`` and ``RUN`` stand for the runs of that folder, one after the other in a command; a
+  folder that no command of the page has made is ``experiment/rbc``;
 - words of commands are replaced by ``SMALL``, so that checkpoints are those of the shortened runs.
 
-``python`` blocks of a page share their names. A fence without a language is a block of commands if it begins with one of
-``PROGRAMS``, else output. What is not run is named in ``NOT_RUN``, with the reason; it is parsed all the same.
+``python`` blocks of a page share their names. A fence without a language is a block of commands if it begins with one
+of ``PROGRAMS``, else output. What is not run is named in ``NOT_RUN``, with the reason; it is parsed all the same.
 """
 
 from __future__ import annotations
