@@ -7,7 +7,8 @@ A page is carried out from top to bottom in a folder of its own, where
 - ``experiment/rbc`` holds two finished runs of that ``rbc.yaml``, the first with a quick verdict of its firms;
 - ``experiment/NAME/rollout-…`` and ``RUN`` stand for the runs of that folder, one after the other in a command; a
   folder that no command of the page has made is ``experiment/rbc``;
-- words of commands are replaced by ``SMALL``, so that checkpoints are those of the shortened runs.
+- words of commands are replaced by ``SMALL``, so that checkpoints are those of the shortened runs;
+- verdicts try two agents of each type.
 
 ``python`` blocks of a page share their names. A fence without a language is a block of commands if it begins with one
 of ``PROGRAMS``, else output. What is not run is named in ``NOT_RUN``, with the reason; it is parsed all the same.
@@ -37,6 +38,7 @@ import yaml
 from rbc_warp import __main__, load_config
 from rbc_warp.config.schema import Config
 from rbc_warp.config.stretch import stretched
+from rbc_warp.equilibrium import request, verdict
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -260,6 +262,18 @@ def call(name: str, words: Sequence[str]) -> None:
     """Run a command of ours in this process."""
     code = __main__.main([name, *words])
     assert not code, f"{name} {shlex.join(words)} ended with {code}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_deviations() -> Iterator[None]:
+    """Verdicts try two agents of each type on a few episodes."""
+    with pytest.MonkeyPatch.context() as patch:
+        for effort in (verdict.FULL, verdict.QUICK):
+            searched = {"constant": 1, "one-step": 1}
+            few = dataclasses.replace(effort, screening=searched, scoring=4, rescoring=4, agents=2)
+            patch.setitem(verdict.EFFORTS, effort.name, few)
+            patch.setattr(request, effort.name.upper(), few)
+        yield
 
 
 @pytest.fixture(scope="module")
