@@ -8,7 +8,7 @@ A page is carried out from top to bottom in a folder of its own, where
 - ``experiment/NAME/rollout-…`` and ``RUN`` stand for the runs of that folder, one after the other in a command; a
   folder that no command of the page has made is ``experiment/rbc``;
 - words of commands are replaced by ``SMALL``, so that checkpoints are those of the shortened runs;
-- verdicts try two agents of each type.
+- verdicts try two agents of each type, and evaluations of a best response play eight episodes.
 
 ``python`` blocks of a page share their names. A fence without a language is a block of commands if it begins with one
 of ``PROGRAMS``, else output. What is not run is named in ``NOT_RUN``, with the reason; it is parsed all the same.
@@ -329,7 +329,8 @@ def carry_out(page: Path, folder: Path, runs: Callable[[str], bool]) -> Counter[
                 found = ours(words)
                 if found:
                     print(block.place, shlex.join(words))
-                    call(*found)
+                    few = ["--eval-episodes", "8"] if found[0] == "best-response" else []
+                    call(found[0], [*found[1], *few])
                 else:
                     subprocess.run(
                         [sys.executable, *words[1:]], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
