@@ -6,6 +6,7 @@
 # make setup-ray  Ray, to run sweeps on it; without it `make slow` runs what is installed and skips the tests of Ray
 # make reliability    what the tests leave out: kills, faults, damaged files (20 minutes; ROW=kills for one row of it)
 # make soak   an hour of training, and how memory grows (SECONDS=180 for less)
+# make docs       the documentation as a site, build/docs/index.html
 # make test-browser   the report in a real browser: apt-get install chromium, or BROWSER_PATH=one
 # make setup-extras  Stable-Baselines3 and OpenSpiel; without them the tests that use them are skipped
 # Needs Python 3.11 or newer (PYTHON=python3.12), a C++ compiler, make and a package index, or WHEELS=folder without one.
@@ -24,6 +25,7 @@ STAMP := $(VENV)/.installed
 STAMP_DEV := $(VENV)/.installed-dev
 STAMP_GPU := $(VENV)/.installed-gpu
 STAMP_RAY := $(VENV)/.installed-ray
+STAMP_DOCS := $(VENV)/.installed-docs
 STAMP_EXTRAS := $(VENV)/.installed-extras
 # Where a GPU is set up, training and the benchmark need no more.
 READY := $(if $(wildcard $(STAMP_GPU)),$(STAMP_GPU),$(STAMP))
@@ -39,7 +41,7 @@ PYCUDA = $$(grep '^pycuda==' requirements-gpu.txt)
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 
 .DELETE_ON_ERROR:
-.PHONY: train setup setup-dev setup-gpu setup-ray setup-extras wheels-gpu test test-gpu test-browser slow check bench bench-gpu reliability soak clean
+.PHONY: train setup setup-dev setup-gpu setup-ray setup-extras wheels-gpu test test-gpu test-browser slow check bench bench-gpu docs reliability soak clean
 
 train: $(READY)
 	$(RUN) run_training.py --config $(CONFIG)
@@ -79,6 +81,10 @@ bench-gpu: SHELL := bash
 bench-gpu: setup-gpu
 	set -o pipefail; $(RUN) -u -m rbc_warp bench --backend pycuda --json bench-gpu.json $(BENCH) | tee bench-gpu.txt
 
+docs: $(STAMP_DOCS)
+	$(RUN) -m sphinx --fail-on-warning --keep-going --quiet --builder html docs build/docs
+	@echo "docs: build/docs/index.html"
+
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache
 	find . -name $(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -113,6 +119,10 @@ setup-extras: $(STAMP_EXTRAS)
 
 $(STAMP_EXTRAS): $(STAMP) requirements-extras.txt
 	$(PIP) -r requirements-extras.txt
+	@touch $@
+
+$(STAMP_DOCS): $(STAMP) requirements-docs.txt
+	$(PIP) -r requirements-docs.txt
 	@touch $@
 
 setup-gpu: $(STAMP_GPU)

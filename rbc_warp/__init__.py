@@ -67,7 +67,8 @@ def make_trainer(
             default. A run with all its files, which can be resumed and tested, is what ``run_training.py`` makes.
 
     Raises:
-        ConfigError: the configuration is invalid. BackendError: the backend cannot run here.
+        ConfigError: the configuration is invalid.
+        BackendError: the backend cannot run here.
     """
     with needs_warpdrive():
         from rbc_warp.training.trainer import RbcTrainer
@@ -82,8 +83,8 @@ def load_policies(run_dir: str | os.PathLike, episode: int | str = "latest") -> 
     other (…, actions).
 
     Raises:
-        RunFileError: the folder or a policy file is missing, damaged, or of another economy. ConfigError: so is its
-        hparams.yaml.
+        RunFileError: the folder or a policy file is missing, damaged, or of another economy.
+        ConfigError: so is its hparams.yaml.
     """
     from rbc_warp.runs.folder import RunDir
 
@@ -111,7 +112,8 @@ def vector_env(
         checks: whether the actions of every step are checked; on a GPU that waits for it.
 
     Raises:
-        ConfigError: the configuration or an argument is invalid. BackendError: the backend cannot run here.
+        ConfigError: the configuration or an argument is invalid.
+        BackendError: the backend cannot run here.
     """
     with needs_warpdrive():
         from rbc_warp.interfaces.vector import VectorEnv
@@ -132,7 +134,8 @@ def parallel_env(
         max_cycles: periods after which an episode is cut; by default it has its own ``world.maxtime``.
 
     Raises:
-        ConfigError: the configuration or an argument is invalid. BackendError: the backend cannot run here.
+        ConfigError: the configuration or an argument is invalid.
+        BackendError: the backend cannot run here.
     """
     with needs_warpdrive():
         from rbc_warp.interfaces.parallel import RbcParallelEnv

@@ -78,7 +78,7 @@ def test_every_room_says_what_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name
+    "path", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda path: path.name
 )
 def test_paths_in_the_documents_exist(path: Path) -> None:
     """Files that a document names in code or links to; those of a run, and what a reader makes, are not ours."""
