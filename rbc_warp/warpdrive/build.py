@@ -54,20 +54,34 @@ def build_host(debug: bool = False) -> Path:
 
 
 def build_device(architecture: str) -> Path:
-    """The fatbin of ``kernels.cu`` for an architecture such as ``sm_90``; built if the cache lacks it."""
+    """The fatbin of ``kernels.cu`` for an architecture such as ``sm_90``; built if the cache lacks it.
+
+    Where there is no nvcc, one that any nvcc built before will do.
+    """
+    flags, source = (*DEVICE_FLAGS, f"-arch={architecture}"), SOURCES / "kernels.cu"
     nvcc = find_nvcc()
-    if nvcc is None:
+    if nvcc is not None:
+        return _build(nvcc, flags, source, ".fatbin", architecture)
+    built = cache_folder().glob(f"{source.stem}-{_key(architecture, *flags)}-*.fatbin")
+    newest = max(built, key=lambda path: path.stat().st_mtime, default=None)
+    if newest is None:
         raise BuildError("nvcc not found; install the CUDA toolkit (conda: cuda-nvcc) and put its bin folder on PATH")
-    return _build(nvcc, (*DEVICE_FLAGS, f"-arch={architecture}"), SOURCES / "kernels.cu", ".fatbin", architecture)
+    return newest
+
+
+def _key(*words: str) -> str:
+    """Return what tells apart builds of these sources for something."""
+    key = hashlib.sha256("\0".join(words).encode())
+    for file in sorted(path for path in SOURCES.rglob("*") if path.is_file()):
+        key.update(str(file.relative_to(SOURCES)).encode() + b"\0" + file.read_bytes())
+    return key.hexdigest()[:20]
 
 
 def _build(compiler: str, flags: Sequence[str], source: Path, suffix: str, machine: str) -> Path:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    key = hashlib.sha256("\0".join([compiler, version, machine, *flags]).encode())
-    for file in sorted(path for path in SOURCES.rglob("*") if path.is_file()):
-        key.update(str(file.relative_to(SOURCES)).encode() + b"\0" + file.read_bytes())
+    builder = hashlib.sha256(f"{compiler}\0{version}".encode()).hexdigest()[:8]
     folder = cache_folder()
-    target = folder / f"{source.stem}-{key.hexdigest()[:20]}{suffix}"
+    target = folder / f"{source.stem}-{_key(machine, *flags)}-{builder}{suffix}"
     if target.exists():
         return target
     try:
