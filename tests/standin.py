@@ -62,13 +62,13 @@ def build(folder: Path) -> None:
     flags = [flag for flag in HOST_FLAGS if flag not in ("-O3", "-std=c++17", "-fopenmp")]
     command = [compiler, "-O1", "-std=c++20", "-pthread", "-fvisibility=hidden", *flags, f"-I{SOURCES}", f"-I{include}"]
     source = HERE / "cuda_standin.cpp"
-    # Whatever pycuda links and the stand-in lacks becomes a call that is refused.
-    subprocess.run([*command, "-c", source, "-o", folder / "bare.o"], check=True)
-    shown = subprocess.run(["nm", folder / "bare.o"], capture_output=True, text=True, check=True).stdout.split()
-    stubs = sorted({name for name in names if name.startswith("cu") and name[2].isupper()} - set(shown))
-    (folder / "stubs.h").write_text("".join(f"STUB({name})\n" for name in stubs))
-    command += [f'-DSTUBS="{folder / "stubs.h"}"', "-Wl,-soname,libcuda.so.1"]
-    subprocess.run([*command, source, "-o", library], check=True)
+    subprocess.run([*command, "-c", source, "-o", folder / "driver.o"], check=True)
+    shown = subprocess.run(["nm", folder / "driver.o"], capture_output=True, text=True, check=True).stdout.split()
+    lacking = sorted({name for name in names if name.startswith("cu") and name[2].isupper()} - set(shown))
+    lines = [f'int {name}() {{ return standin_lacks("{name}"); }}\n' for name in lacking]
+    (folder / "lacking.cpp").write_text('extern "C" {\nint standin_lacks(const char*);\n' + "".join(lines) + "}\n")
+    linked = [folder / "driver.o", folder / "lacking.cpp", "-Wl,-soname,libcuda.so.1", "-o", library]
+    subprocess.run([compiler, "-shared", "-fPIC", "-pthread", *linked], check=True)
 
 
 def environment(folder: Path) -> dict[str, str]:

@@ -45,7 +45,7 @@ class Gpu:
         # WarpDrive leaves the context on the importing thread's stack until the interpreter ends; a thread that ends
         # with one on its stack ends the process. Here, each call puts it there and takes it away again.
         atexit.unregister(autoinit_pycuda.context.pop)
-        if driver.Context.getcurrent_here() == self.context:
+        if driver.Context.get_current() == self.context:
             self.context.pop()
         theirs, torchs = (d.pci_bus_id() for d in (autoinit_pycuda.device, driver.Device(torch.cuda.current_device())))
         if theirs != torchs:

@@ -1,0 +1,244 @@
+"""The real pycuda over the stand-in driver: equal to the host, in order, in any thread, and quiet at the end.
+
+``make test-pycuda`` builds pycuda for it and runs these tests; ``standin.py`` says what stands in for what.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import standin
+import torch
+from economies import make_economy, random_actions
+from test_pycuda import SETTINGS, STAGE, config, trained
+
+from rbc_warp.config import load_config
+from rbc_warp.economy.agents import AGENT_TYPES
+from rbc_warp.runs.folder import find_runs
+from rbc_warp.training import fused
+from rbc_warp.training.rollout import Draw
+from rbc_warp.training.trainer import RbcTrainer
+from rbc_warp.warpdrive import host
+from rbc_warp.warpdrive.simulation import play
+from rbc_warp.warpdrive.wrapper import choose_backend
+
+pytestmark = pytest.mark.standin
+ROOT = Path(__file__).parents[1]
+IS_HERE = bool(os.environ.get("RBC_WARP_STANDIN"))  # make test-pycuda says so
+if IS_HERE:
+    standin.pretend()
+# autograd: the same torch on both backends, so that whole runs can be compared bit by bit.
+RUN = ["agents.firm_training_start=0", "agents.government_training_start=0", "agents.num_consumers=5"]
+RUN += ["agents.num_firms=2", "train.num_episodes=4", "train.learner=autograd", "train.precision=float32"]
+RUN += ["train.save_model_every=2", "train.save_state_every=2", "world.maxtime=3", "train.batch_size=4"]
+
+
+@pytest.fixture(autouse=True)
+def no_faults(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The stand-in, and no network in one kernel on the host; afterwards the stand-in must have found no fault."""
+    if not IS_HERE:
+        pytest.skip("run by make test-pycuda")
+    # On a GPU torch multiplies the matrices, and adds rows up in another order than the host's kernels.
+    monkeypatch.setattr(host.HostFunctionManager, "network", lambda *unused: None)
+    yield
+    found = standin.errors()
+    standin.driver().standin_forget_errors()
+    assert found == ""
+
+
+def launches(name: str) -> int:
+    return standin.driver().standin_count(name.encode())
+
+
+@pytest.mark.parametrize("size, num_envs, periods", [((17, 4), 5, 10), ((2000, 3), 1, 1)])
+def test_play_equals_the_host(size: tuple[int, int], num_envs: int, periods: int) -> None:
+    economy = make_economy(*size, interest_rate=0.01, num_periods=periods)
+    actions = random_actions(economy, num_envs=num_envs, num_periods=periods, seed=0)
+    before = launches("CudaRbcStep")
+    got, expected = (play(economy, actions, backend, STAGE) for backend in ("pycuda", "host"))
+    for agent in AGENT_TYPES:
+        for key, array in expected[agent].items():
+            np.testing.assert_array_equal(got[agent][key], array, err_msg=f"{agent} {key}")
+    assert launches("CudaRbcStep") - before == periods
+    assert launches("cuMemAlloc_v2") == launches("cuMemcpyHtoD_v2") == launches("cuMemcpyDtoH_v2") == 0
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_training_equals_the_host(precision: str) -> None:
+    (first, on_host), (second, on_gpu) = (trained(backend, precision, 3) for backend in ("host", "pycuda"))
+    assert second.backend == "pycuda" and type(second.cuda_envs.cuda_data_manager).__name__ == "DeviceDataManager"
+    for agent in AGENT_TYPES:
+        for array in ("actions", "states", "rewards", "aux"):
+            assert torch.equal(getattr(second.rollout, array)(agent), getattr(first.rollout, array)(agent)), array
+        assert torch.equal(second.models[agent].flat, first.models[agent].flat), agent
+    for expected, got in zip(on_host, on_gpu, strict=True):
+        assert got["reward"] == expected["reward"] and got["economy"] == expected["economy"]
+
+
+# Order and capture
+
+
+@pytest.fixture
+def path(monkeypatch: pytest.MonkeyPatch) -> Iterator[standin.Path]:
+    """A small trainer under a DevicePath, with blocks as large as on a GPU."""
+    monkeypatch.setitem(fused.BLOCK_BYTES, "cpu", fused.BLOCK_BYTES["cuda"])
+    yield standin.device_path()
+
+
+def test_torch_s_operations_and_launches_are_in_order(path) -> None:
+    from rbc_warp.training.device_path import count_iteration
+
+    with path:
+        trainer = RbcTrainer(config(), "pycuda")
+    counted = count_iteration(trainer, path)
+    periods, passes = trainer.economy.num_periods, trainer.settings.train.ppo_num_updates
+    assert counted["launches"] >= 1 + 2 * periods + passes and counted["operations"] > 100
+    with path, standin.on_stream(standin.SideStream()):  # a thread's own stream: ordered by events
+        standin.driver().standin_use(ctypes.c_void_p(0), 0)  # the launches go to ours
+        trainer.set_iteration(1)
+        trainer.play(Draw(1))
+
+
+def test_the_stand_in_sees_what_is_wrong(path) -> None:
+    from rbc_warp.warpdrive.pycuda import GPU
+
+    library, faults = standin.driver(), []
+
+    def fault() -> str:
+        faults.append(standin.errors())
+        library.standin_forget_errors()
+        return faults[-1]
+
+    with path:
+        trainer = RbcTrainer(config(), "pycuda")
+        trainer.play(Draw(0))
+        assert standin.errors() == ""
+        with standin.on_stream(standin.SideStream()):  # torch's own, and nobody waits for it
+            trainer._data("draw_words").zero_()
+            assert "zero_ reaches a buffer that another stream may still use" in fault()
+        wait, GPU.stream.wait_stream = GPU.stream.wait_stream, lambda stream: None
+        with standin.on_stream(standin.SideStream()):
+            trainer.cuda_envs.step_all_envs()
+            assert "CudaRbcStep launched on another stream than the one in use" in fault()
+        GPU.stream.wait_stream = wait
+        ours = ctypes.c_void_p(GPU.stream.cuda_stream)
+        with GPU.current_here():
+            library.cuStreamBeginCapture_v2(ours, 0)
+            trainer.cuda_envs.step_all_envs()
+            assert library.standin_captured() == 1 and fault() == ""
+            trainer._data("draw_words").copy_(torch.zeros(6, dtype=torch.int32))
+            assert "copy_ with main memory under capture" in fault()
+            float(trainer._data("draw_words").sum())
+            assert "_local_scalar_dense with main memory under capture" in fault()
+            pointer, graph = ctypes.c_void_p(), ctypes.c_void_p()
+            library.cuMemAlloc_v2(ctypes.byref(pointer), ctypes.c_size_t(4))
+            library.cuCtxSynchronize()
+            assert "cuMemAlloc_v2 under capture" in standin.errors() and "cuCtxSynchronize under" in fault()
+            library.cuStreamEndCapture(ours, ctypes.byref(graph))
+        GPU.launch("CudaRbcReset", (np.int32(1),), (128, 1, 1), (1, 1), 0) if False else None
+        with pytest.raises(Exception, match="cuLaunchKernel"):
+            GPU.launch("CudaRbcStep", (np.int32(1),), (128, 1, 1), (1, 1), 0)
+        assert "CudaRbcStep got 4 bytes of parameters" in fault()
+
+
+# Processes and threads
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "import standin; standin.pretend()\n" + code]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+THREADS = """
+import threading, numpy as np, torch
+from economies import make_economy, random_actions
+from rbc_warp.warpdrive.simulation import play
+economy = make_economy(3, 2, num_periods=2)
+actions = random_actions(economy, num_envs=2, num_periods=2, seed=0)
+found = {}
+def work(name):
+    found[name] = play(economy, actions, "pycuda")["consumer"]["rewards"]
+def in_a_thread(name):
+    thread = threading.Thread(target=work, args=(name,))
+    thread.start(); thread.join()
+"""
+
+
+@pytest.mark.parametrize("order", ["in_a_thread('a'); work('b'); in_a_thread('c')", "work('a'); in_a_thread('b')"])
+def test_any_thread_may_come_first_and_the_end_is_quiet(order: str) -> None:
+    result = python(THREADS + order + "\nassert len({rows.tobytes() for rows in found.values()}) == 1\nprint(len(found))")
+    assert (result.returncode, result.stderr) == (0, "") and result.stdout.strip() in ("2", "3")
+
+
+def test_a_trainer_left_at_the_end_is_let_go_quietly() -> None:
+    code = "from rbc_warp.training.trainer import RbcTrainer\nfrom test_pycuda import config\n"
+    result = python(code + "trainer = RbcTrainer(config(), 'pycuda'); trainer.train(0, 1)")
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_another_gpu_than_torch_s_is_refused() -> None:
+    code = "from rbc_warp.warpdrive.wrapper import choose_backend\n"
+    result = python(code + "print(choose_backend('auto'))", STANDIN_GPUS="2", CUDA_DEVICE="1")
+    assert result.returncode == 0 and result.stdout == "host\n" and len(result.stderr.splitlines()) == 1
+    assert "WarpDrive chose the GPU 0000:01:00.0 (by CUDA_DEVICE or ~/.cuda_device), torch uses 0000:00:00.0;" in result.stderr
+    refused = python(code + "choose_backend('pycuda')", STANDIN_GPUS="2", CUDA_DEVICE="1")
+    assert "BackendError: --backend pycuda cannot run here: WarpDrive chose" in refused.stderr
+    assert python(code + "print(choose_backend('pycuda'))", STANDIN_GPUS="2", CUDA_DEVICE="0").stdout == "pycuda\n"
+
+
+def test_each_rank_counts_gpus_before_it_asks_for_its_own() -> None:
+    code = "import os, torch\nfrom rbc_warp.training.processes import claim_gpu\nclaim_gpu()\n"
+    code += "print(os.environ['CUDA_VISIBLE_DEVICES'], os.environ['RBC_WARP_OWN_GPU'], torch.cuda.device_count())"
+    ranks = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "STANDIN_GPUS": "3"}
+    assert python(code, **ranks).stdout == "1 True 1\n"
+
+
+def launched(folder: Path, backend: str, processes: int = 1) -> Path:
+    """A run's folder, trained by the launcher."""
+    words = [sys.executable, *(["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] * (processes > 1))]
+    words += [standin.__file__, "run_training.py", "--config", "configs/smoke.yaml", "--experiment-dir", str(folder)]
+    words += ["--backend", backend, "--threads", "1", "--quiet", *(part for value in RUN for part in ("--set", value))]
+    result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0 and "stand-in" not in result.stderr and "PyCUDA" not in result.stderr, result.stderr
+    (run,) = find_runs(folder)
+    return run.path
+
+
+def same_policies(first: Path, second: Path) -> None:
+    paths = sorted(path.relative_to(first) for path in first.rglob("*.pt") if "policies" in path.parts)
+    assert len(paths) >= 3
+    for path in paths:
+        weights, others = (torch.load(folder / path, weights_only=True) for folder in (first, second))
+        for name, tensor in weights.items():
+            assert torch.equal(tensor, others[name]), (path, name)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_launcher_s_runs_equal_the_host_s(tmp_path: Path, processes: int) -> None:
+    same_policies(*(launched(tmp_path / backend, backend, processes) for backend in ("pycuda", "host")))
+
+
+def test_best_responses_equal_the_host_s(tmp_path: Path) -> None:
+    found = []
+    for backend in ("pycuda", "host"):
+        run = launched(tmp_path / backend, "host")
+        words = [sys.executable, standin.__file__, "run_best_response.py", str(run), "--backend", backend]
+        result = subprocess.run([*words, "--quick"], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert result.returncode == 0 and "stand-in" not in result.stderr, result.stderr
+        found.append([json.loads(p.read_text()) for p in sorted(run.rglob("*.json")) if "best_response" in str(p)])
+    assert found[0] and found[0] == found[1]
+
+
+def test_auto_takes_the_gpu() -> None:
+    assert choose_backend("auto") == "pycuda"
+
+
+assert SETTINGS and load_config
