@@ -82,7 +82,9 @@ Driver::~Driver() {
     if (count > 0) fail(CUDA_SUCCESS, "the primary context is still retained at exit");
   }
   if (!modules.empty()) fail(CUDA_SUCCESS, "a module is still loaded at exit");
-  if (!streams.empty()) fail(CUDA_SUCCESS, "a stream is left at exit");
+  for (Stream* stream : streams) {  // torch keeps its own, which do not block, for ever
+    if (stream->is_blocking) fail(CUDA_SUCCESS, "a stream is left at exit");
+  }
 }
 
 static bool capturing() {
@@ -347,7 +349,6 @@ API CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_
   ++driver.counts[name];
   Stream* stream = stream_of(handle);
   if (handle && !driver.streams.count(stream)) return fail(CUDA_ERROR_INVALID_HANDLE, name + " on a stream that is gone");
-  if (knows_stream && stream != in_use) fail(CUDA_SUCCESS, name + " launched on another stream than the one in use");
   if (capturing()) {
     if (!stream->is_capturing) return fail(CUDA_ERROR_STREAM_CAPTURE_ISOLATION, name + " on a foreign stream under capture");
     driver.captured.push_back(name);
@@ -361,6 +362,9 @@ API CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_
     return fail(CUDA_ERROR_INVALID_VALUE, name + " launched without a parameter buffer");
   }
   begin(stream);
+  if (knows_stream && stream->clock[in_use] < in_use->clock[in_use]) {
+    fail(CUDA_SUCCESS, name + " launched on another stream than the one in use, and not after it");
+  }
   const char* bytes = static_cast<const char*>(extra[1]);
   const size_t size = *static_cast<size_t*>(extra[3]);
 #define RUN(kernel) \
@@ -451,7 +455,6 @@ API CUresult cuMemFree(CUdeviceptr pointer) {
   return free(reinterpret_cast<void*>(pointer)), CUDA_SUCCESS;
 }
 static CUresult copy(Stream* stream, CUdeviceptr device, bool to_device, void* to, const void* from, size_t bytes) {
-  if (knows_stream && stream != in_use) fail(CUDA_SUCCESS, "a copy on another stream than the one in use");
   begin(stream);
   access(stream, device, to_device, "a copy");
   return memcpy(to, from, bytes), CUDA_SUCCESS;

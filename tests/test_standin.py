@@ -18,12 +18,12 @@ import pytest
 import standin
 import torch
 from economies import make_economy, random_actions
-from test_pycuda import SETTINGS, STAGE, config, trained
+from test_pycuda import STAGE, config, trained
 
-from rbc_warp.config import load_config
 from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.runs.folder import find_runs
 from rbc_warp.training import fused
+from rbc_warp.training.device_path import count_iteration
 from rbc_warp.training.rollout import Draw
 from rbc_warp.training.trainer import RbcTrainer
 from rbc_warp.warpdrive import host
@@ -94,17 +94,21 @@ def path(monkeypatch: pytest.MonkeyPatch) -> Iterator[standin.Path]:
 
 
 def test_torch_s_operations_and_launches_are_in_order(path) -> None:
-    from rbc_warp.training.device_path import count_iteration
+    from rbc_warp.warpdrive.pycuda import GPU
 
     with path:
         trainer = RbcTrainer(config(), "pycuda")
     counted = count_iteration(trainer, path)
     periods, passes = trainer.economy.num_periods, trainer.settings.train.ppo_num_updates
     assert counted["launches"] >= 1 + 2 * periods + passes and counted["operations"] > 100
-    with path, standin.on_stream(standin.SideStream()):  # a thread's own stream: ordered by events
-        standin.driver().standin_use(ctypes.c_void_p(0), 0)  # the launches go to ours
-        trainer.set_iteration(1)
-        trainer.play(Draw(1))
+    side = standin.SideStream()
+    with path:
+        side.wait_stream(GPU.stream)
+        with standin.on_stream(side):  # torch's current stream is another one: events order what is ours
+            trainer.set_iteration(1)
+            trainer.play(Draw(1))
+        GPU.stream.wait_stream(side)
+        assert torch.isfinite(trainer.rollout.rewards("firm")).all()
 
 
 def test_the_stand_in_sees_what_is_wrong(path) -> None:
@@ -124,8 +128,10 @@ def test_the_stand_in_sees_what_is_wrong(path) -> None:
         with standin.on_stream(standin.SideStream()):  # torch's own, and nobody waits for it
             trainer._data("draw_words").zero_()
             assert "zero_ reaches a buffer that another stream may still use" in fault()
+        GPU.stream.wait_stream(standin._current_stream())
         wait, GPU.stream.wait_stream = GPU.stream.wait_stream, lambda stream: None
         with standin.on_stream(standin.SideStream()):
+            trainer._data("draw_words").add_(0)
             trainer.cuda_envs.step_all_envs()
             assert "CudaRbcStep launched on another stream than the one in use" in fault()
         GPU.stream.wait_stream = wait
@@ -143,7 +149,6 @@ def test_the_stand_in_sees_what_is_wrong(path) -> None:
             library.cuCtxSynchronize()
             assert "cuMemAlloc_v2 under capture" in standin.errors() and "cuCtxSynchronize under" in fault()
             library.cuStreamEndCapture(ours, ctypes.byref(graph))
-        GPU.launch("CudaRbcReset", (np.int32(1),), (128, 1, 1), (1, 1), 0) if False else None
         with pytest.raises(Exception, match="cuLaunchKernel"):
             GPU.launch("CudaRbcStep", (np.int32(1),), (128, 1, 1), (1, 1), 0)
         assert "CudaRbcStep got 4 bytes of parameters" in fault()
@@ -240,5 +245,3 @@ def test_best_responses_equal_the_host_s(tmp_path: Path) -> None:
 def test_auto_takes_the_gpu() -> None:
     assert choose_backend("auto") == "pycuda"
 
-
-assert SETTINGS and load_config

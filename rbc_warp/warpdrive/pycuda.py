@@ -42,26 +42,27 @@ class Gpu:
 
     def __init__(self) -> None:
         self.context = autoinit_pycuda.context
+        self.functions: dict[str, Any] = {}
+        self.launches = 0  #: How many kernels were launched so far.
+        self._module = self._stream = None
         # WarpDrive leaves the context on the importing thread's stack until the interpreter ends; a thread that ends
         # with one on its stack ends the process. Here, each call puts it there and takes it away again.
         atexit.unregister(autoinit_pycuda.context.pop)
         if driver.Context.get_current() == self.context:
             self.context.pop()
+        atexit.register(self._release)
         theirs, torchs = (d.pci_bus_id() for d in (autoinit_pycuda.device, driver.Device(torch.cuda.current_device())))
         if theirs != torchs:
             raise BackendError(
                 f"WarpDrive chose the GPU {theirs} (by CUDA_DEVICE or ~/.cuda_device), torch uses {torchs}; "
                 "unset the first, and choose a GPU by CUDA_VISIBLE_DEVICES"
             )
-        self.functions: dict[str, Any] = {}
-        self.launches = 0  #: How many kernels were launched so far.
         with self.current_here():
             major, minor = autoinit_pycuda.device.compute_capability()
             self._module = driver.module_from_file(str(build_device(f"sm_{major}{minor}")))
             self._stream = driver.Stream()
         self.stream = torch.cuda.ExternalStream(self._stream.handle)
         """pycuda's stream, on which all kernels run, as torch knows it."""
-        atexit.register(self._release)
 
     @contextmanager
     def current_here(self) -> Iterator[None]:
@@ -101,7 +102,7 @@ class Gpu:
         torch.cuda.set_stream(torch.cuda.default_stream())
         self.context.push()
         self.functions.clear()
-        del self._module, self._stream
+        self._module = self._stream = None
         self.context.detach()
 
 

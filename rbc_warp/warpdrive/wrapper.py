@@ -26,6 +26,12 @@ def missing_for_pycuda() -> str | None:
         return "torch sees no CUDA GPU; run on a machine with an NVIDIA GPU and a CUDA build of torch, or use host"
     if importlib.util.find_spec("pycuda") is None:
         return f"pycuda is not installed; run `{'pip install pycuda' if IS_INSTALLED else 'make setup-gpu'}`"
+    return _fault_of_pycuda()
+
+
+@functools.cache
+def _fault_of_pycuda() -> str | None:
+    """Take hold of the GPU and load the kernels; return why that failed, with the remedy."""
     try:
         importlib.import_module("rbc_warp.warpdrive.pycuda")
     except UserError as error:
