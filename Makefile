@@ -4,6 +4,7 @@
 # make setup-gpu  pycuda, on a machine with a GPU     make bench     time the simulation
 # make setup-ray  Ray, to run sweeps on it; without it `make slow` runs what is installed and skips the tests of Ray
 # make test-browser   the report in a real browser: apt-get install chromium, or BROWSER_PATH=one
+# make test-pycuda    pycuda without a GPU, against a stand-in for the driver, which it builds (needs the CUDA toolkit)
 # Needs Python 3.11 or newer (PYTHON=python3.12), a C++ compiler, make and a package index, or WHEELS=folder without one.
 
 PYTHON ?= python3
@@ -20,7 +21,7 @@ STAMP_RAY := $(VENV)/.installed-ray
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 
 .DELETE_ON_ERROR:
-.PHONY: train setup setup-dev setup-gpu setup-ray test test-gpu test-browser slow check bench clean
+.PHONY: train setup setup-dev setup-gpu setup-ray test test-gpu test-pycuda test-browser slow check bench clean
 
 train: setup
 	$(RUN) run_training.py --config $(CONFIG)
@@ -34,6 +35,13 @@ test: setup-dev
 
 test-gpu: setup-dev setup-gpu
 	$(RUN) -m pytest -m gpu
+
+# pycuda stays out of the virtual environment: what is built against a stand-in must never meet a GPU.
+STANDIN := $(CURDIR)/$(VENV)/standin
+test-pycuda: setup-dev
+	PYTHONPATH=. $(RUN) tests/standin.py build $(STANDIN)
+	RBC_WARP_STANDIN=1 LD_LIBRARY_PATH=$(STANDIN) PYTHONPATH=$(STANDIN)/site:$(CURDIR)/tests:$(CURDIR) \
+	  $(RUN) -m pytest -m standin
 
 test-browser: setup-dev
 	$(RUN) -m pytest -m browser

@@ -201,6 +201,8 @@ API void standin_forget_errors() { driver.errors.clear(); }
 API int standin_count(const char* name) { return driver.counts[name]; }
 API int standin_captured() { return static_cast<int>(driver.captured.size()); }
 API void standin_run_kernels(int yes) { driver.runs_kernels = yes; }
+// From now on, a pointer that no operation of torch's has reported before is a fault.
+API void standin_knows_memory(int yes) { driver.knows_memory = yes; }
 API void standin_use(CUstream stream, int known) {
   in_use = stream_of(stream);
   knows_stream = known;
@@ -212,7 +214,6 @@ API void standin_operation(CUstream stream) {
 }
 API void standin_access(CUstream stream, uintptr_t pointer, size_t bytes, int writes, const char* who) {
   std::lock_guard<std::recursive_mutex> guard(driver.lock);
-  driver.knows_memory = true;
   Buffer& buffer = driver.buffers[pointer];
   buffer.bytes = bytes;
   for (auto next = driver.buffers.upper_bound(pointer); next != driver.buffers.end() && next->first < pointer + bytes;) {

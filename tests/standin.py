@@ -1,7 +1,8 @@
 """pycuda over the stand-in driver of ``cuda_standin.cpp``, and a torch that takes main memory for a GPU's.
 
-``python tests/standin.py build FOLDER`` builds pycuda against the stand-in, about two minutes; ``make test-pycuda`` does,
-and runs pytest with :func:`environment`. ``python tests/standin.py PROGRAM …`` runs one of ours there.
+``make test-pycuda`` builds pycuda against it, about two minutes, and runs the tests that need it. In that environment
+importing this module is enough, and ``python tests/standin.py PROGRAM …`` or ``-m MODULE …`` runs something of ours;
+with STANDIN_KERNELS=0 kernels are launched, but do nothing.
 
 torch here is a CPU build: its tensors are main memory, its operations run at once. What of ``torch.cuda`` the backend
 asks for stands below, on the stand-in's own streams and events.
@@ -69,12 +70,6 @@ def build(folder: Path) -> None:
     (folder / "lacking.cpp").write_text('extern "C" {\nint standin_lacks(const char*);\n' + "".join(lines) + "}\n")
     linked = [folder / "driver.o", folder / "lacking.cpp", "-Wl,-soname,libcuda.so.1", "-o", library]
     subprocess.run([compiler, "-shared", "-fPIC", "-pthread", *linked], check=True)
-
-
-def environment(folder: Path) -> dict[str, str]:
-    """Return the variables under which a process finds pycuda and the stand-in."""
-    paths = [str(folder / "site"), str(HERE), str(ROOT), os.environ.get("PYTHONPATH", "")]
-    return os.environ | {"LD_LIBRARY_PATH": str(folder), "PYTHONPATH": ":".join(filter(None, paths))}
 
 
 # torch
@@ -194,18 +189,22 @@ def pretend() -> None:
 
 
 class _InMainMemory:
-    """Lets the backend's module, once it is imported, keep its arrays where this torch can."""
+    """Lets the backend's module keep its arrays where this torch can, and counts tell them apart, once imported."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if name != "rbc_warp.warpdrive.pycuda":
+        if name not in ("rbc_warp.warpdrive.pycuda", "rbc_warp.training.device_path"):
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
+        sys.meta_path.insert(0, self)
         run = spec.loader.exec_module
 
         def exec_module(module: Any) -> None:
             run(module)
-            module.DeviceDataManager.device = module.RbcFunctionManager.device = torch.device("cpu")
+            if name.endswith("device_path"):
+                module.DevicePath = in_main_memory(module.DevicePath)
+            else:
+                module.DeviceDataManager.device = module.RbcFunctionManager.device = torch.device("cpu")
 
         spec.loader.exec_module = exec_module
         return spec
@@ -244,15 +243,18 @@ class OnDevice(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def device_path() -> Any:
-    """Return a ``DevicePath`` for tensors in main memory, which also tells the stand-in what torch reads and writes."""
-    from rbc_warp.training.device_path import DevicePath
+def in_main_memory(base: Any) -> Any:
+    """Return ``DevicePath`` for tensors in main memory, which also tells the stand-in what torch reads and writes.
 
-    class Path(DevicePath):
+    What came from NumPy, or was made without naming a device, is main memory's own; all else is the device's.
+    """
+
+    class Path(base):
         def __init__(self) -> None:
             super().__init__()
-            self.storages: dict[int, StorageWeakRef] = {}
+            self.of_main_memory: dict[int, StorageWeakRef] = {}
             self.functions = OnDevice(self)
+            self.mark: bool | None = None
 
         def __enter__(self) -> Path:
             self.functions.__enter__()
@@ -263,8 +265,8 @@ def device_path() -> Any:
             self.functions.__exit__(*error)
 
         def is_on_device(self, tensor: torch.Tensor) -> bool:
-            known = self.storages.get(tensor.untyped_storage()._cdata)
-            return known is not None and not known.expired()
+            known = self.of_main_memory.get(tensor.untyped_storage()._cdata)
+            return known is None or known.expired()
 
         def read_back(self) -> None:
             self.readbacks += 1
@@ -272,16 +274,14 @@ def device_path() -> Any:
 
         def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
             device = (kwargs or {}).get("device")
-            self.marked = device.index == 0 if device is not None else None
+            self.mark = None if device is None else device.index == 0
             return super().__torch_dispatch__(func, types, args, kwargs)
 
         def note(self, func: Any, given: list, before: list[bool], made: list) -> None:
-            on_device = any(before) if self.marked is None else self.marked
             name = func._schema.name.removeprefix("aten::")
-            for tensor in made:
-                storage = tensor.untyped_storage()
-                if on_device and name not in ("_local_scalar_dense", "copy_"):
-                    self.storages[storage._cdata] = StorageWeakRef(storage)
+            if name == "lift_fresh" or not (any(before) if self.mark is None else self.mark):
+                for storage in [tensor.untyped_storage() for tensor in made]:
+                    self.of_main_memory[storage._cdata] = StorageWeakRef(storage)
             counted = self.uploads, self.readbacks
             super().note(func, given, before, made)
             if counted != (self.uploads, self.readbacks):
@@ -290,21 +290,47 @@ def device_path() -> Any:
                 return
             stream = ctypes.c_void_p(_current_stream().cuda_stream)
             driver().standin_operation(stream)
-            written = {id(t) for t in made}
-            for tensor in [t for t in given if id(t) not in written] + made:
+            written = {id(tensor) for tensor in made}
+            for tensor in [tensor for tensor in given if id(tensor) not in written] + made:
                 storage = tensor.untyped_storage()
                 if self.is_on_device(tensor) and storage.nbytes():
                     place, size = ctypes.c_size_t(storage.data_ptr()), ctypes.c_size_t(storage.nbytes())
                     driver().standin_access(stream, place, size, id(tensor) in written, name.encode())
 
-    return Path()
+    return Path
 
+
+def published_counts(precision: str) -> dict[str, int]:
+    """Return what a published iteration asks of the device; kernels are launched, but do nothing."""
+    from rbc_warp.commands.bench import published_config
+    from rbc_warp.training import fused
+    from rbc_warp.training.device_path import count_iteration
+    from rbc_warp.training.recorder import Recorder
+    from rbc_warp.training.trainer import RbcTrainer
+
+    blocks = fused.BLOCK_BYTES["cpu"]
+    fused.BLOCK_BYTES["cpu"] = fused.BLOCK_BYTES["cuda"]
+    driver().standin_run_kernels(0)
+    trainer = RbcTrainer(published_config(precision=precision), "pycuda", recorder=Recorder())
+    counts = count_iteration(trainer)
+    driver().standin_run_kernels(1)
+    fused.BLOCK_BYTES["cpu"] = blocks
+    return counts
+
+
+IS_HERE = bool(os.environ.get("RBC_WARP_STANDIN"))  # make test-pycuda says so
+if IS_HERE:
+    pretend()
 
 if __name__ == "__main__":
     if sys.argv[1] == "build":
         build(Path(sys.argv[2]).resolve())
     else:
-        pretend()
-        del sys.argv[0]
+        driver().standin_run_kernels(int(os.environ.get("STANDIN_KERNELS", "1")))
         sys.path[0] = str(ROOT)
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        del sys.argv[0]
+        if sys.argv[0] == "-m":
+            del sys.argv[0]
+            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(sys.argv[0], run_name="__main__")

@@ -25,8 +25,8 @@ from trainers import trained_run
 import run_best_response
 from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.runs.folder import find_runs
-from rbc_warp.training import fused
-from rbc_warp.training.device_path import count_iteration
+from rbc_warp.training.device_path import DevicePath, count_iteration
+from rbc_warp.training.recorder import Recorder
 from rbc_warp.training.rollout import Draw
 from rbc_warp.training.trainer import RbcTrainer
 from rbc_warp.warpdrive import host
@@ -35,9 +35,6 @@ from rbc_warp.warpdrive.wrapper import choose_backend
 
 pytestmark = pytest.mark.standin
 ROOT = Path(__file__).parents[1]
-IS_HERE = bool(os.environ.get("RBC_WARP_STANDIN"))  # make test-pycuda says so
-if IS_HERE:
-    standin.pretend()
 # autograd: the same torch on both backends, so that whole runs can be compared bit by bit.
 RUN = ["agents.firm_training_start=0", "agents.government_training_start=0", "agents.num_consumers=5"]
 RUN += ["agents.num_firms=2", "train.num_episodes=4", "train.learner=autograd", "train.precision=float32"]
@@ -47,7 +44,7 @@ RUN += ["train.save_model_every=2", "train.save_state_every=2", "world.maxtime=3
 @pytest.fixture(autouse=True)
 def no_faults(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The stand-in, and no network in one kernel on the host; afterwards the stand-in must have found no fault."""
-    if not IS_HERE:
+    if not standin.IS_HERE:
         pytest.skip("run by make test-pycuda")
     # On a GPU torch multiplies the matrices, and adds rows up in another order than the host's kernels.
     monkeypatch.setattr(host.HostFunctionManager, "network", lambda *unused: None)
@@ -86,24 +83,45 @@ def test_training_equals_the_host(precision: str) -> None:
         assert got["reward"] == expected["reward"] and got["economy"] == expected["economy"]
 
 
+def test_long_rows_take_smaller_blocks() -> None:
+    from rbc_warp.warpdrive.pycuda import LOSS_ROWS_PER_BLOCK, SHARED_BYTES, loss_block
+
+    assert loss_block(126, 12) == (LOSS_ROWS_PER_BLOCK, 32 * 4 * (2 * 126 + 12))
+    for width in (31, 37, 126, 300, 1016, 5000, 20_000):
+        rows, shared = loss_block(width, 12)
+        assert shared == rows * 4 * (2 * width + 12)
+        assert rows == 1 or shared <= SHARED_BYTES
+        assert rows == LOSS_ROWS_PER_BLOCK or 2 * shared > SHARED_BYTES
+
+
 # Order and capture
 
 
 @pytest.fixture
-def path(monkeypatch: pytest.MonkeyPatch) -> Iterator[standin.Path]:
-    """A small trainer under a DevicePath, with blocks as large as on a GPU."""
-    monkeypatch.setitem(fused.BLOCK_BYTES, "cpu", fused.BLOCK_BYTES["cuda"])
-    yield standin.device_path()
+def path() -> Iterator[DevicePath]:
+    """Entered, it counts, and the stand-in learns what memory torch's operations use."""
+    path = DevicePath()
+    standin.driver().standin_knows_memory(1)
+    yield path
+    standin.driver().standin_knows_memory(0)
 
 
-def test_torch_s_operations_and_launches_are_in_order(path) -> None:
+@pytest.mark.parametrize("precision, operations", [("float32", 1138), ("bfloat16", 1276)])
+def test_a_published_iteration_asks_no_more_of_the_device(precision: str, operations: int) -> None:
+    counts = standin.published_counts(precision)
+    assert counts["operations"] <= operations, "fewer is better: lower the figure here and in docs/gpu.md"
+    assert (counts["launches"], counts["uploads"], counts["readbacks"]) == (33, 5, 0)
+
+
+def test_torch_s_operations_and_launches_are_in_order(path: DevicePath) -> None:
     from rbc_warp.warpdrive.pycuda import GPU
 
     with path:
-        trainer = RbcTrainer(config(), "pycuda")
+        trainer = RbcTrainer(config(), "pycuda", recorder=Recorder())
     counted = count_iteration(trainer, path)
     periods, passes = trainer.economy.num_periods, trainer.settings.train.ppo_num_updates
     assert counted["launches"] >= 1 + 2 * periods + passes and counted["operations"] > 100
+    assert counted["uploads"] <= 8 and counted["readbacks"] == 0
     side = standin.SideStream()
     with path:
         side.wait_stream(GPU.stream)
@@ -114,7 +132,7 @@ def test_torch_s_operations_and_launches_are_in_order(path) -> None:
         assert torch.isfinite(trainer.rollout.rewards("firm")).all()
 
 
-def test_the_stand_in_sees_what_is_wrong(path) -> None:
+def test_the_stand_in_sees_what_is_wrong(path: DevicePath) -> None:
     from rbc_warp.warpdrive.pycuda import GPU
 
     library, faults = standin.driver(), []
@@ -161,7 +179,7 @@ def test_the_stand_in_sees_what_is_wrong(path) -> None:
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "import standin; standin.pretend()\n" + code]
+    command = [sys.executable, "-c", "import standin\n" + code]
     return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
 
 
@@ -235,9 +253,10 @@ def test_best_responses_equal_the_host_s(tmp_path: Path) -> None:
     for backend in ("pycuda", "host"):
         folder = tmp_path / backend / run.path.name
         options = ["--backend", backend, "--threads", "1", "--quiet", "--verdict", "none", "--eval-episodes", "16"]
+        options += ["--ep-strs", "latest"]
         assert run_best_response.main([str(folder), "3", *options]) == 0
-        results = json.loads((folder / "best_response.json").read_text())
-        found.append(results["records"] if "records" in results else results)
+        records = json.loads((folder / "best_response.json").read_text())["records"]
+        found.append([record | {"seconds_per_iteration": None} for record in records])
     assert found[0] and found[0] == found[1]
 
 
