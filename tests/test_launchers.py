@@ -337,6 +337,7 @@ def test_doctor_knows_a_machine_with_everything(monkeypatch: pytest.MonkeyPatch)
     assert findings["backend pycuda"].found.startswith("runs") and not findings["backend pycuda"].is_missing
 
 
+@pytest.mark.skipif(importlib.util.find_spec("pycuda") is not None, reason="there is a real one")
 def test_pycuda_needs_a_gpu_and_a_pycuda_that_works(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -354,6 +355,9 @@ def test_pycuda_needs_a_gpu_and_a_pycuda_that_works(
     (tmp_path / "pycuda" / "__init__.py").write_text("")
     (tmp_path / "pycuda" / "driver.py").write_text("raise ImportError('libcuda.so.1: undefined symbol\\nand more')")
     monkeypatch.syspath_prepend(tmp_path)
+    for name in ("pycuda", "pycuda.driver"):  # gone again afterwards
+        monkeypatch.setitem(sys.modules, name, None)
+        del sys.modules[name]
     backends._fault_of_pycuda.cache_clear()
     backends._say_once.cache_clear()
     why = (

@@ -44,7 +44,8 @@ class Gpu:
         self.context = autoinit_pycuda.context
         self.functions: dict[str, Any] = {}
         self.launches = 0  #: How many kernels were launched so far.
-        self._module = self._stream = None
+        self._module: Any = None
+        self._stream: Any = None
         # WarpDrive leaves the context on the importing thread's stack until the interpreter ends; a thread that ends
         # with one on its stack ends the process. Here, each call puts it there and takes it away again.
         atexit.unregister(autoinit_pycuda.context.pop)
