@@ -48,8 +48,9 @@ def build(folder: Path) -> None:
     compiler, site, library = find_host_compiler(), folder / "site", folder / "libcuda.so.1"
     folder.mkdir(parents=True, exist_ok=True)
     if not list(site.glob("pycuda/_driver*.so")):
-        empty = [compiler, "-shared", "-x", "c++", os.devnull, "-Wl,-soname,libcuda.so.1", "-o", folder / "libcuda.so"]
-        subprocess.run(empty, check=True)
+        first = [compiler, "-shared", "-x", "c++", "-", "-Wl,-soname,libcuda.so.1", "-o", folder / "libcuda.so"]
+        used = 'extern "C" int cuInit(unsigned) { return 0; }'  # a library of which nothing is used is not linked
+        subprocess.run(first, input=used, text=True, check=True)
         options = {"CUDA_ENABLE_CURAND": False, "CUDA_INC_DIR": [str(include)], "CUDADRV_LIB_DIR": [str(folder)]}
         options["CXXFLAGS"] = ["-O1"]
         lines = [f"{name} = {value!r}\n" for name, value in options.items()]
