@@ -9,6 +9,7 @@
 # make docs       the documentation as a site, build/docs/index.html
 # make test-browser   the report in a real browser: apt-get install chromium, or BROWSER_PATH=one
 # make setup-extras  Stable-Baselines3 and OpenSpiel; without them the tests that use them are skipped
+# make test-pycuda    pycuda without a GPU, against a stand-in for the driver, which it builds (needs the CUDA toolkit)
 # Needs Python 3.11 or newer (PYTHON=python3.12), a C++ compiler, make and a package index, or WHEELS=folder without one.
 
 PYTHON ?= python3
@@ -41,7 +42,7 @@ PYCUDA = $$(grep '^pycuda==' requirements-gpu.txt)
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 
 .DELETE_ON_ERROR:
-.PHONY: train setup setup-dev setup-gpu setup-ray setup-extras wheels-gpu test test-gpu test-browser slow check bench bench-gpu docs reliability soak clean
+.PHONY: train setup setup-dev setup-gpu setup-ray setup-extras wheels-gpu test test-gpu test-pycuda test-browser slow check bench bench-gpu docs reliability soak clean
 
 train: $(READY)
 	$(RUN) run_training.py --config $(CONFIG)
@@ -55,6 +56,13 @@ test: setup-dev
 
 test-gpu: setup-gpu
 	$(RUN) -m pytest -m gpu $$(grep -l 'mark\.gpu$$' tests/test_*.py)
+
+# pycuda stays out of the virtual environment: what is built against a stand-in must never meet a GPU.
+STANDIN := $(CURDIR)/$(VENV)/standin
+test-pycuda: setup-dev
+	PYTHONPATH=. $(RUN) tests/standin.py build $(STANDIN)
+	RBC_WARP_STANDIN=1 LD_LIBRARY_PATH=$(STANDIN) PYTHONPATH=$(STANDIN)/site:$(CURDIR)/tests:$(CURDIR) \
+	  $(RUN) -m pytest -m standin
 
 test-browser: setup-dev
 	$(RUN) -m pytest -m browser

@@ -184,6 +184,16 @@ def test_a_failed_build_is_reported_and_leaves_nothing(
     assert [path.name for path in cache.iterdir()] == ["lock"]
 
 
+def test_a_kernel_that_was_built_needs_no_nvcc(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvcc = str(fake_compiler(tmp_path, 'echo built > "$out"\n'))
+    monkeypatch.setattr(build, "find_nvcc", lambda: nvcc)
+    built = build.build_device("sm_90")
+    monkeypatch.setattr(build, "find_nvcc", lambda: None)
+    assert build.build_device("sm_90") == built
+    with pytest.raises(build.BuildError, match="nvcc not found"):
+        build.build_device("sm_80")
+
+
 def test_what_is_missing_for_a_build_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     not_a_folder = tmp_path / "file"
     not_a_folder.write_text("")

@@ -113,10 +113,22 @@ def test_device_loss_equals_host(emulator: ctypes.CDLL, use_ppo: float) -> None:
 @pytest.mark.parametrize("defines, races", [([], False), (["-DWITHOUT_BARRIERS"], True)])
 def test_device_code_has_no_races(tmp_path: Path, defines: list[str], races: bool) -> None:
     program = tmp_path / "races"
-    flags = ["-O1", "-g", "-std=c++20", "-pthread", "-ffp-contract=off", "-fsanitize=thread", f"-I{SOURCES}", *defines]
+    flags = [
+        "-O1",
+        "-g",
+        "-std=c++20",
+        "-pthread",
+        "-ffp-contract=off",
+        "-fsanitize=thread",
+        "-DTHREADS",
+        f"-I{SOURCES}",
+    ]
     source = EMULATION.with_name("cuda_races.cpp")
     built = subprocess.run(
-        [find_host_compiler(), *flags, str(source), "-o", str(program)], capture_output=True, text=True, check=False
+        [find_host_compiler(), *flags, *defines, str(source), "-o", str(program)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if "cannot find" in built.stderr:
         pytest.skip("the compiler has no thread sanitizer")

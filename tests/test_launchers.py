@@ -340,20 +340,40 @@ def test_doctor_knows_a_machine_with_everything(monkeypatch: pytest.MonkeyPatch)
     assert findings["backend pycuda"].found.startswith("runs") and not findings["backend pycuda"].is_missing
 
 
-def test_pycuda_needs_a_gpu_pycuda_and_nvcc(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(importlib.util.find_spec("pycuda") is not None, reason="there is a real one")
+def test_pycuda_needs_a_gpu_and_a_pycuda_that_works(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "torch sees no CUDA GPU" in str(backends.missing_for_pycuda())
-    assert backends.choose_backend("auto") == "host"
+    assert backends.choose_backend("auto") == "host" and capsys.readouterr().err == ""
     with pytest.raises(backends.BackendError, match="--backend pycuda cannot run here: torch sees no CUDA GPU; run on"):
         backends.choose_backend("pycuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert backends.missing_for_pycuda() == "pycuda is not installed; run `make setup-gpu`"
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(backends, "find_nvcc", lambda: None)
-    assert "there is no nvcc to build the kernels; install" in str(backends.missing_for_pycuda())
-    monkeypatch.setattr(backends, "find_nvcc", lambda: "nvcc")
-    assert backends.choose_backend("auto") == backends.choose_backend("pycuda") == "pycuda"
+    with monkeypatch.context() as without:
+        without.setattr(importlib.util, "find_spec", lambda name: None)
+        assert backends.missing_for_pycuda() == "pycuda is not installed; run `make setup-gpu`"
+
+    (tmp_path / "pycuda").mkdir()
+    (tmp_path / "pycuda" / "__init__.py").write_text("")
+    (tmp_path / "pycuda" / "driver.py").write_text("raise ImportError('libcuda.so.1: undefined symbol\\nand more')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("pycuda", "pycuda.driver"):  # gone again afterwards
+        monkeypatch.setitem(sys.modules, name, None)
+        del sys.modules[name]
+    backends._fault_of_pycuda.cache_clear()
+    backends._say_once.cache_clear()
+    why = (
+        "pycuda cannot run here: pycuda or its driver does not work (libcuda.so.1: undefined symbol); build pycuda anew"
+    )
+    with pytest.raises(backends.BackendError, match=re.escape(f"--backend {why}")):
+        backends.choose_backend("pycuda")
+    assert backends.choose_backend("auto") == backends.choose_backend("auto") == "host"
+    said = capsys.readouterr().err
+    assert said.startswith(f"backend auto takes host, for {why}") and len(said.splitlines()) == 1
+    findings = {finding.name: finding for finding in doctor.examine()}
+    assert "does not work (libcuda" in findings["backend pycuda"].found and findings["backend pycuda"].is_missing
+    backends._fault_of_pycuda.cache_clear()
     assert backends.choose_backend("host") == "host"
     with pytest.raises(backends.BackendError, match="'cuda' is not known; choose one of auto, host, pycuda"):
         backends.choose_backend("cuda")

@@ -27,6 +27,7 @@ from rbc_warp.economy.parameters import Economy
 from rbc_warp.interfaces.vector import VectorEnv
 from rbc_warp.runs.console import text_table
 from rbc_warp.runs.files import write_text
+from rbc_warp.training.device_path import count_iteration
 from rbc_warp.training.recorder import Recorder
 from rbc_warp.training.rollout import Draw
 from rbc_warp.training.trainer import RbcTrainer
@@ -188,7 +189,10 @@ def run_benchmark(backend: str, quick: bool, published_only: bool, show: Callabl
 
     parts: dict[str, Callable[[], object]] = {}
     for precision in PRECISIONS:
-        _, timed = iteration_parts(published_config(precision=precision), backend)
+        trainer, timed = iteration_parts(published_config(precision=precision), backend)
+        if backend == "pycuda":
+            asked = result.setdefault("device_path", {})[precision] = count_iteration(trainer)
+            show(f"{precision}, one iteration: " + ", ".join(f"{number} {name}" for name, number in asked.items()))
         parts |= {f"{precision} {name}": run for name, run in timed.items()}
     economy = Economy.from_config(published_config())
     counts = {}

@@ -7,6 +7,8 @@ r·batch_size/N on. Rank 0 alone writes files.
 
 import importlib
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -86,6 +88,14 @@ def _parts(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield from _parts(value)
 
 
+COUNT_GPUS = """
+import ctypes
+cuda, number = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+if cuda.cuInit(0) == 0 and cuda.cuDeviceGetCount(ctypes.byref(number)) == 0:
+    print(number.value)
+"""
+
+
 def under_torchrun() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
@@ -97,7 +107,11 @@ def visible_gpus() -> list[str]:
 
 
 def _all_gpus() -> list[str]:
-    return [str(index) for index in range(torch.cuda.device_count())]
+    """Count them in another process: a driver that was asked once no longer heeds CUDA_VISIBLE_DEVICES."""
+    if not torch.backends.cuda.is_built():
+        return []
+    answer = subprocess.run([sys.executable, "-c", COUNT_GPUS], capture_output=True, text=True, check=False)
+    return [str(index) for index in range(int(answer.stdout or 0))]
 
 
 def claim_gpu() -> None:

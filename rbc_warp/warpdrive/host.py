@@ -1,12 +1,10 @@
 """The host backend: WarpDrive's managers on the CPU. "Device memory" is torch tensors; kernels are C++ functions."""
 
 import ctypes
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from warp_drive.managers.data_manager import CUDADataManager
 from warp_drive.managers.function_manager import CUDAFunctionManager
 
 from rbc_warp.errors import BuildError
@@ -17,7 +15,7 @@ from rbc_warp.warpdrive.kernels import (
     SAMPLE_COLUMNS,
     Layers,
     Loss,
-    shared_array,
+    TensorData,
 )
 
 # Below so many agents in all environments, waking a second thread costs more than it saves.
@@ -25,37 +23,14 @@ SMALL_WORK = 4096
 FUSED_LAYERS = ("private", "weight2", "bias2", "weight3", "bias3")
 
 
-class HostDataManager(CUDADataManager):
-    """Keeps every array as a torch tensor in main memory, torch-accessible or not."""
+class HostDataManager(TensorData):
+    """WarpDrive's, in main memory."""
 
-    def __init__(self, shared: Mapping[str, str] | None = None, **sizes: int):
-        self._tensors: dict[str, torch.Tensor] = {}
-        self.shared = dict(shared or {})
-        super().__init__(**sizes)
+    device = torch.device("cpu")
 
-    def _type_warning_helper(self, *unused: Any, **unused_too: Any) -> None:
-        """Say nothing: 64-bit values become 32-bit ones on purpose."""
-
-    def _to_device(self, name: str, name_on_device: str | None = None, torch_accessible: bool = False) -> None:
-        target = name if name_on_device is None else name_on_device
-        assert target not in self._device_data_pointer
-        tensor = shared_array(self, target)
-        if tensor is None:
-            tensor = torch.from_numpy(self._host_data[name]).clone()  # a start value and its copy are two arrays
-        self._tensors[target] = tensor
-        self._device_data_pointer[target] = ctypes.c_void_p(tensor.data_ptr())
-        if torch_accessible:
-            self._device_data_via_torch[target] = tensor
-
-    def pull_data_from_device(self, name: str) -> Any:
-        if name in self._scalar_data_list:
-            return self._host_data[name]
-        return self._tensors[name].numpy().copy()
-
-    def reset_device(self, name: str | None = None) -> None:
-        for key in self._host_data if name is None else [name]:
-            if key in self._tensors:
-                self._tensors[key].copy_(torch.from_numpy(self._host_data[key]))
+    @staticmethod
+    def pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
+        return ctypes.c_void_p(tensor.data_ptr())
 
 
 class HostFunction:

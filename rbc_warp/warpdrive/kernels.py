@@ -6,7 +6,7 @@ from the data manager or from :meth:`Kernels.pointer`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -87,14 +87,46 @@ def loss_block(width: int, num_heads: int) -> tuple[int, int]:
     return rows, rows * per_row
 
 
-def shared_array(manager: Any, name: str) -> torch.Tensor | None:
-    """Return the array that is to be pushed as ``name`` if it is another one's second name, else None.
+class TensorData(CUDADataManager):
+    """Keeps every array of WarpDrive's as a torch tensor on ``device``, torch-accessible or not, so that copies take
+    the same stream as all else. An array may have a second name.
 
-    What a type without private state observes, (E, n, d), is the public state (E, d): ``manager.shared`` says so.
+    What a type without private state observes, (E, n, d), is the public state (E, d): ``shared`` says so.
     """
-    if name not in manager.shared:
-        return None
-    return manager.data_on_device_via_torch(manager.shared[name]).unsqueeze(1).expand(manager.host_data[name].shape)
+
+    device: torch.device
+    pointer: Callable[[torch.Tensor], Any]  #: A tensor's address as the backend's kernels take it.
+
+    def __init__(self, shared: Mapping[str, str] | None = None, **sizes: int):
+        self._tensors: dict[str, torch.Tensor] = {}
+        self.shared = dict(shared or {})
+        super().__init__(**sizes)
+
+    def _type_warning_helper(self, *unused: Any, **unused_too: Any) -> None:
+        """Say nothing: 64-bit values become 32-bit ones on purpose."""
+
+    def _to_device(self, name: str, name_on_device: str | None = None, torch_accessible: bool = False) -> None:
+        target = name if name_on_device is None else name_on_device
+        assert target not in self._device_data_pointer
+        if target in self.shared:
+            first = self._tensors[self.shared[target]]
+            tensor = first.unsqueeze(1).expand(self._host_data[target].shape)
+        else:  # copied: a start value and its copy are two arrays
+            tensor = torch.from_numpy(self._host_data[name]).to(self.device, copy=True)
+        self._tensors[target] = tensor
+        self._device_data_pointer[target] = self.pointer(tensor)
+        if torch_accessible:
+            self._device_data_via_torch[target] = tensor
+
+    def pull_data_from_device(self, name: str) -> Any:
+        if name in self._scalar_data_list:
+            return self._host_data[name]
+        return self._tensors[name].to("cpu", copy=True).numpy()
+
+    def reset_device(self, name: str | None = None) -> None:
+        for key in self._host_data if name is None else [name]:
+            if key in self._tensors:
+                self._tensors[key].copy_(torch.from_numpy(self._host_data[key]))
 
 
 class RbcReset(CUDAEnvironmentReset):

@@ -1,9 +1,12 @@
 """The pycuda backend: WarpDrive's PyCUDA managers with our kernels, built into our cache instead of the package.
 
-Importing this module creates a CUDA context, so it is imported only when the backend is chosen.
+Importing this module takes hold of the GPU, builds the kernels if the cache lacks them and loads them; whatever stands
+against it is raised here. It is imported only when the backend is chosen.
 """
 
-from collections.abc import Mapping
+import atexit
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,7 +14,9 @@ import torch
 from pycuda import driver
 from warp_drive.managers.pycuda_managers.pycuda_data_manager import CudaTensorHolder, PyCUDADataManager
 from warp_drive.managers.pycuda_managers.pycuda_function_manager import PyCUDAFunctionManager
+from warp_drive.utils import autoinit_pycuda
 
+from rbc_warp.errors import BackendError
 from rbc_warp.warpdrive import tables
 from rbc_warp.warpdrive.build import build_device
 from rbc_warp.warpdrive.kernels import (
@@ -22,56 +27,128 @@ from rbc_warp.warpdrive.kernels import (
     SHARED_BYTES,
     THREADS_PER_BLOCK,
     Loss,
+    TensorData,
     loss_block,
-    shared_array,
 )
 
 FIRM_SCRATCH_BYTES = 4 * len(tables.names("SCRATCH"))
 
 
-class DeviceDataManager(PyCUDADataManager):
-    """WarpDrive's, without its notes on casts, and with arrays under two names."""
+class Gpu:
+    """torch's GPU as pycuda sees it: the primary context, which torch uses too, one stream, and our kernels.
 
-    def __init__(self, shared: Mapping[str, str] | None = None, **sizes: int):
-        self.shared = dict(shared or {})
-        super().__init__(**sizes)
+    Everything of pycuda's is held here alone, so that it can be let go in order when the interpreter ends.
+    """
 
-    def _to_device(self, name: str, name_on_device: str | None = None, torch_accessible: bool = False) -> None:
-        tensor = shared_array(self, name_on_device or name)
-        if tensor is None:
-            super()._to_device(name, name_on_device, torch_accessible)
-            return
-        self._device_data_via_torch[name] = tensor
-        self._device_data_pointer[name] = CudaTensorHolder(tensor)
+    def __init__(self) -> None:
+        self.context = autoinit_pycuda.context
+        self.functions: dict[str, Any] = {}
+        self.launches = 0  #: How many kernels were launched so far.
+        self._module: Any = None
+        self._stream: Any = None
+        # WarpDrive leaves the context on the importing thread's stack until the interpreter ends; a thread that ends
+        # with one on its stack ends the process. Here, each call puts it there and takes it away again.
+        atexit.unregister(autoinit_pycuda.context.pop)
+        if driver.Context.get_current() == self.context:
+            self.context.pop()
+        atexit.register(self._release)
+        theirs, torchs = (d.pci_bus_id() for d in (autoinit_pycuda.device, driver.Device(torch.cuda.current_device())))
+        if theirs != torchs:
+            raise BackendError(
+                f"WarpDrive chose the GPU {theirs} (by CUDA_DEVICE or ~/.cuda_device), torch uses {torchs}; "
+                "unset the first, and choose a GPU by CUDA_VISIBLE_DEVICES"
+            )
+        with self.current_here():
+            major, minor = autoinit_pycuda.device.compute_capability()
+            self._module = driver.module_from_file(str(build_device(f"sm_{major}{minor}")))
+            self._stream = driver.Stream()
+        self.stream = torch.cuda.ExternalStream(self._stream.handle)
+        """pycuda's stream, on which all kernels run, as torch knows it."""
 
-    def _type_warning_helper(self, *unused: Any, **unused_too: Any) -> None:
-        """Say nothing: 64-bit values become 32-bit ones on purpose."""
+    @contextmanager
+    def current_here(self) -> Iterator[None]:
+        """Make the context this thread's, as pycuda wants it, for a moment."""
+        self.context.push()
+        try:
+            yield
+        finally:
+            self.context.pop()
+
+    def load(self, name: str) -> None:
+        """Find a kernel; its name is then known to :meth:`launch`."""
+        if name not in self.functions:
+            with self.current_here():
+                self.functions[name] = self._module.get_function(name)
+
+    def allow_shared(self, name: str, size: int) -> None:
+        """Let a kernel's blocks have more shared memory than all have."""
+        with self.current_here():
+            self.functions[name].set_attribute(driver.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, size)
+
+    def launch(self, name: str, arguments: tuple[Any, ...], block: tuple, grid: tuple, shared: int) -> None:
+        """Launch a kernel after what torch's current stream was given before, and before what it is given after."""
+        self.launches += 1
+        current = torch.cuda.current_stream()
+        elsewhere = current.cuda_stream != self.stream.cuda_stream
+        if elsewhere:
+            self.stream.wait_stream(current)
+        with self.current_here():
+            self.functions[name](*arguments, block=block, grid=grid, shared=shared, stream=self._stream)
+        if elsewhere:
+            current.wait_stream(self.stream)
+
+    def _release(self) -> None:
+        """Let go of kernels, stream and context, in this order: pycuda's destructors take the wrong one."""
+        torch.cuda.synchronize()
+        torch.cuda.set_stream(torch.cuda.default_stream())
+        self.context.push()
+        self.functions.clear()
+        self._module = self._stream = None
+        self.context.detach()
+
+
+GPU = Gpu()
+
+
+class DeviceDataManager(TensorData, PyCUDADataManager):
+    """WarpDrive's, with every array a tensor: its own copies would go to another stream than all else."""
+
+    device = torch.device("cuda")
+    pointer = staticmethod(CudaTensorHolder)
 
 
 class RbcFunctionManager(PyCUDAFunctionManager):
-    """Loads our fatbin; blocks have a fixed number of threads that loop over an environment's agents."""
+    """Launches our kernels on our stream; blocks have a fixed number of threads that loop over an environment's agents.
+
+    torch's current stream of the thread that makes one becomes ours, so that nothing has to wait for another stream.
+    """
 
     device = torch.device("cuda")
 
     def __init__(self, *, num_firms: int, **sizes: int):
-        super().__init__(**sizes)
+        with GPU.current_here():
+            super().__init__(**sizes)
         self._block = (THREADS_PER_BLOCK, 1, 1)
         self._scratch_bytes = FIRM_SCRATCH_BYTES * num_firms
-        self.load_cuda_from_binary_file(str(build_device(self.arch)), default_functions_included=True)
+        torch.cuda.set_stream(GPU.stream)
+        self.initialize_default_functions()
 
     def initialize_default_functions(self) -> None:
         self.initialize_functions(DEFAULT_KERNELS)
         self._default_functions_initialized = True
 
+    def initialize_functions(self, func_names: list[str] | None = None) -> None:
+        for name in func_names or []:
+            GPU.load(name)
+            self._cuda_function_names.append(name)
+
     def _get_function(self, fname: str) -> Any:
-        kernel = super()._get_function(fname)
-        if fname != "CudaRbcStep":
-            return kernel
+        memory = self._scratch_bytes if fname == "CudaRbcStep" else 0
 
-        def step(*arguments: Any, block: tuple[int, int, int], grid: tuple[int, int]) -> None:
-            kernel(*arguments, block=block, grid=grid, shared=self._scratch_bytes)
+        def kernel(*arguments: Any, block: tuple, grid: tuple, shared: int = memory) -> None:
+            GPU.launch(fname, arguments, block, grid, shared)
 
-        return step
+        return kernel
 
     @staticmethod
     def pointer(tensor: torch.Tensor) -> CudaTensorHolder:
@@ -86,12 +163,11 @@ class RbcFunctionManager(PyCUDAFunctionManager):
         heads = loss.heads
         rows_per_block, shared = loss_block(width, len(heads.sizes))
         blocks = (rows + rows_per_block - 1) // rows_per_block
-        kernel = self._cuda_functions[LOSS_KERNEL]
         if shared > SHARED_BYTES:
-            kernel.set_attribute(driver.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, shared)
+            GPU.allow_shared(LOSS_KERNEL, shared)
         partial = torch.empty(blocks, len(LOSS_STATISTICS), device=logits.device)
         gradient = logits if logits.dtype == torch.float32 else logits.float()
-        kernel(
+        self.get_function(LOSS_KERNEL)(
             np.int32(rows),
             np.int32(len(heads.sizes)),
             self.pointer(heads.offsets),

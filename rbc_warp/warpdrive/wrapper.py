@@ -1,6 +1,8 @@
 """WarpDrive's environment wrapper, and the backends: ``host`` on CPU threads, ``pycuda`` on an NVIDIA GPU."""
 
+import functools
 import importlib.util
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,22 +12,42 @@ from warp_drive.managers.function_manager import CUDAFunctionFeed
 
 from rbc_warp.config.shipped import IS_INSTALLED
 from rbc_warp.economy.agents import AgentType
-from rbc_warp.errors import BackendError, ConfigError
-from rbc_warp.warpdrive.build import build_host, find_nvcc
+from rbc_warp.errors import BackendError, ConfigError, UserError
+from rbc_warp.warpdrive.build import build_host
 from rbc_warp.warpdrive.kernels import MOST_SHARED_BYTES, RbcReset, loss_block
 
 BACKENDS = ("auto", "host", "pycuda")
 
 
 def missing_for_pycuda() -> str | None:
-    """Return the reason why the pycuda backend cannot run here, with the remedy; None where it can."""
+    """Return the reason why the pycuda backend cannot run here, with the remedy; None where it can.
+
+    Where there is a GPU, this takes hold of it and loads the kernels: only what runs is known to run.
+    """
     if not torch.cuda.is_available():
         return "torch sees no CUDA GPU; run on a machine with an NVIDIA GPU and a CUDA build of torch, or use host"
     if importlib.util.find_spec("pycuda") is None:
         return f"pycuda is not installed; run `{'pip install pycuda' if IS_INSTALLED else 'make setup-gpu'}`"
-    if find_nvcc() is None:
-        return "there is no nvcc to build the kernels; install the CUDA toolkit and put its bin folder on PATH"
+    return _fault_of_pycuda()
+
+
+@functools.cache
+def _fault_of_pycuda() -> str | None:
+    """Take hold of the GPU and load the kernels; return why that failed, with the remedy."""
+    try:
+        importlib.import_module("rbc_warp.warpdrive.pycuda")
+    except UserError as error:
+        return str(error)
+    except Exception as error:  # a pycuda that is installed may still be broken in any way
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        anew = "" if IS_INSTALLED else " (delete .venv/.installed-gpu, `make setup-gpu`)"
+        return f"pycuda or its driver does not work ({reason}); build pycuda anew on this machine{anew}"
     return None
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def choose_backend(name: str) -> str:
@@ -38,9 +60,11 @@ def choose_backend(name: str) -> str:
     """
     if name not in BACKENDS:
         raise BackendError(f"--backend {name!r} is not known; choose one of {', '.join(BACKENDS)}")
-    missing = missing_for_pycuda()
+    missing = None if name == "host" else missing_for_pycuda()
     if name == "pycuda" and missing:
         raise BackendError(f"--backend pycuda cannot run here: {missing}")
+    if name == "auto" and missing and torch.cuda.is_available():
+        _say_once(f"backend auto takes host, for pycuda cannot run here: {missing}")
     if name == "host" or missing:
         build_host()
         return "host"
