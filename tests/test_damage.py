@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 import pytest
@@ -143,32 +142,25 @@ def test_a_resume_names_what_is_wrong_with_the_metrics(damage, told, tmp_path, c
 # best_response.json
 
 
+SCAN = {
+    "checkpoint": "latest", "agent": "firm", "index": 0, "greedy": False, "gains": {"a": 1.0},
+    "rewards": {"a": {"consumer": 1.0, "firm": 1.0, "government": 1.0}},
+}  # fmt: skip
+
+
 def test_results_of_two_measurements_at_once_merge(tmp_path):
     from dataclasses import replace
 
     run = RunDir(tmp_path)
     Results([RECORD]).write(run)
     first, second = Results.read(run), Results.read(run)
-    first.add(replace(RECORD, agent="government", method="rule"))
-    second.add(replace(RECORD, method="rule"))
-    second.add_scan({"checkpoint": "latest", "agent": "firm", "index": 0, "greedy": False, "gains": {"a": 1.0}})
-    second.verdicts.append({"iteration": 5, "passed": True, "largest": {}})
-    second.write(run)
-    first.write(run)
-    first.verdicts.clear()  # one that is outdated goes, and does not come back
-    first.write(run)
+    with second.updating(run):
+        second.add(replace(RECORD, method="rule"))
+        second.add_scan(SCAN)
+    with first.updating(run):
+        first.add(replace(RECORD, agent="government", method="rule"))
     found = Results.read(run)
     assert sorted((one.agent, one.method) for one in found.records) == [
         ("firm", "fixed"), ("firm", "rule"), ("government", "rule"),
     ]  # fmt: skip
-    assert len(found.scans) == 1 and found.verdicts == []
-
-
-def test_results_damaged_meanwhile_do_not_cost_a_measurement(tmp_path, capsys):
-    run = RunDir(tmp_path)
-    results = Results([RECORD])
-    results.write(run)
-    run.best_response_path.write_text(json.dumps({"records": [{"agent": "bank"}]}))
-    results.write(run)
-    assert Results.read(run).records == [RECORD]
-    assert "kept as best_response.damaged.json" in capsys.readouterr().err
+    assert found.scans == [SCAN]

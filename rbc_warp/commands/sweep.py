@@ -22,7 +22,7 @@ from rbc_warp.runs.locks import locked
 from rbc_warp.runs.sweep import LOG_NAME, Display, Task, damaged, execute, expand, plan, present, write_index
 from rbc_warp.runs.tracking import check_trackers
 from rbc_warp.training.processes import under_torchrun
-from rbc_warp.warpdrive.wrapper import choose_backend
+from rbc_warp.warpdrive.wrapper import choose_backend, missing_for_pycuda
 
 
 def is_sweep(options: argparse.Namespace) -> bool:
@@ -86,6 +86,8 @@ def _check_needs(options: argparse.Namespace, runs: Sequence[Config], folder: Pa
     """Return one line on what the runs need: memory, of those that run at once here, and disk."""
     disk = together([files(run) for run in runs])
     backend = options.backend if options.dry_run else choose_backend(options.backend)
+    if backend == "auto":
+        backend = "host" if missing_for_pycuda() else "pycuda"
     largest = max((memory(run, backend) for run in runs), key=lambda needs: sum(need.total for need in needs))
     at_once = [need.times(min(options.jobs or 1, len(runs))) for need in largest]
     if options.executor == "local" and not options.dry_run:

@@ -71,7 +71,7 @@ def _is_taken(file: int, path: Path) -> bool:
 
 def _holder(file: int) -> str:
     """Name who holds a lock, as far as it is known."""
-    match = re.match(r"([0-9]+) (\S+) (.+)\n", os.pread(file, LONGEST_NAME, 0).decode(errors="replace"))
+    match = re.match(r"([0-9]+) (\S+) (.+)", os.pread(file, LONGEST_NAME, 0).decode(errors="replace"))
     if match is None:
         return ""
     there = "" if match[2] == platform.node() else f" on {match[2]}"

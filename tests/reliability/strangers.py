@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from rbc_warp.config import load_config
-from rbc_warp.config.reading import read_action_arrays
+from rbc_warp.config.action_arrays import read_action_arrays
 from rbc_warp.config.schema import Agents, Train, World
 from rbc_warp.errors import ConfigError, UserError
 from reliability.forks import Child, command, room, spread
