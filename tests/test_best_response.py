@@ -596,7 +596,8 @@ def test_what_is_known_is_not_measured_again(run_dir, monkeypatch, capsys) -> No
         assert launch(*request, *more) == 0
         assert plays and ("known from before" in (said := capsys.readouterr().err)) == (known > 0)
         assert not known or f": {known} known" in said
-    shutil.copy(run_dir / "saved_models/government_policy_4.pt", run_dir / "saved_models/government_policy_2.pt")
+    other = torch.load(run_dir / "saved_models/government_policy_4.pt", weights_only=True)
+    RunDir(run_dir).save_policy("government", 2, other)
     assert launch(*request, *more) == 0  # the government now plays otherwise
     assert "known from before" not in capsys.readouterr().err
 
@@ -633,7 +634,7 @@ def other_economy(run_dir: Path) -> None:
 
 
 def damage_results(run_dir: Path) -> None:
-    (run_dir / "best_response.json").write_text('{"records": [{"agent": "bank"}]}')
+    RunDir(run_dir).write_best_response({"records": [{"agent": "bank"}]})
 
 
 def nothing(run_dir: Path) -> None:

@@ -26,7 +26,6 @@ from rbc_warp.config import Config, load_config
 from rbc_warp.config.temporary import beside, sweep
 from rbc_warp.equilibrium.results import Record, Results
 from rbc_warp.errors import ConfigError, NumbersError, RunFileError, UserError
-from rbc_warp.runs.files import write_text
 from rbc_warp.runs.folder import RunDir, find_runs
 from rbc_warp.runs.locks import locked
 from rbc_warp.runs.run import prepare_run, train_run
@@ -258,7 +257,7 @@ def test_a_damaged_run_of_a_sweep_stops_no_other(tmp_path):
     write_index(tmp_path)
     rows = (tmp_path / "index.csv").read_text().splitlines()
     assert len(rows) == 5 and rows[-1].startswith(f"{runs[2].path.name},failed")
-    assert "cannot be read as a run's status" in rows[2] and last_record(runs[3]) == {}
+    assert "status.json" in rows[2] and "not what the run wrote" in rows[2] and last_record(runs[3]) == {}
     assert list(damaged(tmp_path)) == [runs[2].path.name]
     assert [task.state for task in present(tmp_path)] == ["finished", "waiting", "waiting"]
     again = plan(tmp_path, config)
@@ -374,7 +373,7 @@ def test_results_of_wrong_types_are_refused(key, value, says, run):
     assert Results.read(run).records == [GOOD]
     content = json.loads(run.best_response_path.read_text())
     content["records"][0][key] = value
-    write_text(run.best_response_path, json.dumps(content))
+    run.write_best_response(content)
     with pytest.raises(RunFileError, match=re.escape(says)):
         Results.read(run)
 

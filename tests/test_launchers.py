@@ -225,9 +225,7 @@ def test_a_missing_compiler_is_named(tmp_path: Path) -> None:
     assert_refused(result, "no C++ compiler found; install g++", tmp_path / "runs")
 
 
-@pytest.mark.parametrize(
-    "arguments", ["", "--config a --resume b", "--config a --backend gpu", "--config a --threads 0"]
-)
+@pytest.mark.parametrize("arguments", ["", "--config a --backend gpu", "--config a --threads 0"])
 def test_wrong_options_show_the_usage(arguments: str) -> None:
     result = train(*arguments.split())
     assert result.returncode == 2 and result.stderr.startswith("usage: ") and "Traceback" not in result.stderr

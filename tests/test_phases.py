@@ -158,7 +158,7 @@ def test_a_type_without_a_choice_is_left_out(run: RunDir) -> None:
 
 def test_the_published_sequence_is_judged_by_its_directions(run: RunDir) -> None:
     config = smoke("train.log_every=2", "agents.firm_training_start=4")
-    run.metrics_path.unlink()
+    run.truncate_metrics(0)
     for iteration in range(0, 8, 2):
         late = iteration >= 4
         economy = {"price": 2000.0 if late else 1000.0, "wage": 30.0 if late else 20.0 + iteration}

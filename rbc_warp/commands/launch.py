@@ -252,13 +252,11 @@ def _train(options: argparse.Namespace, config: Config, run: RunDir | None = Non
         needs = memory(config, backend, processes.world_size)
         folder = experiment_folder(options) if is_new else None
         needed = check([*needs, *([files(config)] if folder else [])], folder)
-        if processes.is_first and not options.quiet:
-            print(f"needs {needed}", file=sys.stderr)
         if folder and processes.is_first:
             run = run or RunDir.create(folder)
             prepare_run(run, config)
-            print(f"{printable(str(run.path))}: training on {backend}", file=sys.stderr)
-        run = processes.share(run)
+            print(f"{printable(str(run.path))}: training on {backend}, which needs {needed}", file=sys.stderr)
+        run = RunDir(processes.share(run and run.path))
         result = train_run(
             run,
             config,
