@@ -52,7 +52,7 @@ setup: $(STAMP)
 setup-dev: $(STAMP_DEV)
 
 test: setup-dev
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
 
 test-gpu: setup-gpu
 	$(RUN) -m pytest -m gpu $$(grep -l 'mark\.gpu$$' tests/test_*.py)
@@ -74,7 +74,7 @@ check: setup-dev
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadfile
 
 reliability: setup-dev
 	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(RUN) -m reliability $(ROW)

@@ -188,6 +188,7 @@ def example() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_an_independent_searcher_finds_the_gap_of_a_damaged_policy(tmp_path: Path) -> None:
     """The firm's network is pushed towards one action; how much it could gain is known exactly."""
     searcher = example()

@@ -52,7 +52,7 @@ SMALL = {
     **{"0.5": "1"},  # --stretch: the shortened runs are short enough
 }
 NOT_RUN = {
-    r"make ": "installs into .venv from a package index; `make -n` accepts the target",
+    r"make ": "installs into .venv from a package index; the target and its variables are there",
     r"source ": "changes the shell; the tests run in that environment",
     r"pip ": "installs from a package index; the files, pins and extras that it names are there",
     r"torchrun ": "several processes: tests/test_distributed.py and tests/test_resume.py",
@@ -155,7 +155,12 @@ def check(command: str) -> None:
     elif words[0] == "python":
         assert (ROOT / words[1]).is_file()
     elif words[0] == "make":
-        subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, check=True, capture_output=True)
+        makefile = (ROOT / "Makefile").read_text()
+        targets = re.search(r"^\.PHONY:(.*)", makefile, re.MULTILINE)[1].split()
+        for word in words[1:]:
+            name, is_set, _ = word.partition("=")
+            known = re.search(rf"^{name} \?=|\$\({name}\)", makefile, re.MULTILINE) if is_set else word in targets
+            assert known, f"the Makefile has no {name}"
     elif words[0] == "torchrun":
         from torch.distributed.run import get_args_parser
 
@@ -180,7 +185,7 @@ def test_every_command_is_accepted(command: str, place: str) -> None:
 
 def test_a_renamed_option_is_noticed() -> None:
     for command in ("python -m rbc_warp gaps RUN --picture x", "python run_training.py --confg a", "make trian"):
-        with pytest.raises((SystemExit, subprocess.CalledProcessError)):
+        with pytest.raises((SystemExit, AssertionError)):
             check(command)
 
 
