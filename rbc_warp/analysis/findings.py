@@ -38,7 +38,7 @@ from rbc_warp.analysis.claims import (
 )
 from rbc_warp.analysis.fiscal import LEARNED, premium
 from rbc_warp.analysis.gaps import Point
-from rbc_warp.analysis.outcomes import Outcome, Tuned
+from rbc_warp.analysis.outcomes import Outcome
 from rbc_warp.analysis.relations import regress
 from rbc_warp.equilibrium.game import Estimate
 from rbc_warp.equilibrium.results import PUBLISHED_BARS
@@ -160,31 +160,29 @@ def open_economy(runs: Runs, cross_play: Mapping[str, Any] | None = None) -> Que
     return Question(1, "The open economy", parts, claims, [_gap_table(found), _final_table("open", found)])
 
 
-def _largest_share(agent: str, runs: Sequence[Outcome]) -> list[tuple[Outcome, Tuned]]:
-    pairs = [(run, run.tuned_at(agent, run.last)) for run in runs]
-    return [(run, tuned) for run, tuned in pairs if tuned is not None and tuned.base is not None]
-
-
 def _table_3(agent: str, runs: Sequence[Outcome]) -> Claim:
     """The published bar: fine-tuning of the type in the worst seed."""
-    bar, known = PUBLISHED_BARS[agent], _largest_share(agent, runs)
-    number = None
-    if known:
-        _, worst = max(known, key=lambda pair: pair[1].share(pair[1].high) or 0.0)
-        number = Estimate(*(worst.share(value) or 0.0 for value in (worst.gain, worst.low, worst.high)))
-    enough = len(known) >= TABLE_3_SEEDS
+    bar = PUBLISHED_BARS[agent]
+    known, shares = [], []
+    for run in runs:
+        tuned = run.tuned_at(agent, run.last)
+        if tuned is not None and tuned.base is not None:
+            known.append(run)
+            shares.append(Estimate(*(100.0 * value / tuned.base for value in (tuned.gain, tuned.low, tuned.high))))
 
-    def judge(each: Estimate) -> str:
-        return NOT_REPRODUCED if each.low > bar else REPRODUCED if enough and each.high < bar else CANNOT_TELL
+    def judge(worst: Estimate) -> str:
+        if any(each.low > bar for each in shares):
+            return NOT_REPRODUCED
+        return REPRODUCED if len(known) >= TABLE_3_SEEDS and worst.high < bar else CANNOT_TELL
 
     return claim(
         f"Table 3: fine-tuned, the {agent} type gains less than {bar:g} % of its training gain, worst of ten seeds",
-        f"worst seed's upper end, of own learning where the training gain is not positive: reproduced if below {bar:g} "
-        f"% in {TABLE_3_SEEDS} seeds, not if in any seed the whole interval lies above",
-        number,
+        f"upper ends, of own learning where the training gain is not positive: reproduced if below {bar:g} % in "
+        f"{TABLE_3_SEEDS} seeds, not if in any seed the whole interval lies above; the number is the worst seed's",
+        max(shares, key=lambda each: each.high, default=None),
         "%",
         judge,
-        [run for run, _ in known],
+        known,
         ("open",),
     )
 

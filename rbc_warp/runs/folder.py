@@ -95,7 +95,7 @@ class RunDir:
 
     def write_best_response(self, results: Mapping[str, Any]) -> None:
         """Replace best_response.json; NaN and infinity become null."""
-        write_text(self.best_response_path, json.dumps(_jsonable(results), indent=1, allow_nan=False) + "\n")
+        write_text(self.best_response_path, json.dumps(jsonable(results), indent=1, allow_nan=False) + "\n")
 
     def policy_path(self, agent_type: str, label: int | str) -> Path:
         """A type's network; ``label`` is an iteration, 'best' or 'latest'."""
@@ -321,14 +321,15 @@ def _labels(folder: Path, pattern: str) -> list[str]:
 
 
 def _json_line(record: Mapping[str, Any]) -> str:
-    return json.dumps(_jsonable(record), allow_nan=False) + "\n"
+    return json.dumps(jsonable(record), allow_nan=False) + "\n"
 
 
-def _jsonable(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
+    """Return a value in the types of JSON; NaN and infinity become None."""
     if isinstance(value, Mapping):
-        return {str(key): _jsonable(entry) for key, entry in value.items()}
+        return {str(key): jsonable(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
-        return [_jsonable(entry) for entry in value]
+        return [jsonable(entry) for entry in value]
     if isinstance(value, np.generic | torch.Tensor):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

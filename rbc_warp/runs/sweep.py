@@ -12,7 +12,7 @@ import itertools
 import json
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -241,10 +241,19 @@ def _last_words(log: Path) -> str:
 
 
 class Display:
-    """The display of a sweep: a live table on a terminal, a line per change elsewhere. Keeps index.csv up to date."""
+    """The display of a sweep: a live table on a terminal, a line per change elsewhere. Keeps index.csv up to date.
 
-    def __init__(self, folder: Path, tasks: Sequence[Task], console: Console | None = None) -> None:
-        self._folder, self._tasks = folder, tasks
+    ``beside`` tells, of the tasks as they are, what else there is to say: under the table, or a line per end of a run.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        tasks: Sequence[Task],
+        console: Console | None = None,
+        beside: Callable[[Sequence[Task]], str] | None = None,
+    ) -> None:
+        self._folder, self._tasks, self._beside = folder, tasks, beside
         self._console = console or Console(highlight=False, soft_wrap=True)
         self._parameters = varied([task.config for task in tasks])
         self._live: Live | None = None
@@ -264,6 +273,8 @@ class Display:
         write_index(self._folder)
         self._next_look = 0.0
         self.show()
+        if self._beside and self._live is None:
+            self._console.print(self._beside(self._tasks), markup=False)
 
     def show(self) -> None:
         for number, task in enumerate(self._tasks, start=1):
@@ -282,7 +293,8 @@ class Display:
         """Every run's settings, state, progress and rewards; what is at work first where not all fit."""
         counts = Counter(task.state for task in self._tasks)
         caption = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
-        table = Table(title=str(self._folder), caption=f"{len(self._tasks)} runs: {caption}", box=None)
+        lines = [f"{len(self._tasks)} runs: {caption}", *([self._beside(self._tasks)] if self._beside else [])]
+        table = Table(title=str(self._folder), caption="\n".join(lines), box=None)
         names = [key.partition(".")[2] for key in self._parameters]
         for heading in ("run", *names, "state", "iterations", "left", "consumer", "firm", "government"):
             table.add_column(
