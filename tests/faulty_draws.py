@@ -54,7 +54,7 @@ class FaultySampler(RbcSampler):
         super().sample(data_manager, distribution, action_name, heads=heads, record=record, **sample_params)
         if draw["flags"]:  # the most likely actions, or probabilities in place of logits: not in training
             return
-        period = int(data_manager.data_on_device_via_torch("_timestep_")[0])
+        period = int(data_manager.pull_data_from_device("_timestep_")[0])
         for number, (name, logits) in enumerate(given.items()):
             actions = data_manager.data_on_device_via_torch(f"sampled_actions_{name}")  # (E, n, 1)
             allowed = heads[name].allowed.bool()
@@ -84,7 +84,7 @@ class FaultySampler(RbcSampler):
 
 
 def inverse(probabilities: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """Return the index at which the cumulated probabilities exceed ``uniform``, (rows, 1); never one of probability 0."""
+    """Return the index where the cumulated probabilities exceed ``uniform``, (rows, 1); never one of probability 0."""
     cumulated = probabilities.double().cumsum(-1)
     chosen = (cumulated <= uniform.double() * cumulated[:, -1:]).sum(-1, keepdim=True)
     last = probabilities.shape[-1] - 1 - (probabilities.flip(-1) > 0.0).int().argmax(-1, keepdim=True)

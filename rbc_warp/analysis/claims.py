@@ -137,10 +137,13 @@ def difference(first: Sequence[float], second: Sequence[float], level: float = 0
     if min(len(first), len(second)) < FEWEST:
         return None
     gap = float(np.mean(first) - np.mean(second))
-    if np.ptp(first) == 0.0 and np.ptp(second) == 0.0:
-        return Estimate(gap, gap, gap)
-    ends = stats.ttest_ind(first, second, equal_var=False).confidence_interval(level)
-    return Estimate(gap, float(ends.low), float(ends.high))
+    parts = [float(np.var(values, ddof=1)) / len(values) for values in (first, second)]
+    half = 0.0
+    if sum(parts) > 0.0:
+        numbers = (len(values) - 1 for values in (first, second))
+        freedom = sum(parts) ** 2 / sum(part**2 / number for part, number in zip(parts, numbers, strict=True))
+        half = float(stats.t.ppf(0.5 + level / 2, freedom)) * sum(parts) ** 0.5
+    return Estimate(gap, gap - half, gap + half)
 
 
 def correlation(x: Sequence[float], y: Sequence[float]) -> Estimate | None:
