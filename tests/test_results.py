@@ -52,6 +52,7 @@ def test_a_part_is_trained_tested_and_told_and_made_only_once(
 
     short = Part("open", "", (results.Test("verdict", VERDICT.command.replace("100", "2"), VERDICT.is_done),), True)
     monkeypatch.setattr(results, "PARTS", (short,))
+    monkeypatch.setattr(results, "UPDATES", 2)
     capsys.readouterr()
     assert make(small, "--jobs", "2") == 0
     shown = capsys.readouterr().out
@@ -69,6 +70,11 @@ def test_a_part_is_trained_tested_and_told_and_made_only_once(
     monkeypatch.setattr(subprocess, "Popen", never)
     assert make(small) == 0
     assert (small.parent / "results.md").read_text() == page
+
+    sweep = results.CONFIGS / "results" / "open.yaml"
+    sweep.write_text(sweep.read_text().replace("num_firms: 2", "num_firms: 3"))
+    assert make(small, "--page") == 0  # runs of other settings do not count
+    assert f"**0 of {seeds} runs are finished**" in (small.parent / "results.md").read_text()
 
 
 def test_every_part_has_its_sweep(root: Path) -> None:

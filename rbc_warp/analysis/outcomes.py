@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ from rbc_warp.config.reading import reading
 from rbc_warp.equilibrium.request import last_iteration
 from rbc_warp.equilibrium.results import Results
 from rbc_warp.errors import RunFileError
-from rbc_warp.runs.folder import RunDir, find_runs
+from rbc_warp.runs.folder import RunDir
 
 PHASES_NAME, CROSS_PLAY_NAME = "phases.json", "cross_play.json"
 """Files of ``python -m rbc_warp phases RUN --json`` in a run, and of cross-play beside the runs."""
+UPDATES = 100
+"""Length of the fine-tuning that counts [iterations]: shorter and longer ones do not compare."""
 LAST_SHARE = 0.05
 """Share of the logged iterations, the last ones, over which figures are means."""
 KEYS = (
@@ -141,10 +143,9 @@ class Outcome:
         return {**kept, "activity": activity, "verdicts": verdicts}
 
 
-def outcomes(folder: Path) -> list[Outcome]:
-    """Read the finished runs of a folder, by settings and seed; none where there is no such folder."""
-    runs = find_runs(folder) if folder.is_dir() else []
-    found = [Outcome.read(run) for run in runs if is_finished(run)]
+def outcomes(runs: Sequence[RunDir]) -> list[Outcome]:
+    """Read runs, by settings and seed."""
+    found = [Outcome.read(run) for run in runs]
     return sorted(found, key=lambda each: ([str(value) for value in each.settings.values()], each.seed))
 
 
@@ -166,7 +167,8 @@ def _settings(config: Config) -> dict[str, Any]:
 def _tuned(results: Results) -> list[Tuned]:
     found = []
     for record in results.records:
-        if record.method == "fine-tuned" and record.index is None and not record.greedy:
+        counts = record.index is None and not record.greedy and record.settings.get("iterations") == UPDATES
+        if record.method == "fine-tuned" and counts:
             bases = (record.training_gain, record.learning_gain)
             base = next((base for base in bases if base is not None and base > 0.0), None)
             found.append(Tuned(record.agent, record.iteration, record.gain, record.low, record.high, base))

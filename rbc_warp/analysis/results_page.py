@@ -31,6 +31,8 @@ million. Intervals are 95 % over seeds: Student's for means, Welch's for differe
 *reproduced* or *not reproduced* where the whole interval lies on one side of the claim, else *cannot tell*; so it is
 where fewer than three runs are finished. Claims are judged one by one: of twenty that are false, one may pass.
 """
+Finished = Mapping[str, tuple[int, int]]
+"""Per part, how many runs are finished, and of how many."""
 HEADINGS = {
     NOT_REPRODUCED: "Not reproduced",
     CANNOT_TELL: "Cannot tell",
@@ -76,11 +78,12 @@ def page_text(
 ) -> str:
     """Return the page as Markdown."""
     claims = [(question, claim) for question in questions for claim in question.claims]
-    finished = sum(len(runs.get(part, ())) for part in wanted)
+    finished = {part: (len(runs.get(part, ())), number) for part, number in wanted.items()}
+    done = sum(there for there, _ in finished.values())
     parts = ["# Results: published findings, tested here\n", INTRODUCTION]
-    if finished < sum(wanted.values()):
-        left = ", ".join(f"{part} {len(runs.get(part, ()))} of {number}" for part, number in wanted.items())
-        parts.append(f"**{finished} of {sum(wanted.values())} runs are finished**: {left}.\n")
+    if done < sum(wanted.values()):
+        each = ", ".join(f"{part} {there} of {number}" for part, (there, number) in finished.items())
+        parts.append(f"**{done} of {sum(wanted.values())} runs are finished**: {each}.\n")
     counts = {answer: sum(claim.answer == answer for _, claim in claims) for answer in ANSWERS}
     parts.append(
         f"Of {len(claims)} claims {counts[NOT_REPRODUCED]} are not reproduced, {counts[REPRODUCED]} are reproduced, "
@@ -90,12 +93,12 @@ def page_text(
         chosen = [(question, claim) for question, claim in claims if claim.answer == answer]
         if chosen:
             rows = [
-                (f"[{question.number}](#{_anchor(question)})", claim.text, number(claim), _runs(claim))
+                (f"[{question.number}](#{_anchor(question)})", claim.text, number(claim), _seeds(claim, finished))
                 for question, claim in chosen
             ]
             parts += [f"## {HEADINGS[answer]}\n", _markdown(("", "claim", "number [95 %]", "seeds"), rows)]
     for question in questions:
-        parts += _section(question, wanted, pictures)
+        parts += _section(question, finished, pictures)
     if commands:
         lines = "\n".join(f"    {line}" for line in commands)
         parts.append(f"## Step by step\n\nWhat the commands above do; RUN is each finished run.\n\n{lines}\n")
@@ -111,12 +114,16 @@ def _estimate(each: Estimate) -> str:
     return str(each).replace("nan", "–")
 
 
-def _runs(claim: Claim) -> str:
+def _seeds(claim: Claim, finished: Finished) -> str:
+    """The seeds that a claim rests on, and what is missing of its parts."""
+    parts = {part: finished[part] for part in claim.parts if part in finished}
+    missing = ", ".join(f"{part} {there} of {wanted}" for part, (there, wanted) in parts.items() if there < wanted)
     if not claim.runs:
-        return "none"
+        return f"none; {missing}" if missing else "none"
     first, last = claim.seeds[0], claim.seeds[-1]
     is_range = claim.seeds == tuple(range(first, last + 1)) and first < last
-    return f"{f'{first}–{last}' if is_range else ', '.join(map(str, claim.seeds))} ({claim.runs} runs)"
+    seeds = f"{first}–{last}" if is_range else ", ".join(map(str, claim.seeds))
+    return f"{seeds} ({claim.runs} run{'s' if claim.runs > 1 else ''}{'; ' if missing else ''}{missing})"
 
 
 def _anchor(question: Question) -> str:
@@ -128,13 +135,14 @@ def _heading(question: Question) -> str:
     return f"{question.number}. {question.title}"
 
 
-def _section(question: Question, wanted: Mapping[str, int], pictures: Mapping[str, Path]) -> list[str]:
-    used = [part for part in question.parts if part in wanted]
+def _section(question: Question, finished: Finished, pictures: Mapping[str, Path]) -> list[str]:
+    used = [part for part in question.parts if part in finished]
     parts = [f"## {_heading(question)}\n", f"    {COMMAND} {' '.join(used)}\n"]
     if question.words:
         parts.append(f"{question.words}\n")
     rows = [
-        (claim.text, claim.rule, number(claim), _runs(claim), claim.answer, claim.note) for claim in question.claims
+        (claim.text, claim.rule, number(claim), _seeds(claim, finished), claim.answer, claim.note)
+        for claim in question.claims
     ]
     parts.append(_markdown(("claim", "rule", "number [95 %]", "seeds", "answer", "note"), rows))
     for name, path in pictures.items():

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rbc_warp.analysis.findings import questions
-from rbc_warp.analysis.outcomes import CROSS_PLAY_NAME, PHASES_NAME, is_finished, outcomes, read_cross_play
+from rbc_warp.analysis.outcomes import CROSS_PLAY_NAME, PHASES_NAME, UPDATES, is_finished, outcomes, read_cross_play
 from rbc_warp.analysis.results_page import write_page
 from rbc_warp.commands.launch import num_cores, positive
 from rbc_warp.commands.sweep import run_sweep, terminated_as_interrupted
@@ -32,8 +32,8 @@ from rbc_warp.equilibrium.results import Results
 from rbc_warp.errors import ConfigError
 from rbc_warp.runs.console import text_table
 from rbc_warp.runs.files import write_text
-from rbc_warp.runs.folder import RunDir, find_runs
-from rbc_warp.runs.sweep import Display, Task, expand, last_record
+from rbc_warp.runs.folder import RunDir
+from rbc_warp.runs.sweep import Display, Task, expand, last_record, matches
 
 CROSS_PLAYED = 5
 """Most runs whose policies are mixed, by seed: n³ mixtures."""
@@ -67,23 +67,35 @@ def _numbered(run: RunDir) -> list[str]:
     return [label for label in run.labels("consumer") if label.isdecimal()]
 
 
-def _has_full_verdict(run: RunDir) -> bool:
+def _is_tuned(run: RunDir, checkpoint: str) -> bool:
+    """Whether every type that has a choice was fine-tuned at a checkpoint, for as long as it counts."""
+    of_types: dict[str, bool] = {}
+    for record in Results.read(run).records:
+        if record.checkpoint == checkpoint and record.index is None and not record.greedy:
+            without_choice = record.method == "fixed" and record.low == record.high == 0.0
+            counts = record.settings.get("iterations") == UPDATES or without_choice
+            of_types[record.agent] = of_types.get(record.agent, False) or counts
+    return bool(of_types) and all(of_types.values())
+
+
+def _has_verdict(run: RunDir) -> bool:
     last = last_iteration(run, load_config(run.hparams_path))
-    return any((v["iteration"], v["effort"]) == (last, "full") for v in Results.read(run).verdicts)
+    judged = any((v["iteration"], v["effort"]) == (last, "full") for v in Results.read(run).verdicts)
+    return judged and _is_tuned(run, "latest")
 
 
-def _has_verdicts(run: RunDir) -> bool:
+def _has_checkpoints(run: RunDir) -> bool:
     known = {verdict["iteration"] for verdict in Results.read(run).verdicts}
-    return known >= set(map(int, _numbered(run)))
+    return all(int(label) in known and _is_tuned(run, label) for label in _numbered(run))
 
 
 def _has_scan(run: RunDir) -> bool:
     return any(scan["agent"] == "government" for scan in Results.read(run).scans)
 
 
-BEST_RESPONSE = "python run_best_response.py RUN 100 --ep-strs"
-VERDICT = Test("verdict", f"{BEST_RESPONSE} latest --verdict full", _has_full_verdict)
-CHECKPOINTS = Test("checkpoints", f"{BEST_RESPONSE} CHECKPOINTS --verdict quick", _has_verdicts)
+BEST_RESPONSE = f"python run_best_response.py RUN {UPDATES} --ep-strs"
+VERDICT = Test("verdict", f"{BEST_RESPONSE} latest --verdict full", _has_verdict)
+CHECKPOINTS = Test("checkpoints", f"{BEST_RESPONSE} CHECKPOINTS --verdict quick", _has_checkpoints)
 SCAN = Test("scan", f"{BEST_RESPONSE} latest --agent-type government --scan", _has_scan)
 PHASES = Test(
     "phases",
@@ -140,9 +152,15 @@ class Work:
     folder: Path
     configs: list[Config]
 
+    @classmethod
+    def of(cls, part: Part, folder: Path) -> Work:
+        return cls(part, folder / part.name, expand(load_config(part.config_path)))
+
     @property
     def finished(self) -> list[RunDir]:
-        return [run for run in find_runs(self.folder) if is_finished(run)] if self.folder.is_dir() else []
+        """The finished runs that are of the part's settings; others in its folder do not count."""
+        found = matches(self.folder, self.configs)
+        return [run for run, _ in filter(None, found) if is_finished(run)]
 
     @property
     def tests_left(self) -> list[tuple[RunDir, Test]]:
@@ -331,8 +349,9 @@ def mix(work: Work) -> bool:
 
 def write(page: Path, folder: Path) -> None:
     """Write the page from all runs that are finished, of all parts."""
-    runs = {part.name: outcomes(folder / part.name) for part in PARTS}
-    wanted = {part.name: len(expand(load_config(part.config_path))) for part in PARTS}
+    works = {part.name: Work.of(part, folder) for part in PARTS}
+    runs = {name: outcomes(work.finished) for name, work in works.items()}
+    wanted = {name: len(work.configs) for name, work in works.items()}
     cross_play = read_cross_play(folder / "open")
     commands = [line for part in PARTS for line in part.commands(Path("experiment/results"))]
     print(*write_page(page, questions(runs, cross_play), runs, wanted, cross_play, commands), sep="\n")
@@ -374,7 +393,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     chosen = [part for part in PARTS if part.name in (options.parts or [part.name])]
     folder = options.experiment_dir
-    works = [Work(part, folder / part.name, expand(load_config(part.config_path))) for part in chosen]
+    works = [Work.of(part, folder) for part in chosen]
     outlook = Outlook.of(folder, works, options.jobs or num_cores())
     if options.dry_run:
         print(f"{overview(works, folder)}\n\n{outlook}")

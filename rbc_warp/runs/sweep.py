@@ -12,7 +12,7 @@ import itertools
 import json
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,20 +89,31 @@ def plan(folder: Path, config: Config, seed_from_timestamp: bool = False, overri
     """The runs of a sweep in ``folder``: those found there, and new folders for the combinations that have none."""
     configs = expand(config, overrides)  # all are checked before anything is written
     free = set(RESUMABLE) - set(config.sweep.get("train", ())) | ({"base_seed"} if seed_from_timestamp else set())
-    found = [(run, load_config(run.hparams_path)) for run in find_runs(folder)] if folder.is_dir() else []
-    tasks = []
+    if seed_from_timestamp:
+        configs = [_with_metadata(wanted, {"seed_from_timestamp": True}) for wanted in configs]
+    return [
+        _new_task(folder, wanted, seed_from_timestamp) if match is None else _continued(*match, wanted, free)
+        for wanted, match in zip(configs, matches(folder, configs, free), strict=True)
+    ]
+
+
+def matches(
+    folder: Path, configs: Sequence[Config], free: Collection[str] = RESUMABLE
+) -> list[tuple[RunDir, Config] | None]:
+    """Return for each configuration the run of a folder that is its, with the one it has; None where there is none.
+
+    ``free``: keys of ``train`` in which they may differ.
+    """
+    there = _configs(folder) if folder.is_dir() else []
+    found: list[tuple[RunDir, Config] | None] = []
     for wanted in configs:
-        wanted = _with_metadata(wanted, {"seed_from_timestamp": True}) if seed_from_timestamp else wanted
-        match = next((pair for pair in found if _identity(pair[1], free) == _identity(wanted, free)), None)
-        if match is None:
-            tasks.append(_new_task(folder, wanted, seed_from_timestamp))
-        else:
-            found.remove(match)
-            tasks.append(_continued(*match, wanted, free))
-    return tasks
+        found.append(next((pair for pair in there if _identity(pair[1], free) == _identity(wanted, free)), None))
+        if found[-1] is not None:
+            there.remove(found[-1])
+    return found
 
 
-def _identity(config: Config, free: set[str]) -> dict[str, Any]:
+def _identity(config: Config, free: Collection[str]) -> dict[str, Any]:
     """Return the part of a configuration that makes it the same run as another: all but names, length and files."""
     data = config.to_dict()
     train = {key: value for key, value in data["train"].items() if key not in free}
