@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import string
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,11 @@ from rbc_warp.runs.folder import jsonable
 
 COMMAND = "python -m rbc_warp results"
 INTRODUCTION = """\
-What the findings of Curry, Trott, Phade, Bai and Zheng (2022) look like here: claims, each tested over seeds, by rules
-that stood in the code (`rbc_warp/analysis/findings.py`) before the runs did. `make results` makes all of it, this page
-included: hours on two cores; it goes on where it was stopped, and repeats nothing that is finished. Raw figures:
-[results.json](results.json).
+What the findings of Curry, Trott, Phade, Bai and Zheng (2022) look like here: claims, each tested over seeds by a rule
+that stood in the code (`rbc_warp/analysis/findings.py`) before its number was known. The exception are the ten seeds of
+the open economy: README told of them before, and the settings of `configs/rbc.yaml` were chosen with an eye on them.
+`make results` makes all of it, this page included: hours on two cores; it goes on where it was stopped, and repeats
+nothing that is finished. Raw figures: [results.json](results.json).
 
 Settings are those of `configs/rbc.yaml`, 1.75 million env-steps, unless it is said otherwise; the paper's runs have 256
 million. Intervals are 95 % over seeds: Student's for means, Welch's for differences, Wilson's for shares. An answer is
@@ -33,6 +36,7 @@ where fewer than three runs are finished. Claims are judged one by one: of twent
 """
 Finished = Mapping[str, tuple[int, int]]
 """Per part, how many runs are finished, and of how many."""
+LETTERS = string.ascii_lowercase
 HEADINGS = {
     NOT_REPRODUCED: "Not reproduced",
     CANNOT_TELL: "Cannot tell",
@@ -83,7 +87,7 @@ def page_text(
     parts = ["# Results: published findings, tested here\n", INTRODUCTION]
     if done < sum(wanted.values()):
         each = ", ".join(f"{part} {there} of {number}" for part, (there, number) in finished.items())
-        parts.append(f"**{done} of {sum(wanted.values())} runs are finished**: {each}.\n")
+        parts.append(_wrapped(f"**{done} of {sum(wanted.values())} runs are finished**: {each}.") + "\n")
     counts = {answer: sum(claim.answer == answer for _, claim in claims) for answer in ANSWERS}
     parts.append(
         f"Of {len(claims)} claims {counts[NOT_REPRODUCED]} are not reproduced, {counts[REPRODUCED]} are reproduced, "
@@ -91,12 +95,17 @@ def page_text(
     )
     for answer in ANSWERS:
         chosen = [(question, claim) for question, claim in claims if claim.answer == answer]
+        rows = [
+            (f"[{question.number}](#{_anchor(question)})", claim.text, number(claim), _seeds(claim, finished))
+            for question, claim in chosen
+            if claim.number is not None
+        ]
         if chosen:
-            rows = [
-                (f"[{question.number}](#{_anchor(question)})", claim.text, number(claim), _seeds(claim, finished))
-                for question, claim in chosen
-            ]
-            parts += [f"## {HEADINGS[answer]}\n", _markdown(("", "claim", "number [95 %]", "seeds"), rows)]
+            parts.append(f"## {HEADINGS[answer]}\n")
+        if rows:
+            parts.append(_markdown(("", "claim", "number [95 %]", "seeds"), rows))
+        if len(rows) < len(chosen):
+            parts.append(f"Too few runs yet for {len(chosen) - len(rows)} claims; they are listed below.\n")
     for question in questions:
         parts += _section(question, finished, pictures)
     if commands:
@@ -139,20 +148,28 @@ def _section(question: Question, finished: Finished, pictures: Mapping[str, Path
     used = [part for part in question.parts if part in finished]
     parts = [f"## {_heading(question)}\n", f"    {COMMAND} {' '.join(used)}\n"]
     if question.words:
-        parts.append(f"{question.words}\n")
+        parts.append(_wrapped(question.words) + "\n")
+    rules = list(dict.fromkeys(claim.rule for claim in question.claims))
     rows = [
-        (claim.text, claim.rule, number(claim), _seeds(claim, finished), claim.answer, claim.note)
+        (claim.text, number(claim), _seeds(claim, finished), claim.answer, LETTERS[rules.index(claim.rule)])
         for claim in question.claims
     ]
-    parts.append(_markdown(("claim", "rule", "number [95 %]", "seeds", "answer", "note"), rows))
+    parts.append(_markdown(("claim", "number [95 %]", "seeds", "answer", "rule"), rows))
+    parts += [_wrapped(f"- Rule {letter}: {rule}.", "  ") for letter, rule in zip(LETTERS, rules, strict=False)]
+    parts += [_wrapped(f"- {claim.text}: {claim.note.rstrip('.')}.", "  ") for claim in question.claims if claim.note]
+    parts.append("")
     for name, path in pictures.items():
         if name.startswith(f"{question.number} "):
             parts.append(f"![{name[2:]}]({path.as_posix()})\n\n*{name[2:]}.*\n")
     return [*parts, *(text for table in question.tables if table.rows for text in _table(table))]
 
 
+def _wrapped(text: str, indent: str = "") -> str:
+    return textwrap.fill(text, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
 def _table(table: Table) -> list[str]:
-    return [f"{table.title}:\n", _markdown(table.head, table.rows)]
+    return [_wrapped(f"{table.title}:") + "\n", _markdown(table.head, table.rows)]
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
