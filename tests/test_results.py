@@ -58,7 +58,7 @@ def test_a_part_is_trained_tested_and_told_and_made_only_once(
     shown = capsys.readouterr().out
     assert f"all parts: {seeds} of {seeds} runs trained, {seeds} of {seeds} tested; about 0 min left" in shown
     page = (small.parent / "results.md").read_text()
-    assert "runs are finished**" not in page and f"({seeds} runs)" in page
+    assert "runs are finished**" not in page and f"({seeds} run" in page
     raw = json.loads((small.parent / "results.json").read_text())
     assert [run["seed"] for run in raw["outcomes"]["open"]] == list(range(seeds))
     assert {run["verdicts"][-1]["effort"] for run in raw["outcomes"]["open"]} == {"full"}
