@@ -97,12 +97,13 @@ def test_time_left_follows_from_what_was_done(tmp_path: Path) -> None:
     configs = expand(load_config("results/precision"))
     work = Work(Part("precision", ""), tmp_path / "precision", configs)
     outlook = Outlook.of(tmp_path, [work], jobs=2)
-    assert outlook.seconds() is None
+    assert outlook.seconds() == (0.0, False)
     outlook.note(TRAINING, size_of(configs[0]), 200.0)
+    assert outlook.seconds() == (pytest.approx(9 * 200 / 2), False) and "more than 15 min left" in str(outlook)
     outlook.note("verdict", 111, 60.0)
-    assert outlook.seconds() == pytest.approx(9 * (200 + 60) / 2)
+    assert outlook.seconds() == (pytest.approx(9 * (200 + 60) / 2), True)
     again = Outlook.of(tmp_path, [work], jobs=1)  # no run is there: only the times are known from before
-    assert again.seconds() == pytest.approx(10 * 260)
+    assert again.seconds() == (pytest.approx(10 * 260), True)
     assert "0 of 10 runs trained, 0 of 10 tested; about 43 min left" in str(again)
 
 

@@ -240,23 +240,24 @@ class Outlook:
             self.tested += 1
         write_text(self.folder / LEDGER_NAME, json.dumps(self.took) + "\n")
 
-    def seconds(self) -> float | None:
-        """Seconds left, as many processes at a time as jobs; None while a kind that is left was never timed."""
-        total = 0.0
+    def seconds(self) -> tuple[float, bool]:
+        """Seconds left, as many processes at a time as jobs, and whether every kind that is left was timed before."""
+        total, all_known = 0.0, True
         for kind, amount in self.left.items():
             amount -= self.running if kind == TRAINING else 0.0
-            if amount > 0.0:
-                if kind not in self.took:
-                    return None
+            if amount > 0.0 and kind in self.took:
                 done, took = map(sum, zip(*self.took[kind], strict=True))
                 total += amount * took / done
-        return total / self.jobs
+            elif amount > 0.0:
+                all_known = False
+        return total / self.jobs, all_known
 
     def __str__(self) -> str:
-        seconds = self.seconds()
-        left = "time left not known before some are done"
-        if seconds is not None:
-            left = f"about {seconds / 3600:.1f} h left" if seconds >= 3600 else f"about {seconds / 60:.0f} min left"
+        seconds, all_known = self.seconds()
+        time_text = f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
+        left = f"{'about' if all_known else 'more than'} {time_text} left"
+        if not self.took and not all_known:
+            left = "time left not known before some are done"
         return f"all parts: {self.trained} of {self.wanted} runs trained, {self.tested} of {self.tests} tested; {left}"
 
 
