@@ -232,6 +232,20 @@ def test_learned_against_fixed_taxes(learned: float, spread: float, expected: st
     assert everything.note.endswith("0 % / 0 %") and everything.answer != REPRODUCED
 
 
+def test_learned_against_fixed_taxes_while_others_stay() -> None:
+    def scan(worth: float) -> dict[str, float]:
+        both = {f"income tax {rate:g}, corporate tax {rate:g}": worth - rate / 10 for rate in (0.2, 0.4, 0.6, 0.8)}
+        return {"income tax 0, corporate tax 0": 1.001, **both}
+
+    question = taxes({"open": [replace(run(n), scan=scan(0.9 + n / 1000)) for n in range(4)]})
+    found = the(question, "Learned taxes bring 15 % more welfare than the best fixed of 20 to 80 %")
+    assert found.answer == NOT_REPRODUCED and found.number
+    assert found.number.mean == pytest.approx(100 * (1 / 0.8815 - 1), rel=1e-3)
+    assert (
+        answer(question, "Learned taxes bring 15 % more welfare than the best fixed ones of all 36") == NOT_REPRODUCED
+    )
+
+
 def test_relations_over_solutions() -> None:
     abroad = {"world.importer_price": 500, "world.importer_quantity": 10}
     exports = [

@@ -25,6 +25,7 @@ from rbc_warp.commands.train import parse as parse_training
 from rbc_warp.config import Config, load_config
 from rbc_warp.config.reading import reading
 from rbc_warp.config.shipped import CONFIGS, launcher_words
+from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.economy.curriculum import env_steps
 from rbc_warp.economy.parameters import Economy
 from rbc_warp.equilibrium.request import last_iteration
@@ -64,7 +65,10 @@ class Test:
 
 
 def _numbered(run: RunDir) -> list[str]:
-    return [label for label in run.labels("consumer") if label.isdecimal()]
+    """Checkpoints before the latest, which may be saved by its number, too."""
+    learned = next(filter(None, map(run.labels, AGENT_TYPES)), [])
+    last = last_iteration(run, load_config(run.hparams_path))
+    return [label for label in learned if label.isdecimal() and int(label) < last]
 
 
 def _is_tuned(run: RunDir, checkpoint: str) -> bool:
