@@ -67,7 +67,7 @@ def write_page(
             for each in questions
         ],
         "outcomes": {part: [run.to_dict() for run in some] for part, some in runs.items()},
-        "cross_play": cross_play and {name: cross_play[name] for name in ("sentence", "bars", "largest_gains", "runs")},
+        "cross_play": cross_play and {name: cross_play[name] for name in ("sentence", "bars", "largest_gains")},
     }
     write_text(raw, json.dumps(jsonable(content), indent=1, allow_nan=False) + "\n")
     return [page, raw, *pictures.values()]
