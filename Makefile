@@ -1,6 +1,7 @@
 # make train      set up and train with CONFIG
 # make test       set up and run the tests            make slow      the tests that take minutes
 # make check      format, lint, types, tests          make test-gpu  the tests that need a GPU
+# make results    all runs and tests of docs/results.md, and the page: hours; it goes on where it was stopped
 # make setup-gpu  pycuda, on a machine with a GPU     make bench     time the simulation; bench-gpu: on a GPU
 # make wheels-gpu a folder of wheels, for setup-gpu on a machine without an index (docs/gpu.md)
 # make setup-ray  Ray, to run sweeps on it; without it `make slow` runs what is installed and skips the tests of Ray
@@ -42,10 +43,13 @@ PYCUDA = $$(grep '^pycuda==' requirements-gpu.txt)
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 
 .DELETE_ON_ERROR:
-.PHONY: train setup setup-dev setup-gpu setup-ray setup-extras wheels-gpu test test-gpu test-pycuda test-browser slow check bench bench-gpu docs reliability soak clean
+.PHONY: train results setup setup-dev setup-gpu setup-ray setup-extras wheels-gpu test test-gpu test-pycuda test-browser slow check bench bench-gpu docs reliability soak clean
 
 train: $(READY)
 	$(RUN) run_training.py --config $(CONFIG)
+
+results: setup
+	$(RUN) -m rbc_warp results
 
 setup: $(STAMP)
 

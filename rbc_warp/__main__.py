@@ -18,6 +18,7 @@ COMMANDS = {
     "gaps": "how far runs were from equilibrium, checkpoint by checkpoint",
     "audit": "whether its rollouts add up, were allowed, and drawn as its policies say",
     "compare": "two runs, or one under other taxes, with paired differences",
+    "results": "docs/results.md: all its runs, tests and figures",
     "phases": "what each type of a run learned, and what changed when firms began to learn",
 }
 

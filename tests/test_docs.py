@@ -59,6 +59,7 @@ NOT_RUN = {
     r".* scaling": "several processes: tests/test_distributed.py",
     r".* --executor ray": "needs Ray: tests/test_sweep.py",
     r".* --png": "needs Chromium: tests/test_browser.py",
+    r".* rbc_warp results": "hours: tests/test_results.py",
     r".* power": "minutes: tests/test_power.py",
     r".* bench": "minutes, and only the clock: its parts are run by tests/test_kernels.py and tests/test_training.py",
 }

@@ -249,6 +249,39 @@ def _judge_counts(tests: list[Count], is_rounded: bool, findings: Findings) -> N
 # Collapse
 
 
+@dataclass(frozen=True)
+class Activity:
+    """How much is worked and traded in a rollout."""
+
+    hours: float  #: Per consumer and period.
+    most_hours: float  #: The most that a consumer can work.
+    units: float  #: Sold and exported per firm and period.
+
+    @classmethod
+    def of(cls, economy: Economy, episodes: Mapping[str, Episode]) -> Activity:
+        hours = economy.work_choices[episodes["consumer"].actions[..., economy.num_firms]].mean()
+        sold, abroad = (float(episodes[agent].aux_array.mean(dtype=np.float64)) for agent in ("consumer", "firm"))
+        return cls(float(hours), float(economy.work_choices.max()), sold * economy.num_consumers + abroad)
+
+    @property
+    def has_no_work(self) -> bool:
+        return self.hours < NO_WORK * self.most_hours
+
+    @property
+    def has_no_trade(self) -> bool:
+        return self.units < NO_TRADE
+
+    @property
+    def has_collapsed(self) -> bool:
+        return self.has_no_work or self.has_no_trade
+
+
+def last_activity(run: RunDir) -> Activity:
+    """Return that of a run's last rollout. Raises RunFileError where there is none, or it is damaged."""
+    economy = Economy.from_config(load_config(run.hparams_path))
+    return Activity.of(economy, read_rollout(run, economy, run.last_episode(), ("consumer", "firm")))
+
+
 def _tell_collapse(
     run: RunDir, config: Config, economy: Economy, label: str, episodes: Mapping[str, Episode], findings: Findings
 ) -> None:
@@ -256,14 +289,11 @@ def _tell_collapse(
     iteration = _iteration(run, config, label)
     every = {name: np.ones(agent.num_actions, dtype=bool) for name, agent in economy.agents.items()}
     allowed = every if iteration is None else curriculum.allowed_actions(config, economy, iteration)
-    asked, most = episodes["consumer"].actions, economy.work_choices.max()
-    hours = float(economy.work_choices[asked[..., economy.num_firms]].mean())
-    sold, abroad = (float(episodes[agent].aux_array.mean(dtype=np.float64)) for agent in ("consumer", "firm"))
-    units = sold * economy.num_consumers + abroad
-    found = []
-    if hours < NO_WORK * most:
+    activity, found = Activity.of(economy, episodes), []
+    hours, most, units = activity.hours, activity.most_hours, activity.units
+    if activity.has_no_work:
         found.append(f"no work: {hours:.3g} hours per consumer and period, of at most {most:g}")
-    if units < NO_TRADE:
+    if activity.has_no_trade:
         found.append(f"no trade: {units:.3g} units sold and exported per firm and period")
     for name, agent in economy.agents.items():
         drawn = episodes[name].actions.reshape(-1, len(agent.head_sizes))

@@ -5,7 +5,7 @@ import math
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,8 +30,15 @@ def is_sweep(options: argparse.Namespace) -> bool:
     return options.many or bool(load_config(options.config, options.overrides).sweep)
 
 
-def run_sweep(options: argparse.Namespace) -> int:
-    """Make and train the runs of a sweep; return 0, or 1 if one failed."""
+def run_sweep(
+    options: argparse.Namespace,
+    make_display: Callable[[Path, Sequence[Task]], Display] = Display,
+    launcher: Sequence[str] | None = None,
+) -> int:
+    """Make and train the runs of a sweep; return 0, or 1 if one failed.
+
+    ``make_display``: of what is shown; ``launcher``: the words that start a run, by default the training launcher.
+    """
     if under_torchrun():
         raise ConfigError("torchrun shares one run among processes, not a sweep; use --jobs N without torchrun")
     if options.stretch is not None:
@@ -53,13 +60,13 @@ def run_sweep(options: argparse.Namespace) -> int:
         tasks = (
             present(folder) if config is None else plan(folder, config, options.seed_from_timestamp, options.overrides)
         )
-        display = Display(folder, tasks)
+        display = make_display(folder, tasks)
         counts = Counter("new" if task.is_new else task.state for task in tasks)
         print(f"{folder}: {len(tasks)} runs ({', '.join(f'{n} {state}' for state, n in counts.items())})", flush=True)
         if options.dry_run:
             print("\n".join(display.line(task, number) for number, task in enumerate(tasks)))
         elif any(task.state == "waiting" for task in tasks):
-            _train(options, tasks, display)
+            _train(options, tasks, display, launcher or launcher_words("train"))
         print(f"index: {write_index(folder)}")
     failed = [f"{task.run.path}: {task.message}; see {LOG_NAME} there" for task in tasks if task.state == "failed"]
     failed += [f"{folder / name}: {reason}; move it away" for name, reason in lost.items()]
@@ -96,16 +103,16 @@ def _check_needs(options: argparse.Namespace, runs: Sequence[Config], folder: Pa
     return told([*at_once, disk])
 
 
-def _train(options: argparse.Namespace, tasks: Sequence[Task], display: Display) -> None:
+def _train(options: argparse.Namespace, tasks: Sequence[Task], display: Display, launcher: Sequence[str]) -> None:
     threads = options.threads or (max(1, num_cores() // (options.jobs or 1)) if options.executor == "local" else 1)
-    command = [*launcher_words("train"), "--backend", options.backend, "--threads", str(threads), "--quiet"]
+    command = [*launcher, "--backend", options.backend, "--threads", str(threads), "--quiet"]
     command += [word for name in options.track for word in ("--track", name)]
     engine: Engine
     if options.executor == "ray":
         engine = RayEngine(options.ray_address, options.jobs, threads, options.gpus_per_run)
     else:
         engine = LocalEngine(options.jobs or 1)
-    with _terminated_as_interrupted(), display.shown():
+    with terminated_as_interrupted(), display.shown():
         try:
             execute(tasks, engine, command, display)
         finally:
@@ -113,7 +120,7 @@ def _train(options: argparse.Namespace, tasks: Sequence[Task], display: Display)
 
 
 @contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
+def terminated_as_interrupted() -> Iterator[None]:
     """Let SIGTERM, and the end of the terminal, do what Ctrl-C does."""
 
     def interrupt(signum: int, frame: object) -> None:

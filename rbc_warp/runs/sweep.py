@@ -12,7 +12,7 @@ import itertools
 import json
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,20 +90,31 @@ def plan(folder: Path, config: Config, seed_from_timestamp: bool = False, overri
     """The runs of a sweep in ``folder``: those found there, and new folders for the combinations that have none."""
     configs = expand(config, overrides)  # all are checked before anything is written
     free = set(RESUMABLE) - set(config.sweep.get("train", ())) | ({"base_seed"} if seed_from_timestamp else set())
-    found = _configs(folder)[0] if folder.is_dir() else []
-    tasks = []
+    if seed_from_timestamp:
+        configs = [_with_metadata(wanted, {"seed_from_timestamp": True}) for wanted in configs]
+    return [
+        _new_task(folder, wanted, seed_from_timestamp) if match is None else _continued(*match, wanted, free)
+        for wanted, match in zip(configs, matches(folder, configs, free), strict=True)
+    ]
+
+
+def matches(
+    folder: Path, configs: Sequence[Config], free: Collection[str] = RESUMABLE
+) -> list[tuple[RunDir, Config] | None]:
+    """Return for each configuration the run of a folder that is its, with the one it has; None where there is none.
+
+    ``free``: keys of ``train`` in which they may differ.
+    """
+    there = _configs(folder)[0] if folder.is_dir() else []
+    found: list[tuple[RunDir, Config] | None] = []
     for wanted in configs:
-        wanted = _with_metadata(wanted, {"seed_from_timestamp": True}) if seed_from_timestamp else wanted
-        match = next((pair for pair in found if _identity(pair[1], free) == _identity(wanted, free)), None)
-        if match is None:
-            tasks.append(_new_task(folder, wanted, seed_from_timestamp))
-        else:
-            found.remove(match)
-            tasks.append(_continued(*match, wanted, free))
-    return tasks
+        found.append(next((pair for pair in there if _identity(pair[1], free) == _identity(wanted, free)), None))
+        if found[-1] is not None:
+            there.remove(found[-1])
+    return found
 
 
-def _identity(config: Config, free: set[str]) -> dict[str, Any]:
+def _identity(config: Config, free: Collection[str]) -> dict[str, Any]:
     """Return the part of a configuration that makes it the same run as another: all but names, length and files."""
     data = config.to_dict()
     train = {key: value for key, value in data["train"].items() if key not in free}
@@ -273,10 +284,19 @@ def _last_words(log: Path) -> str:
 
 
 class Display:
-    """The display of a sweep: a live table on a terminal, a line per change elsewhere. Keeps index.csv up to date."""
+    """The display of a sweep: a live table on a terminal, a line per change elsewhere. Keeps index.csv up to date.
 
-    def __init__(self, folder: Path, tasks: Sequence[Task], console: Console | None = None) -> None:
-        self._folder, self._tasks = folder, tasks
+    ``beside`` tells, of the tasks as they are, what else there is to say: under the table, or a line per end of a run.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        tasks: Sequence[Task],
+        console: Console | None = None,
+        beside: Callable[[Sequence[Task]], str] | None = None,
+    ) -> None:
+        self._folder, self._tasks, self._beside = folder, tasks, beside
         self._console = console or Console(highlight=False, soft_wrap=True)
         self._parameters = varied([task.config for task in tasks])
         self._live: Live | None = None
@@ -302,6 +322,8 @@ class Display:
             self._warned = True
         self._next_look = 0.0
         self.show()
+        if self._beside and self._live is None:
+            self._console.print(self._beside(self._tasks), markup=False)
 
     def show(self) -> None:
         for number, task in enumerate(self._tasks, start=1):
@@ -320,7 +342,8 @@ class Display:
         """Every run's settings, state, progress and rewards; what is at work first where not all fit."""
         counts = Counter(task.state for task in self._tasks)
         caption = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
-        table = Table(title=str(self._folder), caption=f"{len(self._tasks)} runs: {caption}", box=None)
+        lines = [f"{len(self._tasks)} runs: {caption}", *([self._beside(self._tasks)] if self._beside else [])]
+        table = Table(title=str(self._folder), caption="\n".join(lines), box=None)
         names = [key.partition(".")[2] for key in self._parameters]
         for heading in ("run", *names, "state", "iterations", "left", "consumer", "firm", "government"):
             table.add_column(

@@ -10,7 +10,13 @@ from rbc_warp.training.processes import Processes
 
 OUTGROWN = "amounts outgrew 32 bits: lower world.interest_rate or world.maxtime"
 UNSTABLE = "learning diverged: lower train.lr or agents.{agent}_lr_multiple, or set train.clip_grad_norm"
-REMEDIES = {"states": OUTGROWN, "rewards": OUTGROWN, "losses": UNSTABLE, "parameters": UNSTABLE}
+REMEDIES = {
+    "states": OUTGROWN,
+    "rewards": OUTGROWN,
+    "log-probabilities": UNSTABLE,
+    "losses": UNSTABLE,
+    "parameters": UNSTABLE,
+}
 """By array, in the order in which a fault spreads within an iteration: what to change."""
 NEVER = torch.iinfo(torch.int64).max
 

@@ -441,6 +441,7 @@ class RbcTrainer(TrainerA2C):
         norm = learner.update(steps, weights, train.clip_grad_norm)
         losses = dict(zip(LOSS_STATISTICS, learner.statistics.clone(), strict=True))
         watched = [losses[name] for name in ("policy_loss", "value_loss", "entropy")]  # kl may be infinite without harm
+        self.numbers.note("log-probabilities", update.agent, batch.log_probability)
         self.numbers.note("losses", update.agent, torch.stack([*watched, norm]))
         self.numbers.note("parameters", update.agent, learner.policy.flat)
         return losses | {"gradient_norm": norm, "entropy_coefficient": torch.tensor(update.entropy)}

@@ -1,0 +1,632 @@
+"""What published findings look like here: finished runs → claims, each with a number, an interval and an answer.
+
+Every rule is stated where it is applied, and was before any number was known. An answer follows from an interval over
+seeds (95 %): "reproduced" or "not reproduced" where all of it lies on one side, "cannot tell" where it does not, or
+where there are too few runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rbc_warp.analysis.claims import (
+    ABOVE_0,
+    BELOW_0,
+    CANNOT_TELL,
+    FEWEST,
+    MOSTLY,
+    MUCH_MORE_OFTEN,
+    NOT_REPRODUCED,
+    REPRODUCED,
+    Claim,
+    Question,
+    Table,
+    above,
+    as_large_as,
+    below,
+    claim,
+    correlation,
+    difference,
+    difference_of_shares,
+    mean,
+    much_more_often,
+    share,
+)
+from rbc_warp.analysis.fiscal import LEARNED, premium
+from rbc_warp.analysis.gaps import Point
+from rbc_warp.analysis.outcomes import Outcome
+from rbc_warp.analysis.relations import regress
+from rbc_warp.equilibrium.game import Estimate
+from rbc_warp.equilibrium.results import PUBLISHED_BARS
+from rbc_warp.runs.console import number_text
+
+MIDDLE = 1560
+"""Iteration of the checkpoint in the middle of training."""
+TABLE_3_SEEDS = 10
+"""Seeds of which the published bars are the worst."""
+PUBLISHED_PREMIUM = 15.0
+"""What learned taxes bring over the best fixed ones, as published [%]."""
+FIXED_AS_PUBLISHED = ("20 % / 20 %", "40 % / 40 %", "60 % / 60 %")
+"""Of the fixed taxes that are tried, those that lie in the published range, 20 to 80 % on both."""
+SAME, SAME_TAX = 0.05, 0.02
+"""Equivalence: figures differ by at most this share of the base's, tax rates by at most so much."""
+FARTHEST = 100.0
+"""Largest distance from an equilibrium that is told apart, in bars; where nothing was learned, no bar is known."""
+NEAREST = 0.01
+COMPARED = ("welfare per consumer", "price", "wage", "hours", "income tax", "corporate tax")
+"""Figures by which two sets of runs come to the same conclusions, beside their verdicts."""
+UNCORRELATED = 0.25
+"""r² below which two quantities do not go together."""
+
+REWARDS = ("welfare", "consumer reward", "firm reward")
+TAXES = ("income tax", "corporate tax")
+
+Runs = Mapping[str, Sequence[Outcome]]
+"""Finished runs of each part."""
+
+
+# Figures of runs
+
+
+def figure(run: Outcome, name: str) -> float:
+    """A figure of a run; welfare, which is a sum over agents, also per consumer."""
+    if name == "welfare per consumer":
+        return run.figures["welfare"] / run.settings["agents.num_consumers"]
+    if name == "production":
+        return run.figures["sales"] + run.figures["exports"]
+    return run.figures[name]
+
+
+def distance(point: Point) -> float:
+    """The distance from an equilibrium, in bars: the largest upper end of a type's gain as a share of its bar."""
+    shares = [
+        FARTHEST if gap.high is None else gap.high / PUBLISHED_BARS[agent]
+        for agent, gap in point.gaps.items()
+        if gap.high is not None or not gap.passed
+    ]
+    return float(np.clip(max(shares, default=0.0), NEAREST, FARTHEST))
+
+
+def where(runs: Sequence[Outcome], key: str, value: Any) -> list[Outcome]:
+    """Return the runs with this setting."""
+    return [run for run in runs if run.settings[key] == value]
+
+
+def taxes_of(run: Outcome) -> str:
+    """The fixed taxes of a run, income / corporate, of the lists in rbc.yaml."""
+    action = run.settings["agents.frozen_government_action"]
+    return " / ".join(f"{20 * rate:g} %" for rate in divmod(action, 6))
+
+
+def collapses(runs: Sequence[Outcome]) -> list[bool]:
+    return [run.activity.has_collapsed for run in runs if run.activity is not None]
+
+
+def passes(runs: Sequence[Outcome]) -> list[bool]:
+    return [run.verdict.passed for run in runs if run.verdict is not None]
+
+
+# The questions
+
+
+def open_economy(runs: Runs, cross_play: Mapping[str, Any] | None = None) -> Question:
+    """Question 1: training by phase, the gap table, and whether there is one equilibrium."""
+    found, parts = runs.get("open", ()), ("open",)
+    claims = []
+    for name, direction in (("price", "up"), ("wage", "down"), ("profit", "up"), ("utility", "down")):
+        shifts = [shift for run in found for shift in run.shifts if shift.figure.startswith(name)]
+        unit = shifts[0].figure.partition("[")[2].rstrip("]") if shifts else ""
+        claims.append(
+            claim(
+                f"When firms learn, {name} goes {direction}",
+                f"end of their phase less before it, mean over seeds: {ABOVE_0 if direction == 'up' else BELOW_0}",
+                mean(shift.end - shift.before for shift in shifts),
+                unit,
+                above(0.0) if direction == "up" else below(0.0),
+                found,
+                parts,
+            )
+        )
+    for agent in PUBLISHED_BARS:
+        claims.append(
+            claim(
+                f"In its own phase, training raises the reward of the {agent} type",
+                f"against its untrained policy, all else equal, mean over seeds: {ABOVE_0}",
+                mean(run.learned.get(agent) for run in found),
+                "reward per period",
+                above(0.0),
+                [run for run in found if agent in run.learned],
+                parts,
+            )
+        )
+    claims += [_table_3(agent, found) for agent in PUBLISHED_BARS]
+    claims += [_shrinks(agent, found) for agent in PUBLISHED_BARS]
+    claims.append(
+        claim(
+            "No single agent gains more than the published bars (types only were tested there)",
+            f"share of seeds whose full verdict passes: {MOSTLY}",
+            share(passes(found)),
+            "of seeds",
+            above(0.5),
+            [run for run in found if run.verdict],
+            parts,
+        )
+    )
+    claims.append(_several(found, cross_play))
+    return Question(1, "The open economy", parts, claims, [_gap_table(found), _final_table("open", found)])
+
+
+def _table_3(agent: str, runs: Sequence[Outcome]) -> Claim:
+    """The published bar: fine-tuning of the type in the worst seed."""
+    bar = PUBLISHED_BARS[agent]
+    known, shares = [], []
+    for run in runs:
+        tuned = run.tuned_at(agent, run.last)
+        if tuned is not None and tuned.base is not None:
+            known.append(run)
+            shares.append(Estimate(*(100.0 * value / tuned.base for value in (tuned.gain, tuned.low, tuned.high))))
+
+    def judge(worst: Estimate) -> str:
+        if any(each.low > bar for each in shares):
+            return NOT_REPRODUCED
+        return REPRODUCED if len(known) >= TABLE_3_SEEDS and worst.high < bar else CANNOT_TELL
+
+    return claim(
+        f"Table 3: fine-tuned, the {agent} type gains less than {bar:g} % of its training gain, worst of ten seeds",
+        f"upper ends, of own learning where the training gain is not positive: reproduced if below {bar:g} % in "
+        f"{TABLE_3_SEEDS} seeds, not if in any seed the whole interval lies above; the number is the worst seed's",
+        max(shares, key=lambda each: each.high, default=None),
+        "%",
+        judge,
+        known,
+        ("open",),
+    )
+
+
+def _shrinks(agent: str, runs: Sequence[Outcome]) -> Claim:
+    """What fine-tuning gains shrinks from the middle of training to its end."""
+    pairs = [(run, run.tuned_at(agent, MIDDLE), run.tuned_at(agent, run.last)) for run in runs]
+    known = [(run, middle, end) for run, middle, end in pairs if middle is not None and end is not None]
+    return claim(
+        f"Fig. 4: what the {agent} type gains by fine-tuning shrinks from mid-training to the end",
+        f"gain at the latest checkpoint less that at iteration {MIDDLE}, mean over seeds: {BELOW_0}",
+        mean(end.gain - middle.gain for _, middle, end in known),
+        "reward per period",
+        below(0.0),
+        [run for run, _, _ in known],
+        ("open",),
+    )
+
+
+def _several(runs: Sequence[Outcome], cross_play: Mapping[str, Any] | None) -> Claim:
+    names = {str(run["path"]).rsplit("/", 1)[-1] for run in (cross_play or {"runs": []})["runs"]}
+    played = [run for run in runs if run.name in names]
+    equivalent = cross_play["equivalent"] if cross_play else None
+    number = None
+    if cross_play and "government" in cross_play["differences"]:
+        welfare = [float(mixture["values"]["government"]["mean"]) for mixture in cross_play["mixtures"]]
+        found = max(cross_play["differences"]["government"], key=lambda each: each["low"])
+        number = Estimate(*(100.0 * found[end] / max(welfare) for end in ("mean", "low", "high")))
+    answer = {True: NOT_REPRODUCED, False: REPRODUCED, None: CANNOT_TELL}[equivalent]
+    return claim(
+        "Seeds end in several equilibria, not one",
+        "cross-play: reproduced if mixtures of runs are not equivalent (some type's values differ by more than its "
+        "bar, intervals included), not if they are; the number is the largest difference of welfare",
+        number,
+        "% of welfare",
+        lambda _: answer,
+        played,
+        ("open",),
+        str(cross_play["sentence"]) if cross_play else "",
+    )
+
+
+def closed_economy(runs: Runs) -> Question:
+    """Question 2: does the closed economy collapse?"""
+    closed, opened, parts = runs.get("closed", ()), runs.get("open", ()), ("closed", "open")
+    known = [run for run in closed if run.activity is not None]
+    claims = [
+        claim(
+            "The closed economy mostly collapses",
+            f"share of seeds without work or trade at the end: {MOSTLY}",
+            share(collapses(known)),
+            "of seeds",
+            above(0.5),
+            known,
+            ("closed",),
+        )
+    ]
+    for name, unit in (("wage", "money per hour"), ("hours", "per consumer"), ("production", "units per firm")):
+        text = "production (sold and exported)" if name == "production" else name
+        claims.append(
+            claim(
+                f"Closed, {text} is lower than open",
+                f"closed less open, means over seeds: {BELOW_0}",
+                difference([figure(run, name) for run in closed], [figure(run, name) for run in opened]),
+                unit,
+                below(0.0),
+                [*closed, *opened],
+                parts,
+            )
+        )
+    return Question(2, "The closed economy", parts, claims, [_final_table("closed", closed)], COLLAPSE)
+
+
+COLLAPSE = (
+    "**Collapse** is a lack of work or of trade in the last rollout: hours below 1 % of the most that a consumer can "
+    "work, or fewer than 0.01 units sold and exported per firm and period."
+)
+
+
+def curriculum(runs: Runs) -> Question:
+    """Question 3: a curriculum against none, with the same environment steps."""
+    parts, claims = ("no_curriculum", "open", "closed"), []
+    tables = []
+    for name, importer in (("open", 1), ("closed", 0)):
+        without = where(runs.get("no_curriculum", ()), "world.use_importer", importer)
+        with_it = runs.get(name, ())
+        both = [*without, *with_it]
+        claims.append(
+            claim(
+                f"The {name} economy collapses much more often without a curriculum",
+                "share of seeds that collapse, without less with: reproduced if the interval lies above 0, not if its "
+                f"upper end is below {MUCH_MORE_OFTEN:g}",
+                difference_of_shares(collapses(without), collapses(with_it)),
+                "of seeds",
+                much_more_often,
+                [run for run in both if run.activity],
+                ("no_curriculum", name),
+            )
+        )
+        far, near = (
+            [float(np.log10(distance(run.verdict))) for run in group if run.verdict] for group in (without, with_it)
+        )
+        gap = difference(far, near)
+        claims.append(
+            claim(
+                f"With the same samples, the {name} economy ends farther from an equilibrium without a curriculum",
+                "ratio of distances, without over with: the largest upper end of a single agent's gain in bars, "
+                f"{NEAREST:g} to {FARTHEST:g}, geometric means over seeds: reproduced if above 1, not if below",
+                gap and Estimate(*(10.0**end for end in (gap.mean, gap.low, gap.high))),
+                "times as far",
+                above(1.0),
+                [run for run in both if run.verdict],
+                ("no_curriculum", name),
+            )
+        )
+        tables.append(_final_table(f"{name}, without a curriculum", without))
+    return Question(3, "A curriculum against none", parts, claims, tables, COLLAPSE)
+
+
+def taxes(runs: Runs) -> Question:
+    """Question 4: learned taxes against fixed ones."""
+    opened, fixed, parts = runs.get("open", ()), runs.get("fixed_taxes", ()), ("fixed_taxes", "open")
+    by_taxes: dict[str, list[Outcome]] = {}
+    for run in fixed:
+        by_taxes.setdefault(taxes_of(run), []).append(run)
+    rule = (
+        f"reproduced if the interval lies above 0 and reaches {PUBLISHED_PREMIUM:g} %, not if its upper end is below "
+        f"{PUBLISHED_PREMIUM:g} %"
+    )
+    claims = []
+    for text, tried in (
+        ("of 20, 40 and 60 % on both incomes", FIXED_AS_PUBLISHED),
+        ("ones, none and one of both among them", tuple(by_taxes)),
+    ):
+        best, number = _premium(opened, {name: some for name, some in by_taxes.items() if name in tried})
+        claims.append(
+            claim(
+                f"Learned taxes bring {PUBLISHED_PREMIUM:g} % more welfare than the best fixed {text}; all learn anew",
+                f"ratio of mean welfare over seeds: {rule}",
+                number,
+                "%",
+                as_large_as(PUBLISHED_PREMIUM),
+                [*opened, *(run for name in tried for run in by_taxes.get(name, ()))],
+                parts,
+                f"best fixed taxes, income / corporate: {best}" if best else "",
+            )
+        )
+    scanned = [run for run in opened if run.scan]
+    published = [f"income tax {rate:g}, corporate tax {rate:g}" for rate in (0.2, 0.4, 0.6, 0.8)]
+    for text, chosen in (("of 20 to 80 % on both incomes", published), ("ones of all 36", None)):
+        best_of = [max(run.scan[pair] for pair in chosen or run.scan) for run in scanned]
+        claims.append(
+            claim(
+                f"Learned taxes bring {PUBLISHED_PREMIUM:g} % more welfare than the best fixed {text}; others stay",
+                f"constant taxes while consumers and firms play their policies, mean over seeds: {rule}",
+                mean(100.0 * (1.0 / best - 1.0) for best in best_of),
+                "%",
+                as_large_as(PUBLISHED_PREMIUM),
+                scanned,
+                ("open",),
+            )
+        )
+    equal = [run for name in FIXED_AS_PUBLISHED for run in by_taxes.get(name, ())]
+    levels = [20.0 * (run.settings["agents.frozen_government_action"] % 6) for run in equal]
+    for name, judge, rule in (
+        ("consumer reward", above(0.0), ABOVE_0),
+        ("firm reward", below(0.0), BELOW_0),
+    ):
+        direction = "raise" if name.startswith("consumer") else "lower"
+        table = pd.DataFrame({"taxes": levels, name: [figure(run, name) for run in equal]})
+        line = regress(table, "taxes", name)
+        claims.append(
+            claim(
+                f"Higher fixed taxes {direction} the {name}",
+                f"slope over runs at 20, 40 and 60 % on both: {rule}",
+                None if line is None else Estimate(line.slope, line.low, line.high),
+                "per percentage point",
+                judge,
+                equal,
+                ("fixed_taxes",),
+                f"r² {line.r_squared:.2f}" if line else "",
+            )
+        )
+    names = (*REWARDS, "price", "wage", "hours")
+    rows = [
+        (name, str(len(some)), *(_mean_text([figure(run, each) for run in some], each) for each in names))
+        for name, some in [("learned", list(opened)), *sorted(by_taxes.items())]
+    ]
+    table = Table(
+        "Means over seeds, and 95 % intervals, by taxes (income / corporate)", ("taxes", "runs", *names), rows
+    )
+    return Question(4, "Learned taxes against fixed ones", parts, claims, [table])
+
+
+def _premium(learned: Sequence[Outcome], fixed: Mapping[str, Sequence[Outcome]]) -> tuple[str, Estimate | None]:
+    """Return the best fixed taxes, and by how much welfare under learned ones exceeds that under them [%]."""
+    groups = {LEARNED: learned, **fixed}
+    known = {name: some for name, some in groups.items() if len(some) >= FEWEST}
+    if LEARNED not in known or len(known) < 2:
+        return "", None
+    rows = [(name, figure(run, "welfare")) for name, some in known.items() for run in some]
+    found = premium(pd.DataFrame(rows, columns=["taxes", "welfare"]))
+    return found.best, Estimate(found.percent, found.low, found.high)
+
+
+RELATIONS = (
+    ("price", "sales", "Where prices are higher, less is consumed", below(0.0), BELOW_0, 0.73),
+    ("consumer reward", "firm reward", "Consumers' and firms' rewards rise together", above(0.0), ABOVE_0, 0.25),
+    ("wage", "hours", "Where wages are higher, more is worked", above(0.0), ABOVE_0, 0.19),
+)
+"""x, y, the published relation over solutions (Fig. 7), how it is judged, and its r²."""
+
+
+def relations(runs: Runs) -> Question:
+    """Question 5: how figures go together over solutions, over a sweep of export price and quantity."""
+    found, parts = runs.get("exports", ()), ("exports",)
+    claims = []
+    for x, y, text, judge, rule, published in RELATIONS:
+        table = pd.DataFrame({name: [figure(run, name) for run in found] for name in (x, y)})
+        line = regress(table, x, y)
+        claims.append(
+            claim(
+                text,
+                f"slope of {y} on {x} over runs: {rule}",
+                None if line is None else Estimate(line.slope, line.low, line.high),
+                f"{y} per {x}",
+                judge,
+                found,
+                parts,
+                f"r² {line.r_squared:.2f}, published {published:g}" if line else "",
+            )
+        )
+    rates = [sum(figure(run, name) for name in TAXES) / 2 for run in found]
+    number = correlation(rates, [figure(run, "welfare") for run in found])
+    limit = UNCORRELATED**0.5
+
+    def judge_none(each: Estimate) -> str:
+        if -limit < each.low and each.high < limit:
+            return REPRODUCED
+        return NOT_REPRODUCED if each.low > limit or each.high < -limit else CANNOT_TELL
+
+    claims.append(
+        claim(
+            "Taxes and welfare do not go together",
+            f"correlation of welfare with the mean of both taxes over runs: reproduced if the interval of r lies "
+            f"within ±{limit:g} (r² ≤ {UNCORRELATED:g}), not if all of it lies outside",
+            number,
+            "r",
+            judge_none,
+            found,
+            parts,
+            f"r² {number.mean**2:.2f}, published 0.06" if number else "",
+        )
+    )
+    names = (*REWARDS, "price", "wage", "hours", "sales", "exports")
+    groups: dict[tuple, list[Outcome]] = {}
+    for run in found:
+        key = tuple(run.settings[f"world.importer_{name}"] for name in ("price", "quantity"))
+        groups.setdefault(key, []).append(run)
+    rows = [
+        (*(f"{each:g}" for each in key), str(len(some)), *(number_text(_mean(some, name)) for name in names))
+        for key, some in sorted(groups.items())
+    ]
+    head = ("export price", "export quantity", "runs", *names)
+    return Question(5, "Relations over solutions", parts, claims, [Table("Means over seeds", head, rows)])
+
+
+def draws(runs: Runs) -> Question:
+    """Question 6: what the public code's defect of draws changes."""
+    opened, claims, tables = runs.get("open", ()), [], []
+    for part, text in (
+        ("draws_forever", "each firm and the government draw by one uniform number for ever, as in the public code"),
+        ("draws_shared", "all firms and the government share one uniform number per environment and period"),
+    ):
+        text = f"Conclusions are the same where {text}"
+        found, table = same_conclusions(text, opened, runs.get(part, ()), ("open", part))
+        claims.append(found)
+        tables += table
+    parts = ("draws_forever", "draws_shared", "open")
+    return Question(6, "The public code's draws", parts, claims, tables, EQUIVALENCE)
+
+
+def machinery(runs: Runs) -> Question:
+    """Question 7: precision, and the number of environments."""
+    precision = runs.get("precision", ())
+    first, tables = same_conclusions(
+        "bfloat16 products bring the conclusions of float32",
+        where(precision, "train.precision", "float32"),
+        where(precision, "train.precision", "bfloat16"),
+        ("precision",),
+    )
+    second, more = same_conclusions(
+        "128 environments bring the conclusions of 32",
+        runs.get("open", ()),
+        runs.get("environments", ()),
+        ("open", "environments"),
+    )
+    parts = ("precision", "environments", "open")
+    title = "Precision, and the number of environments"
+    return Question(7, title, parts, [first, second], [*tables, *more], EQUIVALENCE)
+
+
+def sizes(runs: Runs) -> Question:
+    """Question 8: how many consumers and firms until results stop changing."""
+    opened, claims, tables = runs.get("open", ()), [], []
+    for part, numbers, whole in (("consumers", (10, 30, 300), "100 consumers"), ("firms", (2, 5), "10 firms")):
+        for number in numbers:
+            some = where(runs.get(part, ()), f"agents.num_{part}", number)
+            found, table = same_conclusions(
+                f"{number} {part} bring the conclusions of {whole}", opened, some, ("open", part)
+            )
+            claims.append(found)
+            tables += table
+    return Question(8, "How many consumers and firms", ("consumers", "firms", "open"), claims, tables, EQUIVALENCE)
+
+
+# Same conclusions
+
+
+EQUIVALENCE = (
+    f"**Same conclusions**: each of {', '.join(COMPARED)} differs by at most {100 * SAME:g} % of its value (tax rates: "
+    f"{100 * SAME_TAX:g} percentage points), and verdicts agree. A figure is the same if Welch's 95 % interval of the "
+    "difference lies within that tolerance, and different if the interval that holds for all figures at once "
+    "(Bonferroni) lies outside it. Verdicts are the same if in both sets all runs pass or none does, and different if "
+    "the interval of the difference of shares excludes 0. Reproduced: all are the same; not reproduced: one is "
+    "different; else cannot tell. The number is the figure that differs most, against its tolerance."
+)
+
+
+def same_conclusions(
+    text: str, base: Sequence[Outcome], other: Sequence[Outcome], parts: tuple[str, ...]
+) -> tuple[Claim, list[Table]]:
+    """Compare two sets of runs; return the claim that they are equivalent, and the figures that it rests on."""
+    answers: list[str] = []
+    rows: list[tuple[str, ...]] = []
+    worst: tuple[float, str, Estimate] | None = None
+    for name in COMPARED if base and other else ():
+        old, new = ([figure(run, name) for run in runs] for runs in (base, other))
+        is_tax = name.endswith("tax")
+        scale = 1.0 if is_tax else abs(float(np.mean(old)))
+        tolerance = SAME_TAX if is_tax else SAME * scale
+        gap, sure = difference(new, old), difference(new, old, 1.0 - 0.05 / len(COMPARED))
+        answer = _is_same(gap, sure, tolerance)
+        answers.append(answer)
+        shown = ""
+        if gap is not None and scale > 0.0:
+            percent = Estimate(*(100.0 * end / scale for end in (gap.mean, gap.low, gap.high)))
+            shown = f"{percent} {'points' if is_tax else '%'}"
+            if worst is None or abs(gap.mean) / tolerance > worst[0]:
+                worst = abs(gap.mean) / tolerance, name, percent
+        rows.append((name, number_text(float(np.mean(old))), number_text(float(np.mean(new))), shown, answer))
+    if base and other:
+        old_passes, new_passes = passes(base), passes(other)
+        gap = difference_of_shares(new_passes, old_passes)
+        if gap is None:
+            answer = "cannot tell"
+        elif len({*old_passes, *new_passes}) == 1 and min(len(old_passes), len(new_passes)) >= FEWEST:
+            answer = "same"
+        else:
+            answer = "different" if gap.low > 0.0 or gap.high < 0.0 else "cannot tell"
+        answers.append(answer)
+        of = (f"{sum(each)} of {len(each)} pass" for each in (old_passes, new_passes))
+        rows.append(("verdict", *of, "" if gap is None else str(gap), answer))
+    if "different" in answers:
+        answer = NOT_REPRODUCED
+    else:
+        answer = REPRODUCED if answers and set(answers) == {"same"} else CANNOT_TELL
+    found = claim(
+        text,
+        "same conclusions, as defined above",
+        worst[2] if worst else None,
+        f"{'points' if worst and worst[1].endswith('tax') else '%'}{f', {worst[1]}' if worst else ''}",
+        lambda _: answer,
+        [*base, *other],
+        parts,
+        _told(rows, "different"),
+    )
+    head = ("figure", f"base ({len(base)} runs)", f"other ({len(other)} runs)", "difference [95 %]", "answer")
+    return found, [Table(text, head, rows)] if rows else []
+
+
+def _is_same(gap: Estimate | None, sure: Estimate | None, tolerance: float) -> str:
+    if gap is None or sure is None:
+        return "cannot tell"
+    if -tolerance <= gap.low and gap.high <= tolerance:
+        return "same"
+    return "different" if sure.low > tolerance or sure.high < -tolerance else "cannot tell"
+
+
+def _told(rows: Sequence[tuple[str, ...]], answer: str) -> str:
+    names = [row[0] for row in rows if row[-1] == answer]
+    return f"{answer}: {', '.join(names)}" if names else ""
+
+
+# Tables
+
+
+def _mean(runs: Sequence[Outcome], name: str) -> float:
+    return float(np.mean([figure(run, name) for run in runs]))
+
+
+def _mean_text(values: Sequence[float], name: str) -> str:
+    if not values:
+        return "–"
+    each = mean(values)
+    return number_text(float(np.mean(values))) if each is None else str(each)
+
+
+def _gap_table(runs: Sequence[Outcome]) -> Table:
+    """Types fine-tuned, and single agents beside them, at each checkpoint: median and worst seed, in % of the base."""
+    rows = []
+    for iteration in sorted({each.iteration for run in runs for each in run.tuned}):
+        for agent, bar in PUBLISHED_BARS.items():
+            tuned = [each.share(each.gain) for run in runs if (each := run.tuned_at(agent, iteration))]
+            points = [point for run in runs for point in run.points if point.iteration == iteration]
+            gaps = [point.gaps[agent] for point in points if agent in point.gaps]
+            cells = _median_and_worst(tuned), _median_and_worst([gap.share for gap in gaps])
+            upper = _median_and_worst([gap.high for gap in gaps])[1]
+            rows.append((f"{iteration:,}", agent, f"{bar:g}", *cells[0], *cells[1], upper, str(len(tuned))))
+    head = ("iteration", "type", "bar", "type: median", "worst", "one agent: median", "worst", "upper end", "seeds")
+    title = (
+        "Gains in % of the training gain, or of own learning where that is not positive: of a type that is fine-tuned "
+        "as a whole, as in Table 3, and the largest of any single agent (–: no choice yet, or nothing learned)"
+    )
+    return Table(title, head, rows)
+
+
+def _median_and_worst(shares: Sequence[float | None]) -> tuple[str, str]:
+    known = [value for value in shares if value is not None]
+    return (f"{np.median(known):.2g}", f"{max(known):.2g}") if known else ("–", "–")
+
+
+def _final_table(name: str, runs: Sequence[Outcome]) -> Table:
+    names = (*REWARDS, "price", "wage", "hours", "sales", "exports", *TAXES)
+    rows = []
+    for run in runs:
+        fell = "–" if run.activity is None else "yes" if run.activity.has_collapsed else "no"
+        passed = "–" if run.verdict is None else "passes" if run.verdict.passed else "fails"
+        figures = (number_text(figure(run, each)) for each in names)
+        rows.append((str(run.seed), *figures, fell, passed))
+    return Table(f"Runs, {name}: means over the last 5 % of iterations", ("seed", *names, "collapsed", "verdict"), rows)
+
+
+def questions(runs: Runs, cross_play: Mapping[str, Any] | None = None) -> list[Question]:
+    """Answer all of them."""
+    rest = (closed_economy, curriculum, taxes, relations, draws, machinery, sizes)
+    return [open_economy(runs, cross_play), *(answer(runs) for answer in rest)]
