@@ -40,6 +40,8 @@ LEAN_PINS := $(addprefix -c ,requirements.txt requirements-dev.txt requirements-
 # requirements-gpu.txt without pycuda, which is built once these are there, and pycuda.
 GPU_NEEDS = $$(sed 's/ *\#.*//; /^pycuda==/d' requirements-gpu.txt)
 PYCUDA = $$(grep '^pycuda==' requirements-gpu.txt)
+# The package is imported from this folder, by scripts and notebooks anywhere, and by examples/.
+IMPORTABLE = $(RUN) -c 'import os, sysconfig; print(os.getcwd(), file=open(sysconfig.get_path("purelib") + "/rbc_warp.pth", "w"))'
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 
 .DELETE_ON_ERROR:
@@ -115,6 +117,7 @@ $(STAMP): requirements.txt requirements-warpdrive.txt
 	@echo "setup: installing into $(VENV)"
 	$(PIP) -r requirements.txt
 	$(PIP) --no-deps -r requirements-warpdrive.txt
+	@$(IMPORTABLE)
 	@touch $@
 
 $(STAMP_DEV): $(STAMP) requirements-dev.txt
@@ -175,6 +178,7 @@ $(STAMP_GPU): requirements.txt requirements-dev.txt requirements-warpdrive.txt r
 	  $(PYTHON) -c 'import sys; [print(f"import site; site.addsitedir({path!r})") for path in sys.path \
 	    if path.rstrip("/").endswith("-packages")]' > "$$site/below.pth"; \
 	  $(PIP) --no-deps $(LEAN_PINS) $(LEAN) $(LEAN_SDIST); \
+	  $(IMPORTABLE); \
 	fi; \
 	$(PIP) $(if $(WHEELS),--no-deps) $(GPU_NEEDS); \
 	home=$$PWD/$(VENV)/build-home; mkdir -p "$$home"; \

@@ -27,6 +27,7 @@ USER_FAULTS = {
     errno.ENAMETOOLONG: "use a shorter name or path",
     errno.ELOOP: "put the file or folder itself in the place of the symbolic link",
     errno.ENOTDIR: "choose another path: a part of this one is a file, not a folder",
+    errno.EEXIST: "choose another path: a file is there, not a folder",
     errno.EISDIR: "name a file: this is a folder",
     errno.ENXIO: "name a regular file",
 }

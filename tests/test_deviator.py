@@ -190,7 +190,7 @@ def example() -> ModuleType:
 
 @pytest.mark.slow
 def test_an_independent_searcher_finds_the_gap_of_a_damaged_policy(tmp_path: Path) -> None:
-    """The firm's network is pushed towards one action; how much it could gain is known exactly."""
+    """The firm's network is pushed toward one action; how much it could gain is known exactly."""
     searcher = example()
     game = make_game(load_config(SOLO))
     run = RunDir.create(tmp_path)

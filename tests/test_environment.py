@@ -180,6 +180,7 @@ def test_makefile_has_the_targets_that_others_call():
     for name in ("requirements.txt", "requirements-dev.txt", "requirements-ray.txt", "requirements-extras.txt"):
         assert f"-r {name}" in makefile, f"the set-up does not install {name}"
     assert "--no-deps -r requirements-warpdrive.txt" in makefile
+    assert makefile.count("$(IMPORTABLE)") == 2, "a set-up in which scripts elsewhere cannot import the package"
 
 
 def lean() -> set[str]:

@@ -429,7 +429,7 @@ def test_a_layout_changed_on_one_side_is_refused(
 # Faults of the kernels
 
 
-def test_the_kernels_have_no_undefined_behaviour(tmp_path: Path) -> None:
+def test_the_kernels_have_no_undefined_behavior(tmp_path: Path) -> None:
     """A sanitized build runs the step, the sampler and the loss of odd sizes; it aborts at the first fault."""
     script = tmp_path / "sanitized.py"
     script.write_text(

@@ -116,7 +116,7 @@ def test_a_run_is_measured_and_printed(run: RunDir, tmp_path: Path, capsys: pyte
         assert f"{row['phase']['agent']} " in shown
         assert (row["alone"] is None) == (row["phase"]["agent"] == "government")
     assert [shift["expected"] for shift in found["sequence"]["shifts"]] == ["up", "down", "up", "down"]
-    assert "iterations 2-2 before it" in shown and "3-3 at once" in shown and "8 episodes" in shown
+    assert "iterations 2 before it" in shown and "\n3 at once" in shown and "8 episodes" in shown
     assert all(shift["holds"] == (shift["after"] > shift["before"]) for shift in found["sequence"]["shifts"][::2])
     assert all(shift["holds_at_end"] == (shift["end"] < shift["before"]) for shift in found["sequence"]["shifts"][1::2])
     assert found["notes"] == [] and "note:" not in shown

@@ -187,6 +187,19 @@ def test_what_cannot_be_resumed_is_refused(tmp_path):
         train(run, tiny("train.precision=bfloat16", "train.num_episodes=20"), resume=True)
 
 
+@pytest.mark.parametrize("lost", [["state/last.pt", "state/previous.pt"], ["status.json"]], ids=["ours", "public"])
+def test_a_run_whose_state_is_lost_keeps_its_checkpoints(tmp_path, lost):
+    run = new_run(tmp_path, tiny())
+    train(run, tiny())
+    for name in {*lost, "state/last.pt"}:
+        (run.path / name).unlink()
+    run.previous_state_path.unlink(missing_ok=True)
+    before = content(run)
+    with pytest.raises(ResumeError, match="has no state/last.pt to go on from"):
+        train(run, tiny("train.num_episodes=20"), resume=True)
+    assert content(run) == before
+
+
 def test_a_run_is_trained_by_one_process_at_a_time(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("rbc_warp.runs.run.PATIENCE", 0.2)
     run = new_run(tmp_path, tiny())

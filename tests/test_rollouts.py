@@ -1,4 +1,4 @@
-"""Dense rollouts and metrics as labelled data: values against the files, attributes, netCDF, runs of others, errors."""
+"""Dense rollouts and metrics as labeled data: values against the files, attributes, netCDF, runs of others, errors."""
 
 from __future__ import annotations
 

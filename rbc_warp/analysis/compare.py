@@ -22,7 +22,7 @@ from rbc_warp.economy.welfare import consumption_equivalent
 from rbc_warp.equilibrium.game import REPORT_STREAM, Estimate, Forced, Game
 from rbc_warp.equilibrium.request import open_checkpoint
 from rbc_warp.errors import ConfigError
-from rbc_warp.runs.console import number_text, text_table
+from rbc_warp.runs.console import number_text, range_text, text_table
 from rbc_warp.runs.folder import RunDir
 from rbc_warp.training.recorder import Recorder
 from rbc_warp.training.rollout import Draw
@@ -79,7 +79,7 @@ class Comparison:
         ]
         groups = [
             (
-                f"{group.first}-{group.last}",
+                range_text(group.first, group.last),
                 number_text(group.theta),
                 str(group.change),
                 "-" if group.equivalent is None else f"{group.equivalent:.3g} %",
@@ -220,7 +220,7 @@ def _tax_action(economy: Economy, taxes: Sequence[float]) -> np.ndarray:
         grids = [f"agents.{column}_choices" for column in GOVERNMENT_CHOICE]
         raise ConfigError(
             f"--taxes {names}: no such pair among {' and '.join(grids)}; "
-            f"choose of {sorted(set(map(float, economy.government_choices.ravel())))}"
+            f"choose from {sorted(set(map(float, economy.government_choices.ravel())))}"
         )
     return np.array([[[int(distance.argmin())]]], dtype=np.int32)
 

@@ -21,7 +21,7 @@ from rbc_warp.economy.parameters import Economy
 from rbc_warp.equilibrium.game import Estimate, Game, OwnPolicy, of_deviator, paired_gain, sample_of_agents
 from rbc_warp.equilibrium.request import Checkpoint, last_iteration, open_checkpoint
 from rbc_warp.errors import RunFileError
-from rbc_warp.runs.console import number_text, text_table
+from rbc_warp.runs.console import number_text, range_text, text_table
 from rbc_warp.runs.folder import RunDir
 from rbc_warp.runs.run import load_policies
 from rbc_warp.training.policy import Policy
@@ -266,7 +266,7 @@ def _learned_table(rows: list[Learned]) -> str:
     )
     lines = []
     for row in rows:
-        phase = f"{row.phase.start}-{row.phase.end}"
+        phase = range_text(row.phase.start, row.phase.end)
         figures = (number_text(row.untrained), number_text(row.trained), str(row.gain))
         alone = "" if row.alone is None else str(row.alone)
         lines.append((row.phase.agent, phase, row.checkpoint, *figures, "yes" if row.is_clear else "no", alone))
@@ -284,7 +284,7 @@ def _learned_table(rows: list[Learned]) -> str:
 
 
 def _sequence_table(sequence: Sequence) -> str:
-    windows = [f"{first}-{last}" for first, last in (sequence.before, sequence.after, sequence.end)]
+    windows = [range_text(*window) for window in (sequence.before, sequence.after, sequence.end)]
     title = (
         f"Firms begin to learn at iteration {sequence.start}: means over iterations {windows[0]} before it,\n"
         f"{windows[1]} at once, and {windows[2]} at the end of their phase"

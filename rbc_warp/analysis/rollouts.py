@@ -1,4 +1,4 @@
-"""Dense rollouts and metrics as labelled data: xarray and pandas.
+"""Dense rollouts and metrics as labeled data: xarray and pandas.
 
 A variable is what the files hold, cut out of states and actions and given a name, a unit and a description; the few
 that no file holds follow from the others.

@@ -78,9 +78,8 @@ def main(arguments: list[str] | None = None, **name: str) -> int:
         episodes = EPISODES if options.eval_episodes is None else options.eval_episodes
         run_cross_play(runs, options.ep_strs, episodes, options.backend, options.overrides, output, options.quiet)
         return 0
-    from rbc_warp.equilibrium.best_response import (
-        run_request,  # torch loads only after the arguments are known to be sound
-    )
+    # torch loads only after the arguments are known to be sound
+    from rbc_warp.equilibrium.best_response import run_request
     from rbc_warp.equilibrium.request import Request
 
     prepare_process(options)

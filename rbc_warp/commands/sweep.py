@@ -62,7 +62,8 @@ def run_sweep(
         )
         display = make_display(folder, tasks)
         counts = Counter("new" if task.is_new else task.state for task in tasks)
-        print(f"{folder}: {len(tasks)} runs ({', '.join(f'{n} {state}' for state, n in counts.items())})", flush=True)
+        number = f"{len(tasks)} run{'s' if len(tasks) > 1 else ''}"
+        print(f"{folder}: {number} ({', '.join(f'{n} {state}' for state, n in counts.items())})", flush=True)
         if options.dry_run:
             print("\n".join(display.line(task, number) for number, task in enumerate(tasks)))
         elif any(task.state == "waiting" for task in tasks):

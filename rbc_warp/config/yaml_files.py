@@ -127,6 +127,8 @@ def read_mapping(path: str | os.PathLike[str]) -> dict[str, Any]:
     except RunFileError as error:
         raise ConfigError(str(error)) from None
     except FileNotFoundError:
+        if Path(path).name == HPARAMS:
+            raise ConfigError(f"{label}: no such file; give the rollout-… folder of a run") from None
         shipped = ", ".join(shipped_names())
         raise ConfigError(f"{label}: no such file; check the path, or name a shipped one: {shipped}") from None
     except IsADirectoryError:

@@ -134,10 +134,13 @@ def _prepare_run(run: RunDir, request: Request) -> Plan:
         else:
             checkpoints.append(open_checkpoint(run, config, label, notes))
     if not checkpoints:
-        saved = ", ".join(run.labels(learning[0])) or "none"
-        raise RunFileError(
-            run.saved_models_path, f"holds none of the checkpoints {', '.join(labels)}", f"it has: {saved}"
-        )
+        whole = [
+            label
+            for label in run.labels(learning[0])
+            if all(run.policy_path(agent, label).exists() for agent in learning)
+        ]
+        remedy = f"it has: {', '.join(whole)}" if whole else "it has none with a file for each type: copy the whole run"
+        raise RunFileError(run.saved_models_path, f"holds none of the checkpoints {', '.join(labels)}", remedy)
     has_start = all(run.policy_path(agent, 0).exists() for agent in learning)
     if not has_start:
         notes.append("no checkpoint 0: gains are not given in percent of the training gain")

@@ -176,7 +176,7 @@ def judge(
     sizes = (size_of_search(tried, effort.screening[name], effort.scoring, few) for _, name, _, tried, few in tasks)
     with ProgressBar(sum(sizes), quiet=quiet) as bar:
         for agent, name, many, tried, company in tasks:
-            bar.show(f"{name} deviations of {many} {agent}s")
+            bar.show(f"{name} deviations of {many} {agent}{'s' if many > 1 else ''}")
             first = search(game, tried, effort.screening[name], effort.scoring, look, bar.advance, company)
             screened[agent][name] = first.screened.reshape(many, -1)
             decided = _decided(game, first.found, bases[agent].bar, effort.rescoring, look)

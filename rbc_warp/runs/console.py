@@ -32,6 +32,11 @@ def number_text(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000.0 else f"{value:.4g}"
 
 
+def range_text(first: int, last: int) -> str:
+    """Return "3–5", or "3" where that is all."""
+    return f"{first}–{last}" if first < last else str(first)
+
+
 class ProgressBar:
     """Shows how far a computation is: a bar on a terminal, now and then a line elsewhere, nothing when ``quiet``."""
 

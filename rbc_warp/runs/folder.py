@@ -31,6 +31,7 @@ from rbc_warp.config.reading import MAX_TEXT_BYTES, open_regular, reading
 from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.errors import RunFileError
 from rbc_warp.runs.files import COPY_AGAIN, Ledger, check_no_link, folder_of, load_torch, torch_bytes, writing
+from rbc_warp.runs.state import REMEDY
 
 STATUSES = ("created", "running", "interrupted", "finished", "failed")
 EPISODE_KEYS = ("states", "actions", "rewards", "action_array", "aux_array")
@@ -228,10 +229,9 @@ class RunDir:
 
         ``check`` raises RunFileError where a state cannot be used.
         """
-        remedy = "start the run anew: only one with a whole state/last.pt or state/previous.pt can be resumed"
 
         def load(path: Path) -> dict[str, Any]:
-            state = load_torch(path, remedy, self.path)
+            state = load_torch(path, REMEDY, self.path)
             check(path, state)
             return state
 
@@ -244,7 +244,7 @@ class RunDir:
                 state = load(self.previous_state_path)
             except RunFileError as other:
                 problem = f"{error.problem}; and {other.path.name}: {other.problem}"
-                raise RunFileError(error.path, problem, remedy) from error
+                raise RunFileError(error.path, problem, REMEDY) from error
             with suppress(OSError):  # out of the way: the next save must not put it over the good one
                 os.replace(self.state_path, self.state_path.with_name("damaged.pt"))
             return state, f"{error.path}: {error.problem}; resuming from {self.previous_state_path} instead"

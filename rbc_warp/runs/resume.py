@@ -60,10 +60,16 @@ def read_state(
 
 
 def resumable_state(run: RunDir, config: Config) -> dict[str, Any] | None:
-    """Return :func:`read_state`, after checking that a run without one is not changed either, nor made too short."""
+    """Return :func:`read_state`, after checking that a run without one is not changed either, nor overwritten."""
     state = read_state(run, config)
     if state is None:
         check_unchanged(run, load_config(run.hparams_path), config)
+        status = run.read_status()
+        if status.status == "finished" if status else run.saved_models_path.exists():  # without: of the public code
+            raise ResumeError(
+                f"{run.path}: has no state/last.pt to go on from, and training anew would replace its checkpoints; "
+                f"copy state/ from the run that wrote it, or start a new run with --config {run.hparams_path}"
+            )
         return None
     end, done = config.train.num_episodes, state["iteration"]
     if done > end and not config.train.infinite_episodes:

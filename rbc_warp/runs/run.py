@@ -153,7 +153,8 @@ def summary(result: RunResult, threads: int | None = None) -> str:
         longer = f"{launcher('train')} --resume {run.path} --set train.num_episodes={2 * result.iterations}"
         return f"{run.path} is finished after {result.iterations} iterations\nto extend it:  {longer}"
     threads = threads or torch.get_num_threads()
-    lines = [f"{result.status} after {result.iterations} iterations, {result.seconds:.0f} s on {threads} threads"]
+    on = f"{threads} thread{'s' if threads > 1 else ''}"
+    lines = [f"{result.status} after {result.iterations} iterations, {result.seconds:.0f} s on {on}"]
     if result.record:
         economy = result.record["economy"]
         lines.append(f"rewards per agent and period: {rewards_text(result.record)}")

@@ -9,13 +9,14 @@ import plotly.graph_objects as go
 from rbc_warp.analysis.compare import Comparison, Group
 from rbc_warp.analysis.report.drawing import COLORS, grid
 from rbc_warp.analysis.report.parts import Section, with_dashes
+from rbc_warp.runs.console import range_text
 
 
 def changes(groups: Sequence[Group]) -> go.Figure:
     """Bars: the change of utility of each group of consumers, with its interval."""
     means = [group.change.mean for group in groups]
     bars = go.Bar(
-        x=[f"{group.first}–{group.last}" for group in groups],
+        x=[range_text(group.first, group.last) for group in groups],
         y=means,
         error_y={"type": "data", "array": [group.change.high - group.change.mean for group in groups]},
         marker_color=[COLORS[2] if mean > 0.0 else COLORS[1] for mean in means],
@@ -37,8 +38,8 @@ def sections_of(found: Comparison) -> list[Section]:
         changes(found.groups),
     )
     rows = [
-        [f"{g.first}–{g.last}", g.theta, g.change.mean, g.change.low, g.change.high, g.equivalent, 100 * g.winners,
-         100 * g.losers]
+        [range_text(g.first, g.last), g.theta, g.change.mean, g.change.low, g.change.high, g.equivalent,
+         100 * g.winners, 100 * g.losers]
         for g in found.groups
     ]  # fmt: skip
     head = ["consumers", "θ", "change", "low", "high", "in consumption [%]", "gain [%]", "lose [%]"]
