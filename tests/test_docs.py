@@ -195,7 +195,8 @@ def test_a_renamed_option_is_noticed() -> None:
 
 def test_every_block_is_known_and_none_is_skipped() -> None:
     kinds = Counter(block.kind for page in PAGES for block in BLOCKS[page])
-    assert set(kinds) <= {"python", "commands", "output", "diff", "directive", "yaml"}
+    # "text": what another command does, step by step, as that one wrote it.
+    assert set(kinds) <= {"python", "commands", "output", "diff", "directive", "text", "yaml"}
     commands = [command for command, _ in COMMANDS]
     not_run = {command: reason for command in commands if (reason := reason_not_to_run(command))}
     print(dict(kinds), f"{len(commands)} commands, {len(not_run)} of them not run")

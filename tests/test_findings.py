@@ -313,7 +313,7 @@ def test_what_did_not_reproduce_is_said_first(tmp_path: Path) -> None:
     assert headings[:3] == ["## Not reproduced", "## Cannot tell", "## Reproduced"]
     first = text.index("The closed economy mostly collapses")
     assert text.index("## Not reproduced") < first < text.index("## Cannot tell")
-    assert "0 [0, 0.4345] of seeds" in text and "0–4 (5 runs)" in text and "    make results" in text
+    assert "0 [0, 0.4345] of seeds" in text and "0–4 (5 runs)" in text and "```text\nmake results" in text
     raw = json.loads((tmp_path / "results.json").read_text())
     assert raw["runs"]["closed"] == {"finished": 5, "wanted": 5}
     assert raw["outcomes"]["closed"][0]["activity"]["has_collapsed"] is False
