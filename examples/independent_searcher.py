@@ -159,6 +159,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Estimate]:
     parser.add_argument("--episodes", type=int, default=4096, metavar="N", help="paired episodes of the report")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     options = parser.parse_args(arguments)
+    for name in ("steps", "envs", "episodes"):
+        if (value := getattr(options, name)) < 1:
+            parser.error(f"--{name} {value}: give 1 or more")
     torch.set_num_threads(1)
     found = {}
     for agent in options.agents:
@@ -169,7 +172,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Estimate]:
             )
             known = ours(options.run, agent, iteration)
         except UserError as error:
-            raise SystemExit(str(error)) from None
+            raise SystemExit(f"error: {error}") from None
         found[agent] = gain
         seconds = time.monotonic() - began
         print(f"{agent}: value {value:.6g}, PPO gains {gain} in {seconds:.0f} s, ours {known}", flush=True)

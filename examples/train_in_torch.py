@@ -10,6 +10,7 @@ then firms, too, then the government: so the phases of the paper can be seen. PP
 from __future__ import annotations
 
 import argparse
+import sys
 
 import torch
 from torch import nn
@@ -78,6 +79,8 @@ def main(arguments: list[str] | None = None) -> list[dict[str, float]]:
     parser.add_argument("--envs", type=int, default=32, metavar="N")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     options = parser.parse_args(arguments)
+    if options.iterations < 1:
+        parser.error(f"--iterations {options.iterations}: give 1 or more")
     torch.manual_seed(options.seed)
     env = rbc_warp.vector_env(options.config, num_envs=options.envs)
     env.reset()
@@ -98,4 +101,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, float]]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except rbc_warp.UserError as error:
+        sys.exit(f"error: {error}")

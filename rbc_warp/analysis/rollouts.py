@@ -74,6 +74,9 @@ def load_rollout(path: str | os.PathLike[str], label: int | str | None = None) -
     if path.is_dir():
         run = RunDir(path)
         label = run.last_episode() if label is None else label
+        there = run.episode_labels()
+        if str(label) not in there:
+            raise RunFileError(run.path, f"holds no dense rollout {label!r}", f"it has: {', '.join(there) or 'none'}")
         types: tuple[str, ...] = AGENT_TYPES
     else:
         name = parse_name(path)

@@ -39,7 +39,7 @@ def rows() -> dict[str, Row]:
 
     return {
         "kills": Row(
-            "kills at random points: none unreadable, none lost, resumed bit for bit", 200, interruptions.kills
+            "runs killed at random points: none unreadable, none lost, resumed bit for bit", 400, interruptions.kills
         ),
         "writes": Row(
             "each open, write, fsync, rename, mkdir failing: one message, a documented exit code, the old state whole",
