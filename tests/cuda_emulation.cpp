@@ -139,6 +139,14 @@ void emulate_CudaRbcReset(int blocks, int threads, RBC_RESET_ARGUMENTS) {
   launch(blocks, threads, [=] { CudaRbcReset(RBC_RESET_VALUES); });
 }
 
+void emulate_CudaRbcEncode(int blocks, int threads, RBC_ENCODE_ARGUMENTS) {
+  launch(blocks, threads, [=] { CudaRbcEncode(RBC_ENCODE_VALUES); });
+}
+
+void emulate_CudaRbcReturns(int blocks, int threads, RBC_RETURNS_ARGUMENTS) {
+  launch(blocks, threads, [=] { CudaRbcReturns(RBC_RETURNS_VALUES); });
+}
+
 void emulate_CudaRbcSample(int blocks, int threads, RBC_SAMPLE_ARGUMENTS) {
   launch(blocks, threads, [=] {
     CudaRbcSample(sizes, draw_words, timestep, RBC_AGENT_TYPES(RBC_PASSED, RBC_COMMA));
@@ -146,11 +154,11 @@ void emulate_CudaRbcSample(int blocks, int threads, RBC_SAMPLE_ARGUMENTS) {
 }
 
 void emulate_CudaRbcLoss(int blocks, int threads, int num_rows, int num_heads, const int* offsets,
-                         const unsigned char* allowed, float* logits, const int* actions,
+                         const unsigned char* allowed, void* logits, int bfloat16, const int* actions,
                          const float* old_log_probability, const float* advantage, const float* target,
                          const float* old_value, const float* loss, float* block_statistics) {
   launch(blocks, threads, [=] {
-    CudaRbcLoss(num_rows, num_heads, offsets, allowed, logits, actions, old_log_probability, advantage, target,
+    CudaRbcLoss(num_rows, num_heads, offsets, allowed, logits, bfloat16, actions, old_log_probability, advantage, target,
                 old_value, loss, block_statistics);
   });
 }

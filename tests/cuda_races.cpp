@@ -20,7 +20,7 @@ int main() {
   std::vector<float> open_start(E * P), consumer_start(E * I * 2, 2000.0f), firm_start(E * J * F, 0.5f);
   for (int n = 0; n < E * P; ++n) open_start[n] = n % P < J ? 1000.0f : (n % P < 3 * J ? 20.0f : 0.0f);
   std::vector<float> open(E * P), consumers(E * I * 2), firms(E * J * F), consumer_rewards(E * I), firm_rewards(E * J);
-  std::vector<float> government_rewards(E), consumption(E * I * J), exports(E * J), hours(E * I), spending(E * I);
+  std::vector<float> government_rewards(E), consumption(E * I * J), exports(E * J), sales(E * J), hours(E * I), spending(E * I);
   std::vector<int> actions(E * I * (J + 2)), firm_actions(E * J), taxes_chosen(E, 3), employer(E * I), done(E), timestep(E);
   for (size_t n = 0; n < actions.size(); ++n) actions[n] = static_cast<int>(n * 7 % 5);
   for (size_t n = 0; n < firm_actions.size(); ++n) firm_actions[n] = static_cast<int>(n * 11 % 30);
@@ -30,15 +30,15 @@ int main() {
     emulate_CudaRbcStep(E, 64, sizes, parameters, stage, units.data(), hours_of.data(), firm_choices.data(), taxes.data(),
                         open.data(), consumers.data(), firms.data(), actions.data(), firm_actions.data(),
                         taxes_chosen.data(), consumer_rewards.data(), firm_rewards.data(), government_rewards.data(),
-                        consumption.data(), exports.data(), hours.data(), employer.data(), spending.data(), done.data(),
-                        timestep.data());
+                        consumption.data(), exports.data(), sales.data(), hours.data(), employer.data(), spending.data(),
+                        done.data(), timestep.data());
   }
   const int rows = 40, offsets[] = {0, 5, 12};
   const std::vector<unsigned char> allowed(12, 1);
-  const float loss[] = {0.1f, 0.5f, 1.0f, 0.01f, 1.0f};
+  const float loss[] = {0.1f, 0.5f, 0.5f, 1.0f, 0.01f, 1.0f};
   std::vector<float> logits(rows * 13, 0.3f), figures(rows, 0.1f), statistics(2 * 5);
   const std::vector<int> chosen(rows * 2, 1);
-  emulate_CudaRbcLoss(2, 32, rows, 2, offsets, allowed.data(), logits.data(), chosen.data(), figures.data(),
+  emulate_CudaRbcLoss(2, 32, rows, 2, offsets, allowed.data(), logits.data(), 0, chosen.data(), figures.data(),
                       figures.data(), figures.data(), figures.data(), loss, statistics.data());
   return 0;
 }

@@ -187,7 +187,7 @@ CUresult run(const char* name, void (*kernel)(A...), Stream* stream, int blocks,
   return CUDA_SUCCESS;
 }
 
-#define KERNELS(X) X(CudaRbcStep) X(CudaRbcReset) X(CudaRbcSample) X(CudaRbcLoss)
+#define KERNELS(X) X(CudaRbcStep) X(CudaRbcReset) X(CudaRbcEncode) X(CudaRbcReturns) X(CudaRbcSample) X(CudaRbcLoss)
 #define NAME(name) #name,
 static const char* const kernel_names[] = {KERNELS(NAME)};
 

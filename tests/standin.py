@@ -18,6 +18,7 @@ import runpy
 import subprocess
 import sys
 import threading
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,7 @@ def pretend() -> None:
         "current_device": lambda: 0,
         "get_device_capability": lambda: (9, 0),
         "get_device_name": lambda: "stand-in",
+        "get_device_properties": types.SimpleNamespace,
         "synchronize": _synchronize,
         "current_stream": _current_stream,
         "default_stream": Stream,
@@ -182,6 +184,7 @@ def pretend() -> None:
         "stream": on_stream,
         "ExternalStream": Stream,
         "max_memory_allocated": lambda: 0,
+        "mem_get_info": lambda: (1 << 40, 1 << 40),
     }
     for name, answer in answers.items():
         setattr(torch.cuda, name, answer)
@@ -304,17 +307,19 @@ def in_main_memory(base: Any) -> Any:
 def published_counts(precision: str) -> dict[str, int]:
     """Return what a published iteration asks of the device; kernels are launched, but do nothing."""
     from rbc_warp.commands.bench import published_config
-    from rbc_warp.training import fused
+    from rbc_warp.training import fused, learner
     from rbc_warp.training.device_path import count_iteration
     from rbc_warp.training.recorder import Recorder
     from rbc_warp.training.trainer import RbcTrainer
 
     blocks = fused.BLOCK_BYTES["cpu"]
     fused.BLOCK_BYTES["cpu"] = fused.BLOCK_BYTES["cuda"]
+    learner.FUSED_ADAM.append("cpu")
     driver().standin_run_kernels(0)
     trainer = RbcTrainer(published_config(precision=precision), "pycuda", recorder=Recorder())
     counts = count_iteration(trainer)
     driver().standin_run_kernels(1)
+    learner.FUSED_ADAM.remove("cpu")
     fused.BLOCK_BYTES["cpu"] = blocks
     return counts
 

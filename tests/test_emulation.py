@@ -12,11 +12,12 @@ import torch
 
 from rbc_warp.config import load_config
 from rbc_warp.economy.agents import AGENT_TYPES
+from rbc_warp.training import losses
 from rbc_warp.training.rollout import Draw
 from rbc_warp.training.trainer import RbcTrainer
 from rbc_warp.warpdrive.build import HOST_FLAGS, SOURCES, find_host_compiler
 from rbc_warp.warpdrive.host import HostFunction, HostFunctionManager
-from rbc_warp.warpdrive.kernels import LOSS_STATISTICS, Heads, Loss
+from rbc_warp.warpdrive.kernels import LOSS_STATISTICS, Heads, Loss, advantages_and_targets
 
 EMULATION = Path(__file__).with_name("cuda_emulation.cpp")
 THREADS = 64
@@ -52,14 +53,19 @@ def rollout(trainer: RbcTrainer) -> dict[str, torch.Tensor]:
     left = {name: trainer._data(name).clone() for name in names}
     left |= {f"{agent} actions": trainer.rollout.actions(agent).clone() for agent in AGENT_TYPES}
     left |= {f"{agent} states": trainer.rollout.states(agent).clone() for agent in AGENT_TYPES}
+    left |= {f"{agent} inputs": trainer.rollout.private[agent].float() for agent in AGENT_TYPES}
     return left | {
         "consumption": trainer.rollout.aux("consumer").clone(),
         "exports": trainer.rollout.aux("firm").clone(),
+        "sales": trainer.rollout.sales().clone(),
+        "public inputs": trainer.rollout.public.clone(),
     }
 
 
-@pytest.mark.parametrize("num_consumers, num_firms", [(3, 2), (17, 4), (70, 33)])
-def test_device_rollout_equals_host(emulator: ctypes.CDLL, num_consumers: int, num_firms: int) -> None:
+@pytest.mark.parametrize("num_consumers, num_firms, precision", [(3, 2, "bfloat16"), (17, 4, None), (70, 33, None)])
+def test_device_rollout_equals_host(
+    emulator: ctypes.CDLL, num_consumers: int, num_firms: int, precision: str | None
+) -> None:
     settings = {
         "agents": {
             "num_consumers": num_consumers,
@@ -71,23 +77,41 @@ def test_device_rollout_equals_host(emulator: ctypes.CDLL, num_consumers: int, n
             "firm_anneal_prices": {"anneal_on": True, "start": 1000, "increase_const": 200, "decrease_const": 200},
         },
         "world": {"maxtime": 3, "initial_stocks": 5, "interest_rate": 0.1, "initial_wages": 22},
-        "train": {"batch_size": 2, "precision": "float32"},
+        "train": {"batch_size": 2, "precision": precision or "float32"},
     }
     host, device = (RbcTrainer(load_config(settings), "host") for _ in range(2))
     device.env.cuda_step = Emulated(emulator, "CudaRbcStep")
     device.cuda_sample_controller._kernel = Emulated(emulator, "CudaRbcSample")
+    device.rollout._encoder._kernel = Emulated(emulator, "CudaRbcEncode")
     device.cuda_envs.env_resetter._cuda_custom_reset = Emulated(emulator, "CudaRbcReset")
     expected, found = rollout(host), rollout(device)
     for name, values in expected.items():
         np.testing.assert_array_equal(found[name], values, err_msg=name)
 
 
+@pytest.mark.parametrize("gae_lambda", [1.0, 0.9])
+@pytest.mark.parametrize("periods, num_envs, agents", [(5, 3, 70), (1, 2, 1)])
+def test_returns_by_kernel_equal_the_plain_statement(
+    emulator: ctypes.CDLL, periods: int, num_envs: int, agents: int, gae_lambda: float
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rewards, values = (torch.randn(periods, num_envs, agents, generator=generator) for _ in range(2))
+    expected = losses.advantages_and_targets(rewards / 3.0, values, 0.99, gae_lambda)
+    manager = HostFunctionManager(num_agents=agents, num_envs=num_envs)
+    manager.initialize_default_functions()
+    for _ in range(2):
+        found = advantages_and_targets(manager, rewards, values, 3.0, 0.99, gae_lambda)
+        assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+        manager._functions["CudaRbcReturns"] = Emulated(emulator, "CudaRbcReturns")
+
+
 @pytest.mark.parametrize("use_ppo", [0.0, 1.0])
-def test_device_loss_equals_host(emulator: ctypes.CDLL, use_ppo: float) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_device_loss_equals_host(emulator: ctypes.CDLL, use_ppo: float, dtype: torch.dtype) -> None:
     heads = Heads([4, 7, 3], "cpu")
     heads.allowed[5] = 0
     rows, generator = 45, torch.Generator().manual_seed(0)
-    logits = torch.randn(rows, heads.num_actions + 1, generator=generator)
+    logits = torch.randn(rows, heads.num_actions + 1, generator=generator).to(dtype)
     sample = {
         "actions": torch.tensor([[0, 2, 1], [3, 0, 2], [1, 6, 0]]).repeat(rows // 3, 1).int(),
         "log_probability": -4.0 + torch.randn(rows, generator=generator),
@@ -95,7 +119,7 @@ def test_device_loss_equals_host(emulator: ctypes.CDLL, use_ppo: float) -> None:
         "target": torch.randn(rows, generator=generator),
         "value": torch.randn(rows, generator=generator),
     }
-    weights = torch.tensor([0.1, 0.5, 1.0, 1.0 / rows, use_ppo])
+    weights = torch.tensor([0.1, 0.5, 0.25, 1.0, 1.0 / rows, use_ppo])
     manager = HostFunctionManager(num_agents=1, num_envs=1)
     expected, statistics = logits.clone(), torch.zeros(len(LOSS_STATISTICS))
     manager.loss(expected, Loss(heads, sample, weights, statistics))
@@ -105,8 +129,9 @@ def test_device_loss_equals_host(emulator: ctypes.CDLL, use_ppo: float) -> None:
     partial = torch.full((blocks, len(LOSS_STATISTICS)), torch.nan)
     arrays = [sample[name] for name in ("actions", "log_probability", "advantage", "target", "value")]
     pointers = [ctypes.c_void_p(t.data_ptr()) for t in (heads.offsets, heads.allowed, found, *arrays, weights, partial)]
+    pointers.insert(3, ctypes.c_int(dtype == torch.bfloat16))
     emulator.emulate_CudaRbcLoss(blocks, threads, rows, len(heads.sizes), *pointers)
-    np.testing.assert_array_equal(found, expected)
+    assert torch.equal(found, expected)
     np.testing.assert_allclose(partial.sum(0), statistics, rtol=1e-5)
 
 

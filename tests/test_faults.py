@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -116,14 +117,17 @@ def poisoned_update(monkeypatch: pytest.MonkeyPatch, call: int, value: float) ->
 
 def poisoned_outcome(monkeypatch: pytest.MonkeyPatch, array: str, call: int, value: float) -> None:
     """Put a number into an array of the economy in the n-th period that is played."""
-    original, calls = Rollout.note_outcome, iter(range(1, 1000))
+    original, calls = Rollout.noting_outcome, iter(range(1, 1000))
 
-    def note(self: Rollout, *arguments: object) -> None:
+    @contextmanager
+    def note(self: Rollout, period: int, *arguments: object) -> Iterator[None]:
+        with original(self, period, *arguments):
+            yield
         if next(calls) == call:
-            self._array(array)[0, 0] = value
-        original(self, *arguments)
+            slot = self._array(array.replace("rewards_", "rewards_batch_"))
+            (slot[period] if array.startswith("rewards_") else slot)[0, 0] = value
 
-    monkeypatch.setattr(Rollout, "note_outcome", note)
+    monkeypatch.setattr(Rollout, "noting_outcome", note)
 
 
 @pytest.mark.parametrize("learner", ["fused", "autograd"])

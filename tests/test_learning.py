@@ -135,10 +135,10 @@ class Case:
         )
 
     def learner_gradient(self, weights: LossWeights, batch: Batch | None = None) -> torch.Tensor:
-        self.policy.flat.grad.zero_()
+        self.policy.flat.grad.fill_(torch.nan)
         self.learner.statistics.zero_()
         batch = self.batch if batch is None else batch
-        self.learner.add_gradient(batch, weights)
+        self.learner.take_gradient(batch, weights)
         return self.policy.flat.grad.clone()
 
 

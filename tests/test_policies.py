@@ -16,6 +16,7 @@ from rbc_warp.economy.parameters import Economy
 from rbc_warp.runs.folder import RunDir
 from rbc_warp.runs.run import prepare_run
 from rbc_warp.training.policy import Policy, make_policies
+from rbc_warp.training.trainer import RbcTrainer
 
 DEFAULT_INPUTS = {"consumer": 144, "firm": 155, "government": 133}
 WORLD = {"paretoscaletheta": 4.0, "initial_capital": "twolevel"}
@@ -222,3 +223,31 @@ def test_load_policies_gives_the_modules_of_a_run(tmp_path) -> None:
         torch.testing.assert_close(loaded[agent].probabilities(states), policies[agent].probabilities(states))
         assert not torch.equal(earlier[agent].probabilities(states), loaded[agent].probabilities(states))
         assert isinstance(loaded[agent], nn.Module)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_encoding_kernel_is_the_encoder_bit_for_bit(precision: str) -> None:
+    """Of any number: negative, with a fraction, at the borders of the digits, huge, not finite."""
+    trainer = RbcTrainer(load_config(SMALL, [f"train.precision={precision}", "train.batch_size=64"]), "host")
+    generator = torch.Generator().manual_seed(0)
+    borders = torch.tensor([0.0, -0.0, 10.0, -10.0, 9999.999, 1e4, 123456.7, -7e15, 3e38, torch.inf, torch.nan])
+    names = {"consumer": "observations_consumer", "firm": "observations_firm", "open": "public_state"}
+    for name in names.values():
+        state = trainer._data(name)
+        size = 10.0 ** (torch.rand(state.shape, generator=generator) * 18 - 3)
+        state.copy_(torch.randn(state.shape, generator=generator) * size)
+        flat = state.view(-1)
+        flat[: 11 * 17 : 17] = borders
+    trainer.rollout.note_observations(0)
+    encoders = {name: policy.encoder for name, policy in trainer.models.items()}
+    expected = {"open": encoders["firm"].encode_public(trainer._data("public_state"))}
+    found = {"open": trainer.rollout.public[0]}
+    for name in ("consumer", "firm"):
+        expected[name] = encoders[name].encode_private(trainer._data(names[name])).flatten(0, 1)
+        expected[name] = expected[name].to(trainer.precision)
+        found[name] = trainer.rollout.private[name][0]
+    for name, inputs in expected.items():
+        words = torch.int16 if inputs.dtype == torch.bfloat16 else torch.int32
+        number = ~inputs.isnan()
+        assert torch.equal(found[name].isnan(), ~number), name
+        assert torch.equal(found[name].view(words)[number], inputs.view(words)[number]), name

@@ -27,7 +27,7 @@ namespace rbc {
 #define RBC_FIRM_CHOICE(X) X(PRICE) X(WAGE) X(INVESTMENT)
 #define RBC_GOVERNMENT_CHOICE(X) X(INCOME_TAX) X(CORPORATE_TAX)
 // What firms know within a period, J floats each, in a team's scratch memory.
-#define RBC_SCRATCH(X) X(labor) X(ration) X(sold) X(corporate_tax)
+#define RBC_SCRATCH(X) X(labor) X(ration) X(corporate_tax)
 // Every array that a step or a reset reads or writes, under its name in WarpDrive's data manager.
 #define RBC_STEP_ARRAYS(X, AND)                                                                                       \
   X(const int, sizes) AND X(const float, parameters) AND X(const float, stage) AND                                    \
@@ -35,8 +35,8 @@ namespace rbc {
   X(const float, government_choices) AND X(float, public_state) AND X(float, observations_consumer) AND               \
   X(float, observations_firm) AND X(const int, sampled_actions_consumer) AND X(const int, sampled_actions_firm) AND   \
   X(const int, sampled_actions_government) AND X(float, rewards_consumer) AND X(float, rewards_firm) AND              \
-  X(float, rewards_government) AND X(float, consumption) AND X(float, exports) AND X(float, hours) AND                \
-  X(int, employer) AND X(float, spending) AND X(int, _done_) AND X(int, _timestep_)
+  X(float, rewards_government) AND X(float, consumption) AND X(float, exports) AND X(float, sales) AND                \
+  X(float, hours) AND X(int, employer) AND X(float, spending) AND X(int, _done_) AND X(int, _timestep_)
 #define RBC_RESET_ARRAYS(X, AND)                                                                                      \
   X(const int, sizes) AND X(const float, stage) AND X(int, _done_) AND X(int, _timestep_) AND                         \
   X(float, public_state) AND X(float, observations_consumer) AND X(float, observations_firm) AND                      \
@@ -89,7 +89,7 @@ struct Environment {
   const float* government_choice;   // (2,)
   float *consumer_rewards, *firm_rewards, *government_reward;
   float* consumption;               // (J, I): affordable demand, then units consumed
-  float* exports;                   // (J,)
+  float *exports, *sales;           // (J,)
   float *hours, *spending;          // (I,)
   int* employer;                    // (I,)
   int *done, *timestep;
@@ -128,6 +128,7 @@ RBC_FN Environment environment(int e, RBC_STEP_ARGUMENTS) {
   env.government_reward = rewards_government + e;
   env.consumption = consumption + at * J * I;
   env.exports = exports + at * J;
+  env.sales = sales + at * J;
   env.hours = hours + at * I;
   env.spending = spending + at * I;
   env.employer = employer + at * I;
@@ -277,10 +278,10 @@ template <class V> RBC_FN V charge_debt(V reward, V budget, float price) {
 }
 
 // Step 3: what each firm sells to consumers; rounding must not sell what is not there.
-template <class Team> RBC_FN void sell(Team& team, const Environment& env, const Scratch& scratch) {
+template <class Team> RBC_FN void sell(Team& team, const Environment& env) {
   team.each_group(env.num_firms, [&](int j) {
     const float total = team.sum(env.num_consumers, [&](auto lanes) { return lanes.load(env.demand(j)); });
-    if (team.leads()) scratch.sold[j] = minimum(total, env.inventories[j]);
+    if (team.leads()) env.sales[j] = minimum(total, env.inventories[j]);
   });
 }
 
@@ -289,7 +290,7 @@ template <class Team> RBC_FN void run_firms(Team& team, const Environment& env, 
   const float per_debt = multiplier_per_debt(env, FIRM_MULTIPLIER, FIRM_PENALTY_SCALE);
   const int width = firm_size(env.num_firms);
   team.each_lanes(env.num_firms, [&](auto lanes) {
-    const auto price = lanes.load(env.prices), labor = lanes.load(scratch.labor), sold = lanes.load(scratch.sold);
+    const auto price = lanes.load(env.prices), labor = lanes.load(scratch.labor), sold = lanes.load(env.sales);
     const auto left = lanes.load(env.inventories) - sold;
     const auto exported = export_goods(env, price, left);
     const auto share = lanes.look_up(env.firm_choices + CHOSEN_INVESTMENT, lanes.load(env.firm_actions) * kFirmChoices);
@@ -367,7 +368,7 @@ template <class Team> RBC_FN void step(Team& team, const Environment& env, const
   team.barrier();
   reward_consumers(team, env, scratch);
   team.barrier();
-  sell(team, env, scratch);
+  sell(team, env);
   team.barrier();
   run_firms(team, env, scratch);
   team.barrier();

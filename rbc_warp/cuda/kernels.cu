@@ -2,7 +2,9 @@
 // One block per environment; agents are looped with the block's stride, so any number of agents fits any block size,
 // which must be a multiple of 32. The number of environments is the grid's size.
 #include "economy.h"
+#include "encode.h"
 #include "heads.h"
+#include "returns.h"
 
 using namespace rbc;
 
@@ -28,6 +30,9 @@ struct BlockTeam {
         num_warps(blockDim.x >> 5) {}
   template <class F> __device__ void each(int n, F f) {
     for (int i = thread; i < n; i += num_threads) f(i);
+  }
+  template <class F> __device__ void each_pair(int rows, int columns, F f) {
+    for (int n = thread; n < rows * columns; n += num_threads) f(n / columns, n % columns);
   }
   template <class F> __device__ void each_lanes(int n, F f) {
     for (int i = thread; i < n; i += num_threads) f(Lane{i});
@@ -93,6 +98,16 @@ __global__ void CudaRbcReset(RBC_RESET_ARGUMENTS) {
   reset(team, blockIdx.x, RBC_RESET_VALUES);
 }
 
+__global__ void CudaRbcEncode(RBC_ENCODE_ARGUMENTS) {
+  BlockTeam team;
+  encode(team, blockIdx.x, RBC_ENCODE_VALUES);
+}
+
+__global__ void CudaRbcReturns(RBC_RETURNS_ARGUMENTS) {
+  BlockTeam team;
+  take_returns(team, blockIdx.x, gridDim.x, RBC_RETURNS_VALUES);
+}
+
 __global__ void CudaRbcSample(RBC_SAMPLE_ARGUMENTS) {
   const int e = blockIdx.x, num_envs = gridDim.x, period = recorded_period(timestep[e], sizes[NUM_PERIODS]);
   int first = 0;
@@ -101,11 +116,11 @@ __global__ void CudaRbcSample(RBC_SAMPLE_ARGUMENTS) {
 #undef RBC_SAMPLE
 }
 
-// Loss gradient in place of the logits (float32), blockDim.x rows at a time side by side in shared memory, which holds
+// Loss gradient in place of the logits (float32 or bfloat16), blockDim.x rows at a time side by side in shared memory, which holds
 // 2 (actions + 1) blockDim.x floats and num_heads blockDim.x chosen actions. Each block writes its statistics to its
 // own row of block_statistics, in a fixed order; adding the rows up is the caller's.
 __global__ void CudaRbcLoss(int num_rows, int num_heads, const int* offsets, const unsigned char* allowed,
-                            float* logits, const int* actions, const float* old_log_probability,
+                            void* logits, int bfloat16, const int* actions, const float* old_log_probability,
                             const float* advantage, const float* target, const float* old_value, const float* loss,
                             float* block_statistics) {
   extern __shared__ float memory[];
@@ -117,7 +132,9 @@ __global__ void CudaRbcLoss(int num_rows, int num_heads, const int* offsets, con
   float sums[NUM_LOSS_STATISTICS] = {};
   const int first = blockIdx.x * stride, count = num_rows - first < stride ? num_rows - first : stride;
   for (int n = threadIdx.x; n < count * width; n += stride) {
-    x[(n % width) * stride + n / width] = logits[static_cast<size_t>(first) * width + n];
+    const size_t at = static_cast<size_t>(first) * width + n;
+    x[(n % width) * stride + n / width] =
+        bfloat16 ? from_bfloat16(static_cast<const uint16_t*>(logits)[at]) : static_cast<const float*>(logits)[at];
   }
   for (int n = threadIdx.x; n < count * num_heads; n += stride) {
     chosen[(n % num_heads) * stride + n / num_heads] = actions[static_cast<size_t>(first) * num_heads + n];
@@ -131,7 +148,13 @@ __global__ void CudaRbcLoss(int num_rows, int num_heads, const int* offsets, con
   }
   __syncthreads();
   for (int n = threadIdx.x; n < count * width; n += stride) {
-    logits[static_cast<size_t>(first) * width + n] = x[(n % width) * stride + n / width];
+    const size_t at = static_cast<size_t>(first) * width + n;
+    const float gradient = x[(n % width) * stride + n / width];
+    if (bfloat16) {
+      static_cast<uint16_t*>(logits)[at] = rounded_to_bfloat16(gradient);
+    } else {
+      static_cast<float*>(logits)[at] = gradient;
+    }
   }
   for (int s = 0; s < NUM_LOSS_STATISTICS; ++s) {
     __syncthreads();

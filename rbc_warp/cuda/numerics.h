@@ -34,6 +34,13 @@ RBC_FN float select(bool take, float a, float b) { return take ? a : b; }
 RBC_FN float to_float(int32_t i) { return static_cast<float>(i); }
 RBC_FN float sqrt(float x) { return sqrtf(x); }
 
+RBC_FN float from_bfloat16(uint16_t x) { return bits<float>(static_cast<uint32_t>(x) << 16); }
+// bfloat16's bits, rounded to nearest even; of any number.
+RBC_FN uint16_t rounded_to_bfloat16(float x) {
+  const uint32_t b = bits<uint32_t>(x);
+  return x != x ? 0x7fc0 : static_cast<uint16_t>((b + 0x7fffu + ((b >> 16) & 1u)) >> 16);
+}
+
 #ifndef __CUDACC__
 // Sixteen rows side by side; the compiler splits them to the machine's width.
 constexpr int kLanes = 16;
@@ -69,7 +76,6 @@ RBC_FN float fold(Floats x) {
   return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
-RBC_FN float from_bfloat16(uint16_t x) { return bits<float>(static_cast<uint32_t>(x) << 16); }
 RBC_FN uint16_t to_bfloat16(float x) {  // round to nearest even; the values here are finite
   const uint32_t b = bits<uint32_t>(x);
   return static_cast<uint16_t>((b + 0x7fffu + ((b >> 16) & 1u)) >> 16);

@@ -49,17 +49,23 @@ class DevicePath(TorchDispatchMode):
 
 
 def count_iteration(trainer: RbcTrainer, path: DevicePath | None = None) -> dict[str, int]:
-    """Train one iteration after a first one; return operations, launches, uploads and readbacks of the second."""
+    """Return operations, launches, uploads and readbacks of an iteration's rollout and update, after a first one."""
     from rbc_warp.warpdrive.pycuda import GPU
 
-    with path or DevicePath() as counted:
-        trainer.train(0, 1)
+    def iteration(number: int) -> int:
+        trainer.iteration = number
         counted.operations = counted.uploads = counted.readbacks = 0
         launches = GPU.launches
-        trainer.train(0, 1)
+        trainer._generate_rollout_batch()
+        trainer._update_model_params(number)
+        return GPU.launches - launches
+
+    with path or DevicePath() as counted:
+        iteration(0)
+        launches = iteration(1)
     return {
         "operations": counted.operations,
-        "launches": GPU.launches - launches,
+        "launches": launches,
         "uploads": counted.uploads,
         "readbacks": counted.readbacks,
     }

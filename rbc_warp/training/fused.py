@@ -16,7 +16,7 @@ from rbc_warp.training.losses import Batch, LossWeights
 from rbc_warp.training.policy import Policy
 from rbc_warp.training.processes import Processes
 from rbc_warp.warpdrive import tables
-from rbc_warp.warpdrive.kernels import SAMPLE_COLUMNS, Heads, Kernels, Layers, Loss
+from rbc_warp.warpdrive.kernels import SAMPLE_COLUMNS, Heads, Kernels, Layers, Loss, Words
 
 # Bytes of one layer's activations in a block: a processor core's cache, or a part of a GPU's memory.
 BLOCK_BYTES = {"cpu": 800 * 1024, "cuda": 128 * 1024 * 1024}
@@ -32,11 +32,9 @@ def add_relu(x: torch.Tensor, shared: torch.Tensor) -> None:
     x.view(len(shared), -1, x.shape[1]).add_(shared.unsqueeze(1)).relu_()
 
 
-def mask_and_sum(gradient: torch.Tensor, activation: torch.Tensor | None, sums: torch.Tensor) -> None:
-    """Set the gradient to 0 where the activation is not positive; put the sums of its groups of rows into ``sums``."""
-    if activation is not None:
-        torch.ops.aten.threshold_backward.grad_input(gradient, activation, 0.0, grad_input=gradient)
-    torch.sum(gradient.view(len(sums), -1, gradient.shape[1]), dim=1, dtype=torch.float32, out=sums)
+def mask(gradient: torch.Tensor, activation: torch.Tensor) -> None:
+    """Set the gradient to 0 where the activation is not positive."""
+    torch.ops.aten.threshold_backward.grad_input(gradient, activation, 0.0, grad_input=gradient)
 
 
 def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -46,6 +44,24 @@ def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     if "dtype" in torch.ops.aten.mm.overloads():  # torch 2.8
         return torch.mm(left, right, out_dtype=torch.float32)
     return left.float() @ right.float()
+
+
+def take_product(left: torch.Tensor, right: torch.Tensor, total: torch.Tensor, is_first: bool) -> None:
+    """Put :func:`product` into a float32 total, or add it."""
+    if is_first and left.dtype == torch.float32:
+        torch.mm(left, right, out=total)
+    elif is_first:
+        total.copy_(product(left, right))
+    else:
+        total.add_(product(left, right))
+
+
+def take_sum(rows: torch.Tensor, total: torch.Tensor, is_first: bool) -> None:
+    """Put the sum of rows into a float32 total, or add it."""
+    if is_first:
+        torch.sum(rows, 0, dtype=torch.float32, out=total)
+    else:
+        total.add_(rows.sum(0, dtype=torch.float32))
 
 
 class FusedLearner(Learner):
@@ -60,6 +76,7 @@ class FusedLearner(Learner):
         processes: Processes | None = None,
         *,
         kernels: Kernels,
+        words: Words | None = None,
     ):
         super().__init__(policy, heads, learning_rate, dtype, processes)
         self.kernels = kernels
@@ -68,7 +85,9 @@ class FusedLearner(Learner):
         self._figures: dict[str, float] = {}
         if self.device.type == "cuda":
             torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-        self._words = torch.zeros(len(tables.names("LOSS")), device=self.device)
+        self._block = words
+        start = np.zeros(len(tables.names("LOSS")), dtype=np.float32)
+        self._words = words.take(start) if words else torch.from_numpy(start).to(self.device)
 
     def copy(self, policy: Policy) -> FusedLearner:
         rate = self.optimizer.param_groups[0]["lr"]
@@ -103,8 +122,7 @@ class FusedLearner(Learner):
             add_relu(first, shared)
         else:
             torch.clamp_min(shared, 0.0, out=first)
-        torch.mm(first, layers.weight2.T, out=second)
-        add_relu(second, layers.bias2.unsqueeze(0))
+        torch._addmm_activation(layers.bias2, first, layers.weight2.T, out=second)  # ReLU: one kernel on a GPU
         return first, second
 
     @torch.no_grad()
@@ -123,61 +141,73 @@ class FusedLearner(Learner):
             else:
                 out[rows] = torch.addmm(layers.bias3, second, layers.weight3.T)
 
-    def _loss(self, batch: Batch, weights: LossWeights) -> Loss:
-        """Return the arguments from which the kernels compute the loss of a batch."""
-        figures = {
+    def expect(self, weights: LossWeights) -> None:
+        if self._block and self._figures:
+            self._figures = self._loss_figures(weights, self._figures["row_weight"])
+            self._block.set(self._words, tables.filled("LOSS", self._figures, np.float32))
+
+    @staticmethod
+    def _loss_figures(weights: LossWeights, row_weight: float) -> dict[str, float]:
+        return {
             "clip": weights.clip,
             "entropy_weight": weights.entropy,
             "last_head_entropy_weight": weights.last_head_entropy,
             "value_weight": weights.value,
-            "row_weight": 1.0 / (len(batch.actions) * self.processes.world_size),
+            "row_weight": row_weight,
             "use_ppo": float(weights.use_ppo),
         }
+
+    def _loss(self, batch: Batch, weights: LossWeights) -> Loss:
+        """Return the arguments from which the kernels compute the loss of a batch."""
+        figures = self._loss_figures(weights, 1.0 / (len(batch.actions) * self.processes.world_size))
         if figures != self._figures:  # once per update, not per pass
             self._figures = figures
-            self._words.copy_(torch.from_numpy(tables.filled("LOSS", figures, np.float32)))
+            table = tables.filled("LOSS", figures, np.float32)
+            if self._block:
+                self._block.set(self._words, table)
+                self._block.send()
+            else:
+                self._words.copy_(torch.from_numpy(table))
         return Loss(self.heads, {name: getattr(batch, name) for name in SAMPLE_COLUMNS}, self._words, self.statistics)
 
     @torch.no_grad()
-    def add_gradient(self, batch: Batch, weights: LossWeights) -> None:
+    def take_gradient(self, batch: Batch, weights: LossWeights) -> None:
         loss = self._loss(batch, weights)
         exact = self.policy.layers(self.policy.flat.detach())
         grad = self.policy.layers(self.policy.flat.grad)
         shared = torch.addmm(exact.bias1, batch.public, exact.public.T)
         shared_grad = torch.empty_like(shared)
         if self.network is not None:
+            self.policy.flat.grad.zero_()  # type: ignore[union-attr]
             self.network.network_gradient(exact, shared, batch.private, loss, grad, shared_grad)
         else:
             self._gradient_by_blocks(batch, shared.to(self.dtype), loss, grad, shared_grad)
-        grad.public.add_(shared_grad.T @ batch.public)
-        grad.bias1.add_(shared_grad.sum(0))
+        torch.mm(shared_grad.T, batch.public, out=grad.public)
+        torch.sum(shared_grad, 0, out=grad.bias1)
 
     def _gradient_by_blocks(
         self, batch: Batch, shared: torch.Tensor, loss: Loss, grad: Layers, shared_grad: torch.Tensor
     ) -> None:
-        """Add to ``grad`` all but the first layer's public part, whose gradient goes to ``shared_grad``."""
+        """Put all into ``grad`` but the first layer's public part, whose gradient goes to ``shared_grad``."""
         layers, agents = self._rounded_layers(), len(batch.actions) // len(batch.public)
         for observations, rows in self._blocks(len(batch.public), agents):
-            private = batch.private[rows]
+            private, is_first = batch.private[rows], rows.start == 0
             first, second = self._hidden(shared[observations], private, layers)
             logits = self._buffer("logits", len(second), self.policy.num_actions + 1)
             torch.addmm(layers.bias3, second, layers.weight3.T, out=logits)
             self.kernels.loss(logits, loss.of(rows))  # logits now hold their gradient
-            grad.weight3.add_(product(logits.T, second))
-            grad.bias3.add_(self._masked_sum(logits, None, agents))
+            take_product(logits.T, second, grad.weight3, is_first)
+            take_sum(logits, grad.bias3, is_first)
             second_grad, first_grad = self._buffer("second_grad", len(second)), self._buffer("first_grad", len(first))
             torch.mm(logits, layers.weight3, out=second_grad)
-            grad.bias2.add_(self._masked_sum(second_grad, second, agents))
-            grad.weight2.add_(product(second_grad.T, first))
+            mask(second_grad, second)
+            take_sum(second_grad, grad.bias2, is_first)
+            take_product(second_grad.T, first, grad.weight2, is_first)
             torch.mm(second_grad, layers.weight2, out=first_grad)
-            mask_and_sum(first_grad, first, shared_grad[observations])
+            mask(first_grad, first)
+            groups = first_grad.view(-1, agents, first_grad.shape[1])
+            torch.sum(groups, dim=1, dtype=torch.float32, out=shared_grad[observations])
             if private.shape[1]:
-                grad.private.add_(
-                    product(private.T, first_grad).T
-                )  # this way round the narrow product is four times faster
-
-    def _masked_sum(self, gradient: torch.Tensor, activation: torch.Tensor | None, agents: int) -> torch.Tensor:
-        """The sum of a gradient's rows (columns,), after masking it in place by the activation it belongs to."""
-        sums = torch.empty(len(gradient) // agents, gradient.shape[1], device=self.device)
-        mask_and_sum(gradient, activation, sums)
-        return sums.sum(0)
+                # This way round the narrow product is four times faster.
+                narrow = product(private.T, first_grad).T
+                (grad.private.copy_ if is_first else grad.private.add_)(narrow)

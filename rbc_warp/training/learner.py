@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 
@@ -18,6 +19,28 @@ from rbc_warp.training.processes import Processes
 from rbc_warp.warpdrive.kernels import LOSS_STATISTICS, Heads
 
 AUTOGRAD_BLOCK_ROWS = 1 << 16
+FUSED_ADAM = ["cuda"]
+"""Types of device where Adam is one kernel. Elsewhere its steps are rounded one by one, the same on all processors."""
+
+
+class Adam(torch.optim.Adam):
+    """torch's, fused on a GPU; its state is the same everywhere."""
+
+    def __init__(self, parameter: torch.Tensor, learning_rate: float):
+        self._is_fused = parameter.device.type in FUSED_ADAM
+        options: dict[str, Any] = {"fused": True, "capturable": True} if self._is_fused else {}
+        super().__init__([parameter], lr=learning_rate, **options)
+
+    def state_dict(self) -> dict[str, Any]:
+        return _with_options(super().state_dict(), fused=None, capturable=False)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(_with_options(state_dict, fused=self._is_fused or None, capturable=self._is_fused))
+
+
+def _with_options(state: dict[str, Any], **options: bool | None) -> dict[str, Any]:
+    """Return an optimizer's state with other options."""
+    return state | {"param_groups": [group | options for group in state["param_groups"]]}
 
 
 class Learner(ABC):
@@ -41,7 +64,7 @@ class Learner(ABC):
     ):
         self.policy, self.heads, self.dtype = policy, heads, dtype
         self.processes = processes or Processes()
-        self.optimizer = torch.optim.Adam([policy.flat], lr=learning_rate)
+        self.optimizer = Adam(policy.flat, learning_rate)
         self.device = policy.flat.device
         self.statistics = torch.zeros(len(LOSS_STATISTICS), device=self.device)
         """Means of the loss's parts over the rows of the last update, in the order of LOSS_STATISTICS."""
@@ -52,8 +75,11 @@ class Learner(ABC):
         """Put logits and values of encoded states into ``out`` (rows, actions+1) float32."""
 
     @abstractmethod
-    def add_gradient(self, batch: Batch, weights: LossWeights) -> None:
-        """Add the gradient of the mean loss to ``policy.flat.grad`` and the sums of its parts to ``statistics``."""
+    def take_gradient(self, batch: Batch, weights: LossWeights) -> None:
+        """Put the gradient of the mean loss into ``policy.flat.grad``; add the sums of its parts to ``statistics``."""
+
+    def expect(self, weights: LossWeights) -> None:  # noqa: B027
+        """Prepare, where it helps, for updates with other weights, on batches like the last."""
 
     def copy(self, policy: Policy) -> Learner:
         """Make a learner of the same kind and learning rate for another policy."""
@@ -67,8 +93,7 @@ class Learner(ABC):
         for batch in batches:
             gradient = self.policy.flat.grad
             assert gradient is not None
-            gradient.zero_()
-            self.add_gradient(batch, weights)
+            self.take_gradient(batch, weights)
             self.processes.sum(gradient)
             norm = torch.linalg.vector_norm(gradient)
             if max_grad_norm is not None:
@@ -86,7 +111,9 @@ class AutogradLearner(Learner):
         with torch.no_grad(), self._precision():
             out.copy_(self._outputs(public, private))
 
-    def add_gradient(self, batch: Batch, weights: LossWeights) -> None:
+    def take_gradient(self, batch: Batch, weights: LossWeights) -> None:
+        assert self.policy.flat.grad is not None
+        self.policy.flat.grad.zero_()
         allowed = self.heads.allowed.bool()
         total_rows = len(batch.actions) * self.processes.world_size
         for part in _parts(batch):

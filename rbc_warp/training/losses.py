@@ -68,16 +68,17 @@ def minibatches(batch: Batch, num_envs: int, passes: int, parts: int, generator:
         return
     agents = len(batch.actions) // len(batch.public)
     part_of, count = (batch.of_agents, agents) if agents > num_envs else (batch.of_environments, num_envs)
-    for _ in range(passes):
-        for part in torch.randperm(count, generator=generator).chunk(parts):
-            yield part_of(part.to(batch.actions.device), num_envs)
+    orders = torch.stack([torch.randperm(count, generator=generator) for _ in range(passes)])
+    for order in orders.to(batch.actions.device):
+        for part in order.chunk(parts):
+            yield part_of(part, num_envs)
 
 
 def discounted_returns(rewards: torch.Tensor, gamma: float) -> torch.Tensor:
     """Return the reward-to-go G_t = r_t + γ G_{t+1} over the first axis, (T, …); nothing is added at the end."""
     returns = rewards.clone()
     for t in range(len(rewards) - 2, -1, -1):
-        returns[t] += gamma * returns[t + 1]
+        returns[t].add_(gamma * returns[t + 1])
     return returns
 
 

@@ -55,6 +55,16 @@ class Encoder:
             (column.width or 1) * (self.num_digits if column.scale is DIGITS else 1) for column in layout.columns
         )
 
+    def inputs(self, layout: Layout) -> list[tuple[int, float]]:
+        """Return what :class:`~rbc_warp.warpdrive.kernels.Encoding` computes each input of a layout from."""
+        moduli = [-(10.0 ** (k + 1)) for k in range(self.num_digits)]
+        return [
+            (column, divisor)
+            for entry, span in layout.spans()
+            for column in range(span.start, span.stop)
+            for divisor in (moduli if entry.scale is DIGITS else [entry.scale])
+        ]
+
     def digits(self, x: torch.Tensor) -> torch.Tensor:
         """(…) → (…, num_digits)."""
         modulus = _moduli(self.num_digits, x.device)

@@ -3,18 +3,21 @@
 T periods, E environments, n agents of a type, I consumers, J firms.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from warp_drive.managers.data_manager import CUDADataManager
 from warp_drive.utils.data_feed import DataFeed
 
 from rbc_warp.economy.parameters import Economy
-from rbc_warp.training.losses import Batch, advantages_and_targets, standardize
+from rbc_warp.training import losses
+from rbc_warp.training.losses import Batch, standardize
 from rbc_warp.training.policy import Encoder
 from rbc_warp.training.processes import Processes
+from rbc_warp.warpdrive.kernels import Encoding, RbcEncoder, advantages_and_targets
+from rbc_warp.warpdrive.wrapper import RbcEnvWrapper
 
 # Streams of random numbers: training and evaluation never share a draw.
 TRAINING_STREAM, EVALUATION_STREAM = 0, 1
@@ -47,22 +50,23 @@ class Rollout:
     Args:
         economy: what is played.
         encoders: per type.
-        manager: of the environments; gets the arrays that the sampler writes.
-        num_envs: E.
+        wrapper: the environments, E of them; its data manager gets the arrays that the sampler writes.
         dtype: of encoded private states.
+        by_kernel: whether a kernel computes advantages, or ``losses.py`` itself.
     """
 
     def __init__(
         self,
         economy: Economy,
         encoders: Mapping[str, Encoder],
-        manager: CUDADataManager,
-        num_envs: int,
+        wrapper: RbcEnvWrapper,
         dtype: torch.dtype,
-        device: torch.device,
+        by_kernel: bool,
     ):
-        self.economy, self.encoders, self.num_envs = economy, encoders, num_envs
-        self._array = manager.data_on_device_via_torch
+        self._kernels = wrapper.cuda_function_manager if by_kernel else None
+        self.economy, self.num_envs, self._env = economy, wrapper.n_envs, wrapper.env
+        num_envs, device, manager = wrapper.n_envs, wrapper.device, wrapper.cuda_data_manager
+        self._pointer, self._array = manager.pointer, manager.data_on_device_via_torch
         periods, firms = economy.num_periods, economy.num_firms
         feed = DataFeed()
         for name, agent in economy.agents.items():
@@ -85,35 +89,38 @@ class Rollout:
         """Per type (T, E·n, num_private) encoded private states."""
         self._exports, self._sales = zeros(periods, num_envs, firms), zeros(periods, num_envs, firms)
         self._consumption = zeros(0)
+        encoder = next(iter(encoders.values()))
+        parts = [Encoding(self._array("public_state"), encoder.inputs(encoder.public))]
+        self._private_types = [name for name, agent in economy.agents.items() if agent.private.size]
+        for name in self._private_types:
+            inputs = encoders[name].inputs(encoders[name].private)
+            parts.append(Encoding(self._array(f"observations_{name}"), inputs))
+        self._encoder = RbcEncoder(wrapper.cuda_function_manager, parts)
 
     def encode(self, public: torch.Tensor, private: Mapping[str, torch.Tensor]) -> None:
         """Put what agents see now into ``public`` (E, num_public) and, per type, ``private`` (E·n, num_private)."""
-        public.copy_(self._encoder.encode_public(self._array("public_state")))
-        for name, rows in private.items():
-            if rows.shape[1]:
-                rows.copy_(self.encoders[name].encode_private(self._array(f"observations_{name}").flatten(0, 1)))
+        encoded = [public, *(private[name] for name in self._private_types)]
+        self._encoder.encode(encoded, [None] * len(encoded))
 
     def note_observations(self, period: int) -> None:
         """Keep what agents see before a period, encoded and as it is."""
-        self.encode(self.public[period], {name: rows[period] for name, rows in self.private.items()})
-        for name in self.economy.agents:
-            self._array(f"processed_observations_batch_{name}")[period].copy_(self._array(f"observations_{name}"))
+        encoded = [self.public, *(self.private[name] for name in self._private_types)]
+        copies = [self.public_states(), *(self.private_states(name) for name in self._private_types)]
+        self._encoder.encode([rows[period] for rows in encoded], [rows[period] for rows in copies])
 
-    def note_outcome(self, period: int, keep_consumption: bool) -> None:
-        """Keep what a period brought."""
-        for name in self.economy.agents:
-            self._array(f"rewards_batch_{name}")[period].copy_(self._array(f"rewards_{name}"))
-        consumption = self._array("consumption")
-        self._exports[period].copy_(self._array("exports"))
-        torch.sum(consumption, dim=-1, out=self._sales[period])
+    @contextmanager
+    def noting_outcome(self, period: int, keep_consumption: bool) -> Iterator[None]:
+        """Let the step kernel write what a period brings into the period's slot."""
+        slots = {f"rewards_{name}": self.rewards(name) for name in self.economy.agents}
+        slots |= {"exports": self._exports, "sales": self._sales}
         if keep_consumption:
             if not self._consumption.numel():
+                consumption = self._array("consumption")
                 self._consumption = consumption.new_zeros(self.economy.num_periods, *consumption.shape)
-            self._consumption[period].copy_(consumption)
-
-    @property
-    def _encoder(self) -> Encoder:
-        return next(iter(self.encoders.values()))
+            slots["consumption"] = self._consumption
+        self._env.outcome = {name: self._pointer(slot[period]) for name, slot in slots.items()}
+        yield
+        self._env.outcome = {}
 
     # What there is to read.
 
@@ -167,8 +174,11 @@ class Rollout:
         """
         own_scale = self.economy.agents[agent].settings.own_scale
         rewards, value = self.rewards(agent), self._array(f"values_batch_{agent}")
-        scaled = rewards / self.economy.agents[agent].settings.reward_scale
-        advantage, target = advantages_and_targets(scaled, value, gamma, gae_lambda)
+        scale = self.economy.agents[agent].settings.reward_scale
+        if self._kernels:
+            advantage, target = advantages_and_targets(self._kernels, rewards, value, scale, gamma, gae_lambda)
+        else:
+            advantage, target = losses.advantages_and_targets(rewards / scale, value, gamma, gae_lambda)
         columns = {
             "private": self.private[agent].view(*rewards.shape, -1),
             "actions": self._array(f"sampled_actions_batch_{agent}"),

@@ -37,9 +37,8 @@ from rbc_warp.training.rollout import EVALUATION_STREAM, Draw, Intervention, Rol
 from rbc_warp.training.schedule import Schedule, Update
 from rbc_warp.training.trials import REACH, Trials, places_of_trials
 from rbc_warp.warpdrive import tables
-from rbc_warp.warpdrive.env import RbcEnv
+from rbc_warp.warpdrive.env import RbcEnv, stage_table
 from rbc_warp.warpdrive.kernels import DRAW_FROM_PROBABILITIES, DRAW_GREEDY, LOSS_STATISTICS, Heads, RbcSampler
-from rbc_warp.warpdrive.simulation import set_stage
 from rbc_warp.warpdrive.wrapper import RbcEnvWrapper, check_rows, choose_backend
 
 # Purposes of an iteration's seeds on the host: which consumers learn, then minibatches by type, then trials by rank.
@@ -112,7 +111,8 @@ class RbcTrainer(TrainerA2C):
         wrapper = RbcEnvWrapper(self.env, num_envs=self.num_local_envs, env_backend=self.backend)
         self.device = wrapper.device
         self.precision = choose_precision(config, self.device)
-        self.heads = {name: Heads(agent.head_sizes, self.device) for name, agent in agents.items()}
+        self.words = wrapper.cuda_data_manager.words
+        self.heads = {name: Heads(agent.head_sizes, self.device, self.words) for name, agent in agents.items()}
         self.learners: dict[str, Learner] = {}
         self.cuda_sample_controller = RbcSampler(wrapper.cuda_function_manager)
         self._policies = dict(policies) if policies is not None else make_policies(config, self.economy)
@@ -129,8 +129,7 @@ class RbcTrainer(TrainerA2C):
             )
         self._keep_what_is_read()
         encoders = {name: self.models[name].encoder for name in agents}
-        manager = self.cuda_envs.cuda_data_manager
-        self.rollout = Rollout(self.economy, encoders, manager, self.num_local_envs, self.precision, self.device)
+        self.rollout = Rollout(self.economy, encoders, self.cuda_envs, self.precision, config.train.learner == "fused")
         self._logits = {
             name: torch.zeros(self.num_local_envs * agent.count, agent.num_actions + 1, device=self.device)
             for name, agent in agents.items()
@@ -188,7 +187,7 @@ class RbcTrainer(TrainerA2C):
         if self.settings.train.learner == "autograd":
             self.learners[policy] = AutogradLearner(*given)
         else:
-            self.learners[policy] = FusedLearner(*given, kernels=self.cuda_envs.cuda_function_manager)
+            self.learners[policy] = FusedLearner(*given, kernels=self.cuda_envs.cuda_function_manager, words=self.words)
         self.optimizers[policy] = self.learners[policy].optimizer
 
     def _initialize_policy_algorithm(self, policy: str) -> None:
@@ -250,7 +249,9 @@ class RbcTrainer(TrainerA2C):
 
     def _generate_rollout_batch(self) -> None:
         """Play the iteration's episodes into ``rollout``, at the schedule's stage; before it, its trials."""
-        self.set_stage(self.schedule.stage(self.iteration, self.multipliers), self.schedule.allowed(self.iteration))
+        self._place_stage(self.schedule.stage(self.iteration, self.multipliers), self.schedule.allowed(self.iteration))
+        for update in self.schedule.updates(self.iteration):  # one copy to the device brings all
+            (update.learner or self.learners[update.agent]).expect(self._loss_weights(update))
         draw = self.schedule.draw(self.iteration)
         self._trials = self._drawn_trials()
         if self._trials:
@@ -303,9 +304,13 @@ class RbcTrainer(TrainerA2C):
 
     def set_stage(self, stage: Stage, allowed: Mapping[str, np.ndarray]) -> None:
         """Put in force, from the next reset on, what the curriculum lets agents feel and do."""
-        set_stage(self.cuda_envs, stage)
+        self._place_stage(stage, allowed)
+        self.words.send()
+
+    def _place_stage(self, stage: Stage, allowed: Mapping[str, np.ndarray]) -> None:
+        self.words.set(self._data("stage"), stage_table(stage))
         for agent, mask in allowed.items():
-            self.heads[agent].allowed.copy_(torch.from_numpy(mask.astype(np.uint8)))
+            self.words.set(self.heads[agent].allowed, mask.astype(np.uint8))
 
     def set_iteration(self, iteration: int) -> None:
         """Put the curriculum's values of an iteration in force, for playing without training; a new trainer is at 0."""
@@ -324,9 +329,8 @@ class RbcTrainer(TrainerA2C):
                     intervention.change_logits(period, logits)
             with self._timed("action_sample_time"):
                 self._sample_actions(logits, period)
-            with self._timed("env_step_time"):
+            with self._timed("env_step_time"), self.rollout.noting_outcome(period, keep_consumption):
                 self.cuda_envs.step_all_envs()
-                self.rollout.note_outcome(period, keep_consumption)
 
     @contextlib.contextmanager
     def _timed(self, part: str) -> Iterator[None]:
@@ -346,7 +350,8 @@ class RbcTrainer(TrainerA2C):
         flags |= DRAW_GREEDY if draw.greedy else 0
         words = {"seed": seed, "iteration": draw.iteration, "first_environment": first, "repeat": draw.repeat}
         words |= {"stream": draw.stream, "flags": flags}
-        self._data("draw_words").copy_(torch.from_numpy(tables.filled("DRAW", words, np.int32)))
+        self.words.set(self._data("draw_words"), tables.filled("DRAW", words, np.int32))
+        self.words.send()
 
     @torch.no_grad()
     def forward(self, period: int) -> dict[str, torch.Tensor]:
@@ -428,8 +433,6 @@ class RbcTrainer(TrainerA2C):
         if update.agent in self._trials:
             weight, reach = self.settings.agents.trials_weight, REACH if train.use_ppo else 0.0
             batch = self._trials[update.agent].learned_from(batch, self.rollout, train.gamma, weight, reach)
-        entropy = update.entropy, update.last_head_entropy
-        weights = LossWeights(train.use_ppo, train.ppo_clip_param, *entropy, train.value_loss_weight)
         learner.optimizer.param_groups[0]["lr"] = update.learning_rate
         settings = self.economy.agents[update.agent].settings
         passes = (settings.passes or train.ppo_num_updates) if train.use_ppo else 1
@@ -438,13 +441,18 @@ class RbcTrainer(TrainerA2C):
         )  # the same in all processes
         generator = torch.Generator().manual_seed(seed)
         steps = minibatches(batch, self.num_local_envs, passes, settings.minibatches, generator)
-        norm = learner.update(steps, weights, train.clip_grad_norm)
+        norm = learner.update(steps, self._loss_weights(update), train.clip_grad_norm)
         losses = dict(zip(LOSS_STATISTICS, learner.statistics.clone(), strict=True))
         watched = [losses[name] for name in ("policy_loss", "value_loss", "entropy")]  # kl may be infinite without harm
         self.numbers.note("log-probabilities", update.agent, batch.log_probability)
         self.numbers.note("losses", update.agent, torch.stack([*watched, norm]))
         self.numbers.note("parameters", update.agent, learner.policy.flat)
         return losses | {"gradient_norm": norm, "entropy_coefficient": torch.tensor(update.entropy)}
+
+    def _loss_weights(self, update: Update) -> LossWeights:
+        train = self.settings.train
+        entropy = update.entropy, update.last_head_entropy
+        return LossWeights(train.use_ppo, train.ppo_clip_param, *entropy, train.value_loss_weight)
 
     def _seed_of(self, iteration: int, purpose: int) -> int:
         """Return the seed of an iteration's random choices on the host."""

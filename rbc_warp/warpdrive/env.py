@@ -7,6 +7,7 @@ two (``training/policy.py``).
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 from gym.spaces import Discrete, MultiDiscrete
@@ -48,6 +49,8 @@ class RbcEnv(CUDAEnvironmentContext):
         """Second names of arrays: what a type without private state observes is the public state."""
         self._start = self._observations(economy.initial_public(), economy.initial_private())
         self._state: reference.State | None = None
+        self.outcome: Mapping[str, Any] = {}
+        """Pointers to which the step kernel writes, in place of the arrays of these names."""
 
     def _observations(self, public: np.ndarray, private: Mapping[str, np.ndarray]) -> dict[int, np.ndarray]:
         """Return observations by agent number."""
@@ -89,6 +92,7 @@ class RbcEnv(CUDAEnvironmentContext):
         shape = (self.num_envs, economy.num_firms, economy.num_consumers)
         feed.add_data("consumption", np.zeros(shape, dtype=np.float32))
         feed.add_data("exports", np.zeros(shape[:2], dtype=np.float32))
+        feed.add_data("sales", np.zeros(shape[:2], dtype=np.float32))
         return feed
 
     def _parameters(self) -> np.ndarray:
@@ -103,8 +107,9 @@ class RbcEnv(CUDAEnvironmentContext):
     ) -> tuple[dict[int, np.ndarray], dict[int, float], dict[str, bool], dict] | None:
         """Advances every environment by one period on the device; with ``actions``, one in NumPy."""
         if actions is None:
+            feed = zip(STEP_ARGUMENTS, self.cuda_step_function_feed(STEP_ARGUMENTS), strict=True)
             self.cuda_step(
-                *self.cuda_step_function_feed(STEP_ARGUMENTS),
+                *(self.outcome.get(name, pointer) for name, pointer in feed),
                 block=self.cuda_function_manager.block,
                 grid=self.cuda_function_manager.grid,
             )

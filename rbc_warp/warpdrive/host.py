@@ -27,6 +27,7 @@ class HostDataManager(TensorData):
     """WarpDrive's, in main memory."""
 
     device = torch.device("cpu")
+    is_apart = False
 
     @staticmethod
     def pointer(tensor: torch.Tensor) -> ctypes.c_void_p:

@@ -6,7 +6,7 @@ from the data manager or from :meth:`Kernels.pointer`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -18,12 +18,15 @@ from warp_drive.managers.function_manager import CUDAEnvironmentReset, CUDAFunct
 from rbc_warp.warpdrive import tables
 
 THREADS_PER_BLOCK = 128
-RESET_KERNEL, SAMPLE_KERNEL, LOSS_KERNEL = "CudaRbcReset", "CudaRbcSample", "CudaRbcLoss"
-DEFAULT_KERNELS = [RESET_KERNEL, SAMPLE_KERNEL, LOSS_KERNEL]
+RESET_KERNEL, ENCODE_KERNEL, SAMPLE_KERNEL = "CudaRbcReset", "CudaRbcEncode", "CudaRbcSample"
+RETURNS_KERNEL, LOSS_KERNEL = "CudaRbcReturns", "CudaRbcLoss"
+DEFAULT_KERNELS = [RESET_KERNEL, ENCODE_KERNEL, SAMPLE_KERNEL, RETURNS_KERNEL, LOSS_KERNEL]
 
 LOSS_STATISTICS = tuple(name.lower() for name in tables.names("LOSS_STATISTICS"))
 DRAW_GREEDY, DRAW_FROM_PROBABILITIES = (tables.values("DRAW_FLAGS")[name] for name in ("GREEDY", "FROM_PROBABILITIES"))
 LOSS_ROWS_PER_BLOCK = 32
+MOST_WORD_BYTES = 1 << 20
+WORD_ARRAYS = ("stage", "draw_words")
 SHARED_BYTES = 48 * 1024  # of a block on a GPU, without asking
 MOST_SHARED_BYTES = 227 * 1024  # with asking, on sm_90 and sm_100; other GPUs have less
 NULL = np.uintp(0)  # in place of an array that a kernel is to leave out
@@ -69,14 +72,59 @@ class Kernels(Protocol):
         """Return what runs a whole network with such products and hidden layers as one kernel (``host.py``); None."""
 
 
-class Heads:
-    """The action heads of one agent type on a device: ``offsets`` (heads+1,) int32, ``allowed`` (actions,) uint8."""
+class Words:
+    """Small arrays that the host sets and kernels read, in one block of memory: one copy brings a device all of them.
 
-    def __init__(self, sizes: list[int], device: torch.device | str):
+    Args:
+        is_apart: whether the device has memory of its own.
+    """
+
+    def __init__(self, device: torch.device, is_apart: bool):
+        self._host = np.zeros(MOST_WORD_BYTES, dtype=np.uint8)
+        shared = torch.from_numpy(self._host)
+        self._device = torch.zeros_like(shared, device=device) if is_apart else shared
+        self._is_apart, self._is_stale, self._used = is_apart, False, 0
+
+    def take(self, start: np.ndarray) -> torch.Tensor:
+        """Return an array on the device, a view of the block, for :meth:`set`; it is to start like this."""
+        first, stop = self._used, self._used + start.nbytes
+        self._used = (stop + 15) // 16 * 16
+        assert self._used <= MOST_WORD_BYTES
+        view = self._device[first:stop].view(torch.from_numpy(start).dtype).view(start.shape)
+        self.set(view, start)
+        self.send()
+        return view
+
+    def set(self, view: torch.Tensor, values: np.ndarray) -> None:
+        """Give an array other values, from the next :meth:`send` on."""
+        first = view.storage_offset() * view.element_size()
+        held = self._host[first : first + values.nbytes].view(values.dtype)
+        if not np.array_equal(held, values):
+            held[:] = values.reshape(-1)
+            self._is_stale = True
+
+    def send(self) -> None:
+        """Bring the device what was set; where nothing changed, do nothing. The host does not wait."""
+        if self._is_apart and self._is_stale:
+            block = torch.from_numpy(self._host[: self._used])
+            if self._device.is_cuda:
+                block = block.pin_memory()  # torch keeps it until the copy is done
+            self._device[: self._used].copy_(block, non_blocking=True)
+        self._is_stale = False
+
+
+class Heads:
+    """The action heads of one agent type on a device: ``offsets`` (heads+1,) int32, ``allowed`` (actions,) uint8.
+
+    words: a place for ``allowed``.
+    """
+
+    def __init__(self, sizes: list[int], device: torch.device | str, words: Words | None = None):
         self.sizes = list(sizes)
         self.num_actions = sum(sizes)
         self.offsets = torch.tensor([0, *np.cumsum(sizes)], dtype=torch.int32, device=device)
-        self.allowed = torch.ones(self.num_actions, dtype=torch.uint8, device=device)
+        everything = np.ones(self.num_actions, dtype=np.uint8)
+        self.allowed = words.take(everything) if words else torch.from_numpy(everything).to(device)
 
 
 def loss_block(width: int, num_heads: int) -> tuple[int, int]:
@@ -95,11 +143,14 @@ class TensorData(CUDADataManager):
     """
 
     device: torch.device
+    is_apart: bool  #: Whether the device has memory of its own.
     pointer: Callable[[torch.Tensor], Any]  #: A tensor's address as the backend's kernels take it.
 
     def __init__(self, shared: Mapping[str, str] | None = None, **sizes: int):
         self._tensors: dict[str, torch.Tensor] = {}
         self.shared = dict(shared or {})
+        self.words = Words(self.device, self.is_apart)
+        """Where arrays lie that the host sets again and again."""
         super().__init__(**sizes)
 
     def _type_warning_helper(self, *unused: Any, **unused_too: Any) -> None:
@@ -111,6 +162,8 @@ class TensorData(CUDADataManager):
         if target in self.shared:
             first = self._tensors[self.shared[target]]
             tensor = first.unsqueeze(1).expand(self._host_data[target].shape)
+        elif target in WORD_ARRAYS:
+            tensor = self.words.take(self._host_data[name])
         else:  # copied: a start value and its copy are two arrays
             tensor = torch.from_numpy(self._host_data[name]).to(self.device, copy=True)
         self._tensors[target] = tensor
@@ -125,7 +178,10 @@ class TensorData(CUDADataManager):
 
     def reset_device(self, name: str | None = None) -> None:
         for key in self._host_data if name is None else [name]:
-            if key in self._tensors:
+            if key in WORD_ARRAYS:
+                self.words.set(self._tensors[key], self._host_data[key])
+                self.words.send()
+            elif key in self._tensors:
                 self._tensors[key].copy_(torch.from_numpy(self._host_data[key]))
 
 
@@ -148,6 +204,60 @@ class RbcReset(CUDAEnvironmentReset):
         pointers = [data_manager.device_data(name) for name in tables.names("RESET_ARRAYS")]
         force = np.int32(mode == "force_reset")
         self._cuda_custom_reset(*pointers, force, block=self._block, grid=self._grid)
+
+
+class Encoding:
+    """Turns a part of the state, (E, n, columns) or (E, columns), into a network's inputs, on a device.
+
+    inputs: of each the column that it is computed from, and its divisor; for digits −10^(k+1): the column's number
+    mod 10^(k+1), over it.
+    """
+
+    def __init__(self, state: torch.Tensor, inputs: Sequence[tuple[int, float]]):
+        self.state = state
+        self.sources = torch.tensor([column for column, _ in inputs], dtype=torch.int32, device=state.device)
+        self.divisors = torch.tensor([divisor for _, divisor in inputs], dtype=torch.float32, device=state.device)
+
+
+class RbcEncoder:
+    """Encodes what all agents see, and copies it, in one kernel; ``parts``: of RBC_SEEN, in its order."""
+
+    def __init__(self, function_manager: CUDAFunctionManager, parts: Sequence[Encoding]):
+        self._manager, self.parts = function_manager, tuple(parts)
+        self._kernel = function_manager.get_function(ENCODE_KERNEL)
+
+    def encode(self, encoded: Sequence[torch.Tensor | None], copies: Sequence[torch.Tensor | None]) -> None:
+        """Put the inputs of each part into ``encoded``, float32 or bfloat16, and its numbers into ``copies``."""
+        arguments: list[Any] = []
+        for part, inputs, copy in zip(self.parts, encoded, copies, strict=True):
+            columns = part.state.shape[-1]
+            rows = part.state.numel() // (columns * self._manager._num_envs)
+            is_rounded = inputs is not None and inputs.dtype == torch.bfloat16
+            arguments += [np.int32(number) for number in (rows, columns, len(part.sources), is_rounded)]
+            given = (part.state, part.sources, part.divisors, inputs, copy)
+            arguments += [NULL if tensor is None else self._manager.pointer(tensor) for tensor in given]
+        self._kernel(*arguments, block=self._manager.block, grid=self._manager.grid)
+
+
+def advantages_and_targets(
+    function_manager: CUDAFunctionManager,
+    rewards: torch.Tensor,
+    values: torch.Tensor,
+    scale: float,
+    gamma: float,
+    gae_lambda: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what ``losses.advantages_and_targets`` returns of rewards / scale, bit for bit, from one kernel.
+
+    rewards, values: (T, E, n).
+    """
+    advantages, targets = torch.empty_like(values), torch.empty_like(values)
+    sizes = np.int32(values.shape[2]), np.int32(len(values)), np.int32(gae_lambda == 1.0)
+    numbers = np.float32(scale), np.float32(gamma), np.float32(gamma * gae_lambda)
+    arrays = [function_manager.pointer(array) for array in (rewards, values, advantages, targets)]
+    kernel = function_manager.get_function(RETURNS_KERNEL)
+    kernel(*sizes, *numbers, *arrays, block=function_manager.block, grid=function_manager.grid)
+    return advantages, targets
 
 
 class RbcSampler(CUDASampler):

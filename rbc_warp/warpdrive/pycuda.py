@@ -114,6 +114,7 @@ class DeviceDataManager(TensorData, PyCUDADataManager):
     """WarpDrive's, with every array a tensor: its own copies would go to another stream than all else."""
 
     device = torch.device("cuda")
+    is_apart = True
     pointer = staticmethod(CudaTensorHolder)
 
 
@@ -166,13 +167,13 @@ class RbcFunctionManager(PyCUDAFunctionManager):
         if shared > SHARED_BYTES:
             GPU.allow_shared(LOSS_KERNEL, shared)
         partial = torch.empty(blocks, len(LOSS_STATISTICS), device=logits.device)
-        gradient = logits if logits.dtype == torch.float32 else logits.float()
         self.get_function(LOSS_KERNEL)(
             np.int32(rows),
             np.int32(len(heads.sizes)),
             self.pointer(heads.offsets),
             self.pointer(heads.allowed),
-            self.pointer(gradient),
+            self.pointer(logits),
+            np.int32(logits.dtype == torch.bfloat16),
             *(self.pointer(loss.sample[name]) for name in SAMPLE_COLUMNS),
             self.pointer(loss.weights),
             self.pointer(partial),
@@ -180,6 +181,4 @@ class RbcFunctionManager(PyCUDAFunctionManager):
             grid=(blocks, 1),
             shared=shared,
         )
-        if gradient is not logits:
-            logits.copy_(gradient)
         loss.statistics.add_(partial.sum(0))

@@ -86,8 +86,9 @@ def make_envs(economy: Economy, num_envs: int, backend: str) -> RbcEnvWrapper:
 
 def set_stage(wrapper: RbcEnvWrapper, stage: reference.Stage) -> None:
     """Put the curriculum's values where the kernels read them."""
-    values = torch.from_numpy(stage_table(stage))
-    wrapper.cuda_data_manager.data_on_device_via_torch("stage").copy_(values)
+    data = wrapper.cuda_data_manager
+    data.words.set(data.data_on_device_via_torch("stage"), stage_table(stage))
+    data.words.send()
 
 
 def observations(wrapper: RbcEnvWrapper) -> dict[str, torch.Tensor]:

@@ -142,8 +142,8 @@ SEEDS = (
     Seed(
         "trainer: rewards are not scaled",
         "rbc_warp/training/rollout.py",
-        "scaled = rewards / self.economy.agents[agent].settings.reward_scale",
-        "scaled = rewards",
+        "scale = self.economy.agents[agent].settings.reward_scale",
+        "scale = 1.0",
         ("tests/test_training.py", "tests/test_learning.py", "tests/test_warpdrive_loop.py"),
     ),
     Seed(

@@ -11,7 +11,9 @@
 #include <vector>
 
 #include "../economy.h"
+#include "../encode.h"
 #include "../heads.h"
+#include "../returns.h"
 #include "lanes.h"
 #include "network.h"
 
@@ -250,6 +252,22 @@ void CudaRbcReset(int num_envs, int num_threads, RBC_RESET_ARGUMENTS) {
   for (int e = 0; e < num_envs; ++e) {
     HostTeam team;
     reset(team, e, RBC_RESET_VALUES);
+  }
+}
+
+void CudaRbcEncode(int num_envs, int num_threads, RBC_ENCODE_ARGUMENTS) {
+#pragma omp parallel for schedule(static) num_threads(num_threads)
+  for (int e = 0; e < num_envs; ++e) {
+    HostTeam team;
+    encode(team, e, RBC_ENCODE_VALUES);
+  }
+}
+
+void CudaRbcReturns(int num_envs, int num_threads, RBC_RETURNS_ARGUMENTS) {
+#pragma omp parallel for schedule(static) num_threads(num_threads)
+  for (int e = 0; e < num_envs; ++e) {
+    HostTeam team;
+    take_returns(team, e, num_envs, RBC_RETURNS_VALUES);
   }
 }
 

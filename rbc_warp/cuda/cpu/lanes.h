@@ -46,6 +46,11 @@ struct HostTeam {
   template <class F> RBC_FN void each(int n, F f) {
     for (int i = 0; i < n; ++i) f(i);
   }
+  template <class F> RBC_FN void each_pair(int rows, int columns, F f) {
+    for (int i = 0; i < rows; ++i) {
+      for (int n = 0; n < columns; ++n) f(i, n);
+    }
+  }
   template <class F> RBC_FN void each_group(int n, F f) {
     for (int j = 0; j < n; ++j) f(j);
   }
