@@ -148,6 +148,13 @@ SCAN = {
 }  # fmt: skip
 
 
+def test_a_quick_verdict_does_not_take_the_place_of_a_full_one():
+    results = Results()
+    for iteration, effort in ((5, "quick"), (5, "full"), (5, "quick"), (7, "quick")):
+        results.add_verdict({"iteration": iteration, "effort": effort, "passed": True, "largest": {}})
+    assert [(row["iteration"], row["effort"]) for row in results.verdicts] == [(5, "full"), (7, "quick")]
+
+
 def test_results_of_two_measurements_at_once_merge(tmp_path):
     from dataclasses import replace
 

@@ -190,8 +190,11 @@ class Results:
         self.records = [old for old in self.records if not outdated(old)] + [new]
 
     def add_verdict(self, new: dict[str, Any]) -> None:
-        """Take the place of an earlier verdict of the same iteration."""
-        others = [old for old in self.verdicts if old["iteration"] != new["iteration"]]
+        """Take the place of an earlier verdict of the same iteration, unless that one searched further."""
+        before = [old for old in self.verdicts if old["iteration"] == new["iteration"]]
+        if new.get("effort") == "quick" and any(old.get("effort") == "full" for old in before):
+            return
+        others = [old for old in self.verdicts if old not in before]
         self.verdicts = sorted([*others, new], key=lambda verdict: int(verdict["iteration"]))
 
     def add_scan(self, scan: Mapping[str, Any]) -> None:
