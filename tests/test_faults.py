@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from trainers import new_run
 
 from rbc_warp import errors
 from rbc_warp.__main__ import main as command
@@ -29,7 +30,7 @@ from rbc_warp.equilibrium.results import Record, Results
 from rbc_warp.errors import ConfigError, NumbersError, RunFileError, UserError
 from rbc_warp.runs.folder import RunDir, find_runs
 from rbc_warp.runs.locks import locked
-from rbc_warp.runs.run import prepare_run, train_run
+from rbc_warp.runs.run import train_run
 from rbc_warp.runs.sweep import damaged, last_record, plan, present, write_index
 from rbc_warp.runs.tracking import Harmless
 from rbc_warp.training.learner import Learner
@@ -53,12 +54,6 @@ TINY = [
 
 def tiny(*more: str) -> Config:
     return load_config(ROOT / "configs" / "smoke.yaml", [*TINY, *more])
-
-
-def new_run(folder: Path, config: Config) -> RunDir:
-    run = RunDir.create(folder)
-    prepare_run(run, config)
-    return run
 
 
 @pytest.fixture(scope="module")

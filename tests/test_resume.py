@@ -14,13 +14,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from stops import Killed, kill_at, values
+from trainers import new_run
 
 from rbc_warp.config import Config, load_config
 from rbc_warp.errors import ConfigError, ResumeError, RunFileError
 from rbc_warp.runs.folder import RunDir
 from rbc_warp.runs.locks import locked
 from rbc_warp.runs.resume import read_state
-from rbc_warp.runs.run import prepare_run, summary, train_run
+from rbc_warp.runs.run import summary, train_run
 from rbc_warp.runs.tracking import MLflow, WeightsAndBiases, check_trackers, flat
 
 ROOT = Path(__file__).parents[1]
@@ -56,12 +57,6 @@ def one_thread():
 
 def tiny(*overrides: str) -> Config:
     return load_config(ROOT / "configs" / "smoke.yaml", [*TINY, *overrides])
-
-
-def new_run(folder: Path, config: Config) -> RunDir:
-    run = RunDir.create(folder)
-    prepare_run(run, config)
-    return run
 
 
 def train(run: RunDir, config: Config, **options):

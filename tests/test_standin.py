@@ -83,17 +83,6 @@ def test_training_equals_the_host(precision: str) -> None:
         assert got["reward"] == expected["reward"] and got["economy"] == expected["economy"]
 
 
-def test_long_rows_take_smaller_blocks() -> None:
-    from rbc_warp.warpdrive.kernels import LOSS_ROWS_PER_BLOCK, SHARED_BYTES, loss_block
-
-    assert loss_block(126, 12) == (LOSS_ROWS_PER_BLOCK, 32 * 4 * (2 * 126 + 12))
-    for width in (31, 37, 126, 300, 1016, 5000, 20_000):
-        rows, shared = loss_block(width, 12)
-        assert shared == rows * 4 * (2 * width + 12)
-        assert rows == 1 or shared <= SHARED_BYTES
-        assert rows == LOSS_ROWS_PER_BLOCK or 2 * shared > SHARED_BYTES
-
-
 # Order and capture
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from rbc_warp.config import load_config
+from rbc_warp.config import Config, load_config
 from rbc_warp.runs.folder import RunDir
 from rbc_warp.runs.run import prepare_run, train_run
 from rbc_warp.training.rollout import Draw
@@ -24,10 +24,16 @@ def learn(trainer: RbcTrainer, iteration: int) -> dict[str, dict[str, torch.Tens
     return trainer._update_model_params(iteration)
 
 
+def new_run(folder: Path, config: Config) -> RunDir:
+    """Make a run below ``folder`` that nothing has trained yet."""
+    run = RunDir.create(folder)
+    prepare_run(run, config)
+    return run
+
+
 def trained_run(folder: Path, *overrides: str) -> RunDir:
     """Train configs/smoke.yaml in a new run below ``folder``."""
     config = load_config(Path(__file__).parents[1] / "configs" / "smoke.yaml", list(overrides))
-    run = RunDir.create(folder)
-    prepare_run(run, config)
+    run = new_run(folder, config)
     train_run(run, config, "host", quiet=True)
     return run

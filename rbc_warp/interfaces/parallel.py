@@ -125,7 +125,7 @@ class RbcParallelEnv(ParallelEnv):
         """Nothing is drawn; ``python -m rbc_warp report`` draws runs."""
 
     def close(self) -> None:
-        self.vector.close()
+        """Nothing is held that would have to be let go."""
 
 
 def agent_names(types: Mapping[str, AgentType]) -> str:

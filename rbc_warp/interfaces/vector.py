@@ -175,9 +175,6 @@ class VectorEnv:
             return public
         return torch.cat([public, encoder.encode_private(self.observations[agent])], dim=-1)
 
-    def close(self) -> None:
-        """Release nothing: the tensors live as long as somebody holds them."""
-
 
 class _Heads:
     """The action heads of a type, to check indices against."""
