@@ -244,7 +244,7 @@ def test_a_lock_that_cannot_be_is_no_lock_that_another_holds(tmp_path, monkeypat
 
 def test_a_damaged_run_of_a_sweep_stops_no_other(tmp_path):
     small = TINY[:2] + TINY[4:6]
-    config = load_config(ROOT / "configs" / "sweeps" / "smoke.yaml", small)
+    config = load_config(ROOT / "configs" / "sweeps" / "tiny.yaml", small)
     tasks = plan(tmp_path, config)
     runs = [task.run for task in tasks]
     rewards = {"consumer": None, "firm": 2.0, "government": float("nan")}

@@ -95,7 +95,7 @@ def test_a_run_that_is_too_large_leaves_no_folder(tmp_path: Path, monkeypatch: p
 
 
 def sweep(tmp_path: Path, *arguments: str) -> argparse.Namespace:
-    config = Path(__file__).parents[1] / "configs" / "sweeps" / "smoke.yaml"
+    config = Path(__file__).parents[1] / "configs" / "sweeps" / "tiny.yaml"
     return parse(["--config", str(config), "--dry-run", "--experiment-dir", str(tmp_path / "runs"), *arguments])
 
 

@@ -196,5 +196,5 @@ def test_the_wheel_installs_and_trains_from_another_folder(wheel: Path, tmp_path
     works("rbc-warp", "best-response", run, "2", "--ep-strs", "latest", "--eval-episodes", "8", "--threads", "1")
     assert works("rbc-warp", "report", run) == f"{run / 'report.html'}\n"
     assert "<html" in (run / "report.html").read_text()
-    works("rbc-warp", "train", "--config", "sweeps/smoke", "--experiment-dir", "many", "--set", "train.num_episodes=2")
+    works("rbc-warp", "train", "--config", "sweeps/tiny", "--experiment-dir", "many", "--set", "train.num_episodes=2")
     assert (installed.cwd / "many" / "index.csv").read_text().count(",finished,2,") == 4

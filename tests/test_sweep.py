@@ -28,7 +28,7 @@ from rbc_warp.runs.locks import locked
 from rbc_warp.runs.sweep import Display, execute, expand, last_record, plan, present, varied, write_index
 
 ROOT = Path(__file__).parents[1]
-SMOKE = ROOT / "configs" / "sweeps" / "smoke.yaml"
+SMOKE = ROOT / "configs" / "sweeps" / "tiny.yaml"
 SMALL = ["agents.num_consumers=6", "agents.num_firms=2", "world.maxtime=4", "train.batch_size=4"]
 SWEEP = load_config(SMOKE, SMALL)
 
@@ -49,7 +49,7 @@ def index(folder: Path) -> list[dict[str, str]]:
 @pytest.mark.parametrize(
     ("name", "count", "base"),
     [("open", 96, "paper_open"), ("closed", 12, "paper_closed"), ("fixed_taxes", 12, "paper_open"),
-     ("smoke", 4, "smoke")],
+     ("tiny", 4, "smoke")],
 )  # fmt: skip
 def test_shipped_sweeps_vary_only_what_they_name(name, count, base):
     config = load_config(ROOT / "configs" / "sweeps" / f"{name}.yaml")

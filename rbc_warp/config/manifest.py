@@ -118,8 +118,9 @@ def _check_zip(path: Path, file: BinaryIO) -> None:
 
 
 def _note(folder: Path) -> None:
-    """Say once of each folder that its files are not verified."""
-    if folder not in _UNLISTED:
-        _UNLISTED.add(folder)
+    """Say of a folder that its files are not verified, once of all that lie side by side."""
+    if folder.parent not in _UNLISTED:
+        _UNLISTED.add(folder.parent)
         text = f"note: {folder}: not all files are listed in a {MANIFEST} (public runs and older ones have none); "
-        print(printable(f"{text}those are read with no more than their own checksums"), file=sys.stderr)
+        text += "those are read with no more than their own checksums, also in folders beside it"
+        print(printable(text), file=sys.stderr)
