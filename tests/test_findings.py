@@ -27,6 +27,7 @@ from rbc_warp.analysis.claims import (
     much_more_often,
     share,
 )
+from rbc_warp.analysis.equivalence import same_conclusions
 from rbc_warp.analysis.findings import (
     closed_economy,
     curriculum,
@@ -34,7 +35,6 @@ from rbc_warp.analysis.findings import (
     open_economy,
     questions,
     relations,
-    same_conclusions,
     sizes,
     taxes,
     where,

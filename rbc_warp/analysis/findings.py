@@ -36,9 +36,10 @@ from rbc_warp.analysis.claims import (
     much_more_often,
     share,
 )
+from rbc_warp.analysis.equivalence import EQUIVALENCE, same_conclusions
 from rbc_warp.analysis.fiscal import LEARNED, premium
 from rbc_warp.analysis.gaps import Point
-from rbc_warp.analysis.outcomes import Outcome
+from rbc_warp.analysis.outcomes import Outcome, figure, passes
 from rbc_warp.analysis.relations import regress
 from rbc_warp.equilibrium.game import Estimate
 from rbc_warp.equilibrium.results import PUBLISHED_BARS
@@ -52,13 +53,9 @@ PUBLISHED_PREMIUM = 15.0
 """What learned taxes bring over the best fixed ones, as published [%]."""
 FIXED_AS_PUBLISHED = ("20 % / 20 %", "40 % / 40 %", "60 % / 60 %")
 """Of the fixed taxes that are tried, those that lie in the published range, 20 to 80 % on both."""
-SAME, SAME_TAX = 0.05, 0.02
-"""Equivalence: figures differ by at most this share of the base's, tax rates by at most so much."""
 FARTHEST = 100.0
 """Largest distance from an equilibrium that is told apart, in bars; where nothing was learned, no bar is known."""
 NEAREST = 0.01
-COMPARED = ("welfare per consumer", "price", "wage", "hours", "income tax", "corporate tax")
-"""Figures by which two sets of runs come to the same conclusions, beside their verdicts."""
 UNCORRELATED = 0.25
 """r² below which two quantities do not go together."""
 
@@ -70,15 +67,6 @@ Runs = Mapping[str, Sequence[Outcome]]
 
 
 # Figures of runs
-
-
-def figure(run: Outcome, name: str) -> float:
-    """A figure of a run; welfare, which is a sum over agents, also per consumer."""
-    if name == "welfare per consumer":
-        return run.figures["welfare"] / run.settings["agents.num_consumers"]
-    if name == "production":
-        return run.figures["sales"] + run.figures["exports"]
-    return run.figures[name]
 
 
 def distance(point: Point) -> float:
@@ -104,10 +92,6 @@ def taxes_of(run: Outcome) -> str:
 
 def collapses(runs: Sequence[Outcome]) -> list[bool]:
     return [run.activity.has_collapsed for run in runs if run.activity is not None]
-
-
-def passes(runs: Sequence[Outcome]) -> list[bool]:
-    return [run.verdict.passed for run in runs if run.verdict is not None]
 
 
 # The questions
@@ -497,84 +481,6 @@ def sizes(runs: Runs) -> Question:
             claims.append(found)
             tables += table
     return Question(8, "How many consumers and firms", ("consumers", "firms", "open"), claims, tables, EQUIVALENCE)
-
-
-# Same conclusions
-
-
-EQUIVALENCE = (
-    f"**Same conclusions**: each of {', '.join(COMPARED)} differs by at most {100 * SAME:g} % of its value (tax rates: "
-    f"{100 * SAME_TAX:g} percentage points), and verdicts agree. A figure is the same if Welch's 95 % interval of the "
-    "difference lies within that tolerance, and different if the interval that holds for all figures at once "
-    "(Bonferroni) lies outside it. Verdicts are the same if in both sets all runs pass or none does, and different if "
-    "the interval of the difference of shares excludes 0. Reproduced: all are the same; not reproduced: one is "
-    "different; else cannot tell. The number is the figure that differs most, against its tolerance."
-)
-
-
-def same_conclusions(
-    text: str, base: Sequence[Outcome], other: Sequence[Outcome], parts: tuple[str, ...]
-) -> tuple[Claim, list[Table]]:
-    """Compare two sets of runs; return the claim that they are equivalent, and the figures that it rests on."""
-    answers: list[str] = []
-    rows: list[tuple[str, ...]] = []
-    worst: tuple[float, str, Estimate] | None = None
-    for name in COMPARED if base and other else ():
-        old, new = ([figure(run, name) for run in runs] for runs in (base, other))
-        is_tax = name.endswith("tax")
-        scale = 1.0 if is_tax else abs(float(np.mean(old)))
-        tolerance = SAME_TAX if is_tax else SAME * scale
-        gap, sure = difference(new, old), difference(new, old, 1.0 - 0.05 / len(COMPARED))
-        answer = _is_same(gap, sure, tolerance)
-        answers.append(answer)
-        shown = ""
-        if gap is not None and scale > 0.0:
-            percent = Estimate(*(100.0 * end / scale for end in (gap.mean, gap.low, gap.high)))
-            shown = f"{percent} {'points' if is_tax else '%'}"
-            if worst is None or abs(gap.mean) / tolerance > worst[0]:
-                worst = abs(gap.mean) / tolerance, name, percent
-        rows.append((name, number_text(float(np.mean(old))), number_text(float(np.mean(new))), shown, answer))
-    if base and other:
-        old_passes, new_passes = passes(base), passes(other)
-        gap = difference_of_shares(new_passes, old_passes)
-        if gap is None:
-            answer = "cannot tell"
-        elif len({*old_passes, *new_passes}) == 1 and min(len(old_passes), len(new_passes)) >= FEWEST:
-            answer = "same"
-        else:
-            answer = "different" if gap.low > 0.0 or gap.high < 0.0 else "cannot tell"
-        answers.append(answer)
-        of = (f"{sum(each)} of {len(each)} pass" for each in (old_passes, new_passes))
-        rows.append(("verdict", *of, "" if gap is None else str(gap), answer))
-    if "different" in answers:
-        answer = NOT_REPRODUCED
-    else:
-        answer = REPRODUCED if answers and set(answers) == {"same"} else CANNOT_TELL
-    found = claim(
-        text,
-        "same conclusions, as defined above",
-        worst[2] if worst else None,
-        f"{'points' if worst and worst[1].endswith('tax') else '%'}{f', {worst[1]}' if worst else ''}",
-        lambda _: answer,
-        [*base, *other],
-        parts,
-        _told(rows, "different"),
-    )
-    head = ("figure", f"base ({len(base)} runs)", f"other ({len(other)} runs)", "difference [95 %]", "answer")
-    return found, [Table(text, head, rows)] if rows else []
-
-
-def _is_same(gap: Estimate | None, sure: Estimate | None, tolerance: float) -> str:
-    if gap is None or sure is None:
-        return "cannot tell"
-    if -tolerance <= gap.low and gap.high <= tolerance:
-        return "same"
-    return "different" if sure.low > tolerance or sure.high < -tolerance else "cannot tell"
-
-
-def _told(rows: Sequence[tuple[str, ...]], answer: str) -> str:
-    names = [row[0] for row in rows if row[-1] == answer]
-    return f"{answer}: {', '.join(names)}" if names else ""
 
 
 # Tables

@@ -207,3 +207,16 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         if not isinstance(content, dict):
             raise RunFileError(path, "is no object in JSON", "remove it, and make it again")
         return content
+
+
+def figure(run: Outcome, name: str) -> float:
+    """A figure of a run; welfare, which is a sum over agents, also per consumer."""
+    if name == "welfare per consumer":
+        return run.figures["welfare"] / run.settings["agents.num_consumers"]
+    if name == "production":
+        return run.figures["sales"] + run.figures["exports"]
+    return run.figures[name]
+
+
+def passes(runs: Sequence[Outcome]) -> list[bool]:
+    return [run.verdict.passed for run in runs if run.verdict is not None]
