@@ -40,6 +40,8 @@ LEAN_PINS := $(addprefix -c ,requirements.txt requirements-dev.txt requirements-
 # requirements-gpu.txt without pycuda, which is built once these are there, and pycuda.
 GPU_NEEDS = $$(sed 's/ *\#.*//; /^pycuda==/d' requirements-gpu.txt)
 PYCUDA = $$(grep '^pycuda==' requirements-gpu.txt)
+# pycuda as it was built here: in WHEELS of a machine like this one it need not be built again.
+BUILT := $(VENV)/built
 # The package is imported from this folder, by scripts and notebooks anywhere, and by examples/.
 IMPORTABLE = $(RUN) -c 'import os, sysconfig; print(os.getcwd(), file=open(sysconfig.get_path("purelib") + "/rbc_warp.pth", "w"))'
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
@@ -188,7 +190,9 @@ $(STAMP_GPU): requirements.txt requirements-dev.txt requirements-warpdrive.txt r
 	XDG_CONFIG_HOME=$${XDG_CONFIG_HOME:-$$HOME/.config}; XDG_CACHE_HOME=$${XDG_CACHE_HOME:-$$HOME/.cache}; \
 	HOME=$$home; PATH="$$bin:$$PATH"; export XDG_CONFIG_HOME XDG_CACHE_HOME HOME PATH; \
 	echo "setup-gpu: building pycuda against $$include (minutes)"; \
-	$(PIP) --no-deps --no-build-isolation --no-cache-dir $(PYCUDA)
+	$(RUN) -m pip --disable-pip-version-check wheel --quiet --no-deps --no-build-isolation --no-cache-dir \
+	  $(if $(WHEELS),--no-index --find-links "$(WHEELS)") -w $(BUILT) $(PYCUDA); \
+	$(PIP) --no-deps $(BUILT)/pycuda-*.whl
 	$(RUN) -c 'import pycuda.driver as cuda; cuda.init(); print("setup-gpu:", cuda.Device(0).name())'
 	@touch $@
 
