@@ -30,7 +30,9 @@ def trainer() -> RbcTrainer:
 def trials_of(trainer: RbcTrainer, seed: int = 0) -> Trials:
     economy = trainer.economy
     where = torch.arange(2, 14)
-    return Trials(economy.agents["firm"], economy.num_periods, where, trainer.learners["firm"], seed)
+    trials = Trials(economy.agents["firm"], economy.num_periods, where, trainer.learners["firm"], trainer.words)
+    trials.draw(seed)
+    return trials
 
 
 def test_a_trial_is_one_action_of_one_firm_in_one_period(trainer: RbcTrainer) -> None:
@@ -123,7 +125,8 @@ def test_a_trial_changes_one_part_of_the_draw_to_what_is_allowed(trainer: RbcTra
 
 def test_several_trials_in_an_environment_are_in_different_periods(trainer: RbcTrainer) -> None:
     where = torch.arange(10) % 4
-    trials = Trials(trainer.economy.agents["firm"], 4, where, trainer.learners["firm"], 0)
+    trials = Trials(trainer.economy.agents["firm"], 4, where, trainer.learners["firm"], trainer.words)
+    trials.draw(0)
     assert len(set(zip(where.tolist(), trials.when.tolist(), strict=True))) == 10
     trainer.interventions = (trials,)
     trainer.play(Draw(7))

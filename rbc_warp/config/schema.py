@@ -261,6 +261,7 @@ class Train(_Section):
     hidden_size: Int = key(128, "Width of both hidden layers [count]", ge=8, le=1024)
     learner: Literal["fused", "autograd"] = key("fused", "Who computes losses and gradients")
     precision: Literal["auto", "float32", "bfloat16"] = key("auto", "Arithmetic of the networks")
+    graphs: Literal["auto", "off"] = key("auto", "Whether a GPU replays an iteration as CUDA graphs")
     should_boost_firm_reward: Bool = key(False, "Whether solvent firms' rewards include revenue")
     boost_firm_reward_factor: Float = amount(1.0, "Weight of that revenue [1]")
     lagr_num_steps: Int = every(1, "Between updates of the multipliers")

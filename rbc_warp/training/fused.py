@@ -78,24 +78,27 @@ class FusedLearner(Learner):
         kernels: Kernels,
         words: Words | None = None,
     ):
-        super().__init__(policy, heads, learning_rate, dtype, processes)
+        super().__init__(policy, heads, learning_rate, dtype, processes, words)
         self.kernels = kernels
         self.network = kernels.network(dtype, policy.hidden)
         self._buffers: dict[tuple[str, int], torch.Tensor] = {}
-        self._figures: dict[str, float] = {}
         if self.device.type == "cuda":
             torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-        self._block = words
-        start = np.zeros(len(tables.names("LOSS")), dtype=np.float32)
-        self._words = words.take(start) if words else torch.from_numpy(start).to(self.device)
+        self._words = words
+        self._tables: dict[int, torch.Tensor] = {}  # by the rows of a batch, its loss's figures on the device
+        self._figures: dict[int, dict[str, float]] = {}
+        is_rounded = self.network is None and dtype != torch.float32
+        self._rounded = policy.flat.detach().to(dtype) if is_rounded else None
+        self._version = policy.flat._version  # of the parameters that are rounded
 
     def copy(self, policy: Policy) -> FusedLearner:
-        rate = self.optimizer.param_groups[0]["lr"]
-        return FusedLearner(policy, self.heads, rate, self.dtype, kernels=self.kernels)
+        return FusedLearner(policy, self.heads, self.optimizer.learning_rate, self.dtype, kernels=self.kernels)
 
     def _buffer(self, name: str, rows: int, columns: int | None = None) -> torch.Tensor:
-        """A block's working memory, kept between calls."""
+        """A block's working memory; on the host it is kept between calls, on a GPU torch does that."""
         columns = columns or self.policy.hidden
+        if self.device.type == "cuda":
+            return torch.empty(rows, columns, dtype=self.dtype, device=self.device)
         key = (name, columns)
         held = self._buffers.get(key)
         if held is None or len(held) < rows:
@@ -104,7 +107,18 @@ class FusedLearner(Learner):
 
     def _rounded_layers(self) -> Layers:
         """The parameters in the products' precision."""
-        return self.policy.layers(self.policy.flat.detach().to(self.dtype))
+        self.refresh()
+        return self.policy.layers(self.policy.flat.detach() if self._rounded is None else self._rounded)
+
+    def refresh(self) -> None:
+        if self._version != self.policy.flat._version:
+            self._stepped()
+
+    @torch.no_grad()
+    def _stepped(self) -> None:
+        if self._rounded is not None:
+            self._rounded.copy_(self.policy.flat)
+        self._version = self.policy.flat._version
 
     def _blocks(self, num_observations: int, agents: int) -> Iterator[tuple[slice, slice]]:
         """Observations and rows of each block."""
@@ -142,9 +156,22 @@ class FusedLearner(Learner):
                 out[rows] = torch.addmm(layers.bias3, second, layers.weight3.T)
 
     def expect(self, weights: LossWeights) -> None:
-        if self._block and self._figures:
-            self._figures = self._loss_figures(weights, self._figures["row_weight"])
-            self._block.set(self._words, tables.filled("LOSS", self._figures, np.float32))
+        for rows in self._tables if self._words else ():
+            self._set_table(rows, weights)
+
+    def _set_table(self, rows: int, weights: LossWeights) -> None:
+        """Set the figures of the loss of a batch with so many rows, in force from the next :meth:`Words.send` on."""
+        figures = self._loss_figures(weights, 1.0 / (rows * self.processes.world_size))
+        if figures == self._figures.get(rows):
+            return
+        self._figures[rows] = figures
+        table = tables.filled("LOSS", figures, np.float32)
+        if rows not in self._tables:
+            self._tables[rows] = self._words.take(table) if self._words else torch.from_numpy(table).to(self.device)
+        elif self._words:
+            self._words.set(self._tables[rows], table)
+        else:
+            self._tables[rows].copy_(torch.from_numpy(table))
 
     @staticmethod
     def _loss_figures(weights: LossWeights, row_weight: float) -> dict[str, float]:
@@ -159,16 +186,12 @@ class FusedLearner(Learner):
 
     def _loss(self, batch: Batch, weights: LossWeights) -> Loss:
         """Return the arguments from which the kernels compute the loss of a batch."""
-        figures = self._loss_figures(weights, 1.0 / (len(batch.actions) * self.processes.world_size))
-        if figures != self._figures:  # once per update, not per pass
-            self._figures = figures
-            table = tables.filled("LOSS", figures, np.float32)
-            if self._block:
-                self._block.set(self._words, table)
-                self._block.send()
-            else:
-                self._words.copy_(torch.from_numpy(table))
-        return Loss(self.heads, {name: getattr(batch, name) for name in SAMPLE_COLUMNS}, self._words, self.statistics)
+        rows = len(batch.actions)
+        self._set_table(rows, weights)
+        if self._words:
+            self._words.send()
+        sample = {name: getattr(batch, name) for name in SAMPLE_COLUMNS}
+        return Loss(self.heads, sample, self._tables[rows], self.statistics)
 
     @torch.no_grad()
     def take_gradient(self, batch: Batch, weights: LossWeights) -> None:

@@ -10,13 +10,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
 from rbc_warp.training import losses
 from rbc_warp.training.losses import Batch, LossWeights
 from rbc_warp.training.policy import Policy
 from rbc_warp.training.processes import Processes
-from rbc_warp.warpdrive.kernels import LOSS_STATISTICS, Heads
+from rbc_warp.warpdrive.kernels import LOSS_STATISTICS, Heads, Words
 
 AUTOGRAD_BLOCK_ROWS = 1 << 16
 FUSED_ADAM = ["cuda"]
@@ -24,21 +25,40 @@ FUSED_ADAM = ["cuda"]
 
 
 class Adam(torch.optim.Adam):
-    """torch's, fused on a GPU; its state is the same everywhere."""
+    """torch's for one parameter, fused on a GPU; its state is the same everywhere.
 
-    def __init__(self, parameter: torch.Tensor, learning_rate: float):
+    words: where a GPU is to find the learning rate.
+    """
+
+    def __init__(self, parameter: torch.Tensor, learning_rate: float, words: Words | None = None):
         self._is_fused = parameter.device.type in FUSED_ADAM
         options: dict[str, Any] = {"fused": True, "capturable": True} if self._is_fused else {}
         super().__init__([parameter], lr=learning_rate, **options)
+        self._words = words if self._is_fused else None
+        self._rate = self._words.take(np.full((), learning_rate, np.float32)) if self._words else None
+        self.learning_rate = learning_rate
+
+    @property
+    def learning_rate(self) -> float:
+        """On a GPU in force from the next :meth:`Words.send` on."""
+        return self._learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, rate: float) -> None:
+        self._learning_rate = rate
+        if self._words and self._rate is not None:
+            self._words.set(self._rate, np.full((), rate, np.float32))
+        self.param_groups[0]["lr"] = rate if self._rate is None else self._rate
 
     def state_dict(self) -> dict[str, Any]:
-        return _with_options(super().state_dict(), fused=None, capturable=False)
+        return _with_options(super().state_dict(), fused=None, capturable=False, lr=self._learning_rate)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(_with_options(state_dict, fused=self._is_fused or None, capturable=self._is_fused))
+        self.learning_rate = state_dict["param_groups"][0]["lr"]
 
 
-def _with_options(state: dict[str, Any], **options: bool | None) -> dict[str, Any]:
+def _with_options(state: dict[str, Any], **options: float | None) -> dict[str, Any]:
     """Return an optimizer's state with other options."""
     return state | {"param_groups": [group | options for group in state["param_groups"]]}
 
@@ -52,6 +72,7 @@ class Learner(ABC):
         learning_rate: of Adam.
         dtype: of the matrix products, float32 or bfloat16; parameters, optimizer and losses stay float32.
         processes: those that share a batch.
+        words: where a device finds what changes between updates.
     """
 
     def __init__(
@@ -61,10 +82,11 @@ class Learner(ABC):
         learning_rate: float,
         dtype: torch.dtype = torch.float32,
         processes: Processes | None = None,
+        words: Words | None = None,
     ):
         self.policy, self.heads, self.dtype = policy, heads, dtype
         self.processes = processes or Processes()
-        self.optimizer = Adam(policy.flat, learning_rate)
+        self.optimizer = Adam(policy.flat, learning_rate, words)
         self.device = policy.flat.device
         self.statistics = torch.zeros(len(LOSS_STATISTICS), device=self.device)
         """Means of the loss's parts over the rows of the last update, in the order of LOSS_STATISTICS."""
@@ -79,12 +101,20 @@ class Learner(ABC):
         """Put the gradient of the mean loss into ``policy.flat.grad``; add the sums of its parts to ``statistics``."""
 
     def expect(self, weights: LossWeights) -> None:  # noqa: B027
-        """Prepare, where it helps, for updates with other weights, on batches like the last."""
+        """Prepare, where it helps, for updates with other weights, on batches like those before."""
+
+    def refresh(self) -> None:  # noqa: B027
+        """Take note of parameters that were changed otherwise than by :meth:`update`; :meth:`logits` does, too."""
+
+    def addresses(self) -> tuple[int, ...]:
+        """Return where the arrays lie that an update works on."""
+        moments = self.optimizer.state.get(self.policy.flat, {})
+        arrays = [self.policy.flat, self.policy.flat.grad, *moments.values()]
+        return tuple(array.data_ptr() for array in arrays if array is not None)
 
     def copy(self, policy: Policy) -> Learner:
         """Make a learner of the same kind and learning rate for another policy."""
-        rate = self.optimizer.param_groups[0]["lr"]
-        return type(self)(policy, self.heads, rate, self.dtype)
+        return type(self)(policy, self.heads, self.optimizer.learning_rate, self.dtype)
 
     def update(self, batches: Iterable[Batch], weights: LossWeights, max_grad_norm: float | None) -> torch.Tensor:
         """Take an optimizer step on each batch; return the last gradient's norm before clipping, a scalar."""
@@ -99,9 +129,13 @@ class Learner(ABC):
             if max_grad_norm is not None:
                 gradient.mul_((max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
             self.optimizer.step()
+            self._stepped()
             rows += len(batch.actions)
         self.statistics /= rows
         return norm
+
+    def _stepped(self) -> None:  # noqa: B027
+        """Follow the parameters, which a step changed."""
 
 
 class AutogradLearner(Learner):

@@ -58,18 +58,24 @@ class LossWeights:
     value: float
 
 
-def minibatches(batch: Batch, num_envs: int, passes: int, parts: int, generator: torch.Generator) -> Iterator[Batch]:
-    """Yield what each optimizer step reads: in every pass all of a batch, in random parts.
+def random_orders(num_agents: int, num_envs: int, passes: int, generator: torch.Generator) -> torch.Tensor:
+    """Return for each pass over a batch the order in which :func:`minibatches` takes its parts: (passes, E) of
+    environments, or (passes, n) of agents where the batch has more agents than environments."""
+    count = max(num_agents, num_envs)
+    return torch.stack([torch.randperm(count, generator=generator) for _ in range(passes)])
 
-    Parts are of the environments, or of the agents where the batch has more agents than environments.
+
+def minibatches(batch: Batch, num_envs: int, passes: int, parts: int, orders: torch.Tensor | None) -> Iterator[Batch]:
+    """Yield what each optimizer step reads: in every pass all of a batch, in parts, of environments or of agents.
+
+    orders: of :func:`random_orders`, on the batch's device; None where there is one part.
     """
-    if parts == 1:
+    if orders is None:
         yield from itertools.repeat(batch, passes)
         return
     agents = len(batch.actions) // len(batch.public)
-    part_of, count = (batch.of_agents, agents) if agents > num_envs else (batch.of_environments, num_envs)
-    orders = torch.stack([torch.randperm(count, generator=generator) for _ in range(passes)])
-    for order in orders.to(batch.actions.device):
+    part_of = batch.of_agents if agents > num_envs else batch.of_environments
+    for order in orders:
         for part in order.chunk(parts):
             yield part_of(part, num_envs)
 

@@ -32,22 +32,17 @@ class Numbers:
         self.processes = processes
         self._places = [(array, agent) for array in REMEDIES for agent in agents]
         self._first = torch.full((len(self._places),), NEVER, dtype=torch.int64, device=device)
-        zero = torch.zeros((), device=device)
-        self._nothing = zero, zero
-        self._noted: dict[tuple[str, str], tuple[torch.Tensor, torch.Tensor]] = {}
+        self._ends = torch.zeros(len(self._places), 2, device=device)  # least and largest, as noted last
 
     def note(self, array: str, agent: str, numbers: torch.Tensor) -> None:
         """Look at an array of the iteration at work: one reduction, whose result stays on the device."""
-        low, high = torch.aminmax(numbers)  # both are NaN where a number is
-        self._noted[array, agent] = low, high
+        low, high = self._ends[self._places.index((array, agent))].unbind()
+        torch.aminmax(numbers, out=(low, high))  # both are NaN where a number is
 
     def advance(self, iteration: int) -> None:
-        """Keep what was noted as the iteration's."""
-        if self._noted:
-            ends = [end for place in self._places for end in self._noted.get(place, self._nothing)]
-            is_finite = torch.isfinite(torch.stack(ends)).view(-1, 2).all(1)
-            self._first = torch.where(is_finite, self._first, self._first.clamp(max=iteration))
-            self._noted.clear()
+        """Keep what was noted as the iteration's; what was noted before is known already, and stays."""
+        is_finite = torch.isfinite(self._ends).all(1)
+        self._first = torch.where(is_finite, self._first, self._first.clamp(max=iteration))
 
     def check(self, iteration: int) -> None:
         """Wait for all that was noted until now. Raises NumbersError for the first array that is not finite."""
@@ -56,6 +51,7 @@ class Numbers:
         first, place = min(zip(firsts, range(len(firsts)), strict=True))
         if first != NEVER:
             self._first.fill_(NEVER)
+            self._ends.zero_()
             array, agent = self._places[place]
             raise fault(f"iteration {first}", agent, array)
 

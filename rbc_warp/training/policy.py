@@ -181,6 +181,7 @@ class Policy(nn.Module):
             state[f"{name}.weight"], state[f"{name}.bias"] = weight, bias
         return {name: tensor.clone() for name, tensor in state.items()}
 
+    @torch.no_grad()
     def load_state_dict(
         self, state_dict: Mapping[str, torch.Tensor], strict: bool = True, assign: bool = False
     ) -> None:
@@ -200,7 +201,7 @@ class Policy(nn.Module):
             torch.cat([state_dict[f"{name}.weight"] for name in names]),
             torch.cat([state_dict[f"{name}.bias"] for name in names]),
         )
-        for own, given in zip(vars(self.layers(self.flat.data)).values(), vars(layers).values(), strict=True):
+        for own, given in zip(vars(self.layers()).values(), vars(layers).values(), strict=True):
             own.copy_(given)
 
     def _head_names(self) -> list[str]:

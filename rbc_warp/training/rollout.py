@@ -37,6 +37,9 @@ class Draw:
 class Intervention:
     """Change what some agents do while a rollout is played: their logits before the draw, or what was drawn."""
 
+    repeats = False
+    """Whether it asks the device for the same every time, in the same arrays, so that graphs can replay it."""
+
     def change_logits(self, period: int, logits: Mapping[str, torch.Tensor]) -> None:
         """Work on logits and values in place, per type (E·n, actions+1)."""
 

@@ -27,8 +27,9 @@ from rbc_warp.economy.parameters import Economy
 from rbc_warp.economy.reference import Stage
 from rbc_warp.errors import ConfigError, RunFileError
 from rbc_warp.training.fused import FusedLearner
+from rbc_warp.training.graphs import CudaCapture, Graphs
 from rbc_warp.training.learner import AutogradLearner, Learner
-from rbc_warp.training.losses import LossWeights, minibatches
+from rbc_warp.training.losses import LossWeights, minibatches, random_orders
 from rbc_warp.training.numbers import Numbers
 from rbc_warp.training.policy import Policy, make_policies
 from rbc_warp.training.processes import Processes
@@ -44,8 +45,12 @@ from rbc_warp.warpdrive.wrapper import RbcEnvWrapper, check_rows, choose_backend
 # Purposes of an iteration's seeds on the host: which consumers learn, then minibatches by type, then trials by rank.
 SOME_CONSUMERS, MINIBATCHES, TRIALS = 0, 1, 1 << 4
 SCRATCH = "rbc_warp-"
+LOSSES = LOSS_STATISTICS[:3]
+"""Means that are finite where learning goes well: policy loss, value loss, entropy."""
 UNRECORDED = -1
 """WarpDrive's batch index of a period that is played but not kept."""
+HOOKS = ("forward", "draw_actions", "_evaluate_policies", "_sample_actions")
+"""WarpDrive's, within what graphs replay: where a subclass has its own, all is called as it is."""
 
 
 class _StayOnHost(TorchFunctionMode):
@@ -100,6 +105,8 @@ class RbcTrainer(TrainerA2C):
         self.interventions: Sequence[Intervention] = ()
         self.iteration = 0  #: The iteration being trained, or trained last.
         self._trials: dict[str, Trials] = {}
+        self._drawn_before: dict[tuple, dict[str, Trials]] = {}  # by their numbers
+        self._orders: dict[tuple, torch.Tensor] = {}  # of minibatches, by type and shape
         agents = self.economy.agents
         self.multipliers = {name: agent.settings.noponzi_start for name, agent in agents.items() if agent.penalty_scale}
         """Per type with a budget, the no-Ponzi term's Lagrange multiplier."""
@@ -135,6 +142,7 @@ class RbcTrainer(TrainerA2C):
             for name, agent in agents.items()
         }
         self.numbers = Numbers(list(agents), self.processes, self.device)
+        self.graphs = Graphs(CudaCapture() if self._may_replay() else None)
         self.set_iteration(0)
 
     def _warpdrive_config(self, folder: Path) -> dict:
@@ -192,6 +200,15 @@ class RbcTrainer(TrainerA2C):
 
     def _initialize_policy_algorithm(self, policy: str) -> None:
         """The update rules are in ``losses.py``."""
+
+    # Graphs.
+
+    def _may_replay(self) -> bool:
+        """Return whether rollouts and updates ask a GPU for the same in every iteration."""
+        train, own = self.settings.train, type(self)
+        is_fixed = train.learner == "fused" and self.processes.world_size == 1
+        is_fixed &= all(getattr(own, name) is getattr(RbcTrainer, name) for name in HOOKS)
+        return train.graphs == "auto" and self.device.type == "cuda" and is_fixed
 
     # WarpDrive's loop.
 
@@ -251,7 +268,7 @@ class RbcTrainer(TrainerA2C):
         """Play the iteration's episodes into ``rollout``, at the schedule's stage; before it, its trials."""
         self._place_stage(self.schedule.stage(self.iteration, self.multipliers), self.schedule.allowed(self.iteration))
         for update in self.schedule.updates(self.iteration):  # one copy to the device brings all
-            (update.learner or self.learners[update.agent]).expect(self._loss_weights(update))
+            self._expect(update, self.iteration)
         draw = self.schedule.draw(self.iteration)
         self._trials = self._drawn_trials()
         if self._trials:
@@ -259,9 +276,15 @@ class RbcTrainer(TrainerA2C):
             with self._timed("trials_time"):
                 self.play(draw)
                 self.interventions = before
-                for trials in self._trials.values():
-                    trials.note(self.rollout, self.settings.train.gamma)
+                self.graphs.run(("trials", *map(id, self._trials.values())), self._note_trials)
         self.play(draw, self.recorder.keeps_consumption(self.iteration))
+        self.graphs.run("notes", self._note_rollout)
+
+    def _note_trials(self) -> None:
+        for trials in self._trials.values():
+            trials.note(self.rollout, self.settings.train.gamma)
+
+    def _note_rollout(self) -> None:
         for name in self.economy.agents:
             self.numbers.note("states", name, self._data(f"observations_{name}"))  # at the end: what is lost stays so
             self.numbers.note("rewards", name, self.rollout.rewards(name))
@@ -269,11 +292,16 @@ class RbcTrainer(TrainerA2C):
     def _drawn_trials(self) -> dict[str, Trials]:
         """Draw the iteration's trials, in this process's environments."""
         numbers, periods = self.schedule.trials(self.iteration), self.economy.num_periods
-        drawn = {}
-        for order, (name, where) in enumerate(places_of_trials(numbers, self.num_local_envs, periods).items()):
-            seed = self._seed_of(self.iteration, TRIALS + len(self.learners) * self.processes.rank + order)
-            drawn[name] = Trials(self.economy.agents[name], periods, where, self.learners[name], seed)
-        return drawn
+        key = tuple(numbers.items())
+        if key not in self._drawn_before:
+            agents, places = self.economy.agents, places_of_trials(numbers, self.num_local_envs, periods)
+            self._drawn_before[key] = {
+                name: Trials(agents[name], periods, where, self.learners[name], self.words)
+                for name, where in places.items()
+            }
+        for order, trials in enumerate(self._drawn_before[key].values()):
+            trials.draw(self._seed_of(self.iteration, TRIALS + len(self.learners) * self.processes.rank + order))
+        return self._drawn_before[key]
 
     def _update_model_params(self, iteration: int) -> dict[str, dict[str, torch.Tensor]]:
         """Update every type that is due and is to be trained; return its loss statistics as scalar tensors."""
@@ -321,6 +349,19 @@ class RbcTrainer(TrainerA2C):
     def play(self, draw: Draw, keep_consumption: bool = False) -> None:
         """Play one episode in every environment into ``rollout``, at the stage that is set."""
         self._set_draw(draw)
+        for learner in self.learners.values():
+            learner.refresh()
+        if all(intervention.repeats for intervention in self.interventions):
+            key = ("play", keep_consumption, *map(id, self.interventions))
+            self.graphs.run(key, lambda: self._play(keep_consumption), self._flat_addresses)
+        else:
+            self._play(keep_consumption)
+
+    def _flat_addresses(self) -> tuple[int, ...]:
+        return tuple(policy.flat.data_ptr() for policy in self.models.values())
+
+    def _play(self, keep_consumption: bool) -> None:
+        """Play from the words that are on the device."""
         self.cuda_envs.reset_all_envs()
         for period in range(self.economy.num_periods):
             with self._timed("policy_eval_time"):
@@ -424,30 +465,61 @@ class RbcTrainer(TrainerA2C):
     @torch.no_grad()
     def update(self, update: Update, iteration: int) -> dict[str, torch.Tensor]:
         """Take all passes over the last rollout for one type, or for one agent with a learner of its own."""
+        orders = self._expect(update, iteration)
+        self.words.send()
+        chosen = self._some_consumers(iteration) if self._takes_some(update) else None
+        if update.learner is None and update.index is None and chosen is None:
+            key = ("update", update.agent, id(self._trials.get(update.agent)))
+            addresses = self.learners[update.agent].addresses
+            figures = self.graphs.run(key, lambda: self._learn(update, orders), addresses).clone()
+        else:
+            figures = self._learn(update, orders, chosen)
+        names = (*LOSSES, "gradient_norm", *LOSS_STATISTICS[len(LOSSES) :])
+        losses = dict(zip(names, figures, strict=True))
+        return losses | {"entropy_coefficient": torch.tensor(update.entropy)}
+
+    def _expect(self, update: Update, iteration: int) -> torch.Tensor | None:
+        """Set the words of an update, in force from the next send on; return the minibatches' orders among them."""
+        learner, settings = update.learner or self.learners[update.agent], self.economy.agents[update.agent].settings
+        learner.optimizer.learning_rate = update.learning_rate
+        learner.expect(self._loss_weights(update))
+        if settings.minibatches == 1:
+            return None
+        count = 1 if update.index is not None else self.economy.agents[update.agent].count
+        if self._takes_some(update):
+            count = self._num_chosen()
+        generator = torch.Generator().manual_seed(
+            self._seed_of(iteration, MINIBATCHES + list(self.learners).index(update.agent))
+        )  # the same in all processes
+        orders = random_orders(count, self.num_local_envs, self._passes(update), generator).numpy()
+        key = update.agent, *orders.shape
+        if key not in self._orders:
+            self._orders[key] = self.words.take(orders)
+        self.words.set(self._orders[key], orders)
+        return self._orders[key]
+
+    def _passes(self, update: Update) -> int:
+        train, settings = self.settings.train, self.economy.agents[update.agent].settings
+        return (settings.passes or train.ppo_num_updates) if train.use_ppo else 1
+
+    def _learn(self, update: Update, orders: torch.Tensor | None, chosen: torch.Tensor | None = None) -> torch.Tensor:
+        """Take all passes, by the words that are on the device; return LOSSES, the gradient's norm, the other means."""
         train = self.settings.train
         learner = update.learner or self.learners[update.agent]
-        some = train.consumer_update_fraction < 1.0 and update.agent == "consumer" and update.index is None
-        chosen = self._some_consumers(iteration) if some else None
         discounts = train.gamma, train.gae_lambda
         batch = self.rollout.batch(update.agent, *discounts, self.processes, update.index, chosen)
         if update.agent in self._trials:
             weight, reach = self.settings.agents.trials_weight, REACH if train.use_ppo else 0.0
             batch = self._trials[update.agent].learned_from(batch, self.rollout, train.gamma, weight, reach)
-        learner.optimizer.param_groups[0]["lr"] = update.learning_rate
-        settings = self.economy.agents[update.agent].settings
-        passes = (settings.passes or train.ppo_num_updates) if train.use_ppo else 1
-        seed = self._seed_of(
-            iteration, MINIBATCHES + list(self.learners).index(update.agent)
-        )  # the same in all processes
-        generator = torch.Generator().manual_seed(seed)
-        steps = minibatches(batch, self.num_local_envs, passes, settings.minibatches, generator)
+        parts = self.economy.agents[update.agent].settings.minibatches
+        steps = minibatches(batch, self.num_local_envs, self._passes(update), parts, orders)
         norm = learner.update(steps, self._loss_weights(update), train.clip_grad_norm)
-        losses = dict(zip(LOSS_STATISTICS, learner.statistics.clone(), strict=True))
-        watched = [losses[name] for name in ("policy_loss", "value_loss", "entropy")]  # kl may be infinite without harm
+        means = learner.statistics.split([len(LOSSES), len(LOSS_STATISTICS) - len(LOSSES)])
+        figures = torch.cat([means[0], norm.view(1), means[1]])
         self.numbers.note("log-probabilities", update.agent, batch.log_probability)
-        self.numbers.note("losses", update.agent, torch.stack([*watched, norm]))
+        self.numbers.note("losses", update.agent, figures[: len(LOSSES) + 1])  # kl may be infinite without harm
         self.numbers.note("parameters", update.agent, learner.policy.flat)
-        return losses | {"gradient_norm": norm, "entropy_coefficient": torch.tensor(update.entropy)}
+        return figures
 
     def _loss_weights(self, update: Update) -> LossWeights:
         train = self.settings.train
@@ -458,12 +530,18 @@ class RbcTrainer(TrainerA2C):
         """Return the seed of an iteration's random choices on the host."""
         return self.settings.train.base_seed * 1000003 + iteration + (purpose << 48)
 
+    def _takes_some(self, update: Update) -> bool:
+        is_part = self.settings.train.consumer_update_fraction < 1.0
+        return is_part and update.agent == "consumer" and update.index is None
+
+    def _num_chosen(self) -> int:
+        return max(1, round(self.settings.train.consumer_update_fraction * self.economy.num_consumers))
+
     def _some_consumers(self, iteration: int) -> torch.Tensor:
         """Return this iteration's random share of the consumers, the same in every environment and process."""
-        count = self.economy.num_consumers
         generator = torch.Generator().manual_seed(self._seed_of(iteration, SOME_CONSUMERS))
-        keep = max(1, round(self.settings.train.consumer_update_fraction * count))
-        return torch.randperm(count, generator=generator)[:keep].sort().values.to(self.device)
+        order = torch.randperm(self.economy.num_consumers, generator=generator)
+        return order[: self._num_chosen()].sort().values.to(self.device)
 
     def _raise_multiplier(self, name: str) -> None:
         """Add eta · mean(debt / scale) at the end of the episode to a type's multiplier."""

@@ -21,6 +21,7 @@ from rbc_warp.economy.agents import AgentType
 from rbc_warp.training.learner import Learner
 from rbc_warp.training.losses import MASKED, Batch, discounted_returns, mean_and_std
 from rbc_warp.training.rollout import Intervention, Rollout
+from rbc_warp.warpdrive.kernels import Words
 
 LARGEST_ADVANTAGE = 10.0
 """Bound on a trial's advantage, in standard deviations of those of the batch."""
@@ -58,37 +59,50 @@ class Trials(Intervention):
         num_periods: T.
         where: environments; those that repeat, in the same order, have their trials in different periods, up to T.
         learner: of the type; its mask says which actions may be tried.
-        seed: of who, when and what.
+        words: a place for what is drawn.
 
     Where the change is not allowed, the agent does what it draws.
     """
 
-    def __init__(self, agent: AgentType, num_periods: int, where: torch.Tensor, learner: Learner, seed: int):
-        self.agent, self.learner, self.where = agent, learner, where.to(learner.device)
-        generator = torch.Generator().manual_seed(seed)
-        when, who = (torch.randint(size, where.shape, generator=generator) for size in (num_periods, agent.count))
-        envs = len(where.unique())
-        copy = torch.arange(len(where)) // envs
-        when = (when[torch.arange(len(where)) % envs] + copy) % num_periods  # so that no two trials are of one action
-        tables = agent.one_changed
-        part = torch.randint(len(tables), where.shape, generator=generator).tolist()
-        value = torch.rand(where.shape, generator=generator).tolist()
-        becomes = [tables[p][:, int(v * tables[p].shape[1])] for p, v in zip(part, value, strict=True)]
-        self._becomes = torch.as_tensor(np.stack(becomes), device=learner.device)  # (k, actions)
-        self.when, self.who = when.to(learner.device), who.to(learner.device)
+    repeats = True
+
+    def __init__(self, agent: AgentType, num_periods: int, where: torch.Tensor, learner: Learner, words: Words):
+        self.agent, self.learner, self.num_periods = agent, learner, num_periods
+        self.where = where.to(learner.device)
+        self._words, self._envs = words, len(where.unique())
+        self._drawn = words.take(np.zeros((3, len(where)), dtype=np.int64))
+        self.when, self.who, self._change = self._drawn.unbind()
+        # A row for each value of each part: what a draw becomes with it, (values of all parts, actions).
+        changes = np.concatenate([table.T for table in agent.one_changed])
+        self._changes = torch.from_numpy(changes).to(learner.device)
         self.action = torch.zeros_like(self.when)
         self._tried = torch.zeros(len(where), device=learner.device)
 
+    def draw(self, seed: int) -> None:
+        """Draw anew who tries what when; in force from the next :meth:`Words.send` on."""
+        generator = torch.Generator().manual_seed(seed)
+        number = self.where.shape
+        when, who = (torch.randint(size, number, generator=generator) for size in (self.num_periods, self.agent.count))
+        places = torch.arange(*number)
+        when = (when[places % self._envs] + places // self._envs) % self.num_periods  # no two trials are of one action
+        sizes = [table.shape[1] for table in self.agent.one_changed]
+        part = torch.randint(len(sizes), number, generator=generator).numpy()
+        value = torch.rand(number, generator=generator).double().numpy()
+        change = np.cumsum([0, *sizes])[part] + (value * np.array(sizes)[part]).astype(np.int64)
+        self._words.set(self._drawn, np.stack([when.numpy(), who.numpy(), change]))
+
     def change_actions(self, period: int, actions: Mapping[str, torch.Tensor]) -> None:
-        (now,) = torch.nonzero(self.when == period, as_tuple=True)
-        drawn = actions[self.agent.name][self.where[now], self.who[now], 0].long()
-        changed = self._becomes[now, drawn]
-        self.action[now] = torch.where(self.learner.heads.allowed[changed].bool(), changed, drawn)
-        actions[self.agent.name][self.where[now], self.who[now], 0] = self.action[now].int()
+        rows = self.where * self.agent.count + self.who
+        indices = actions[self.agent.name].view(-1)
+        drawn, is_now = indices[rows].long(), self.when == period
+        changed = self._changes[self._change, drawn]
+        chosen = torch.where(is_now & self.learner.heads.allowed[changed].bool(), changed, drawn)
+        torch.where(is_now, chosen, self.action, out=self.action)
+        indices.index_add_(0, rows, (chosen - drawn).int())  # of several trials of one agent, one is now
 
     def note(self, rollout: Rollout, gamma: float) -> None:
         """Keep what the deviators got in the rollout that was played with the trials."""
-        self._tried = self._returns(rollout, gamma)
+        self._tried.copy_(self._returns(rollout, gamma))
 
     def _returns(self, rollout: Rollout, gamma: float) -> torch.Tensor:
         """The deviators' scaled, discounted rewards from their periods on, (k,)."""
@@ -104,18 +118,20 @@ class Trials(Intervention):
         """
         _, spread = mean_and_std(batch.target - batch.value, self.learner.processes)
         gains = self._tried - self._returns(rollout, gamma)
-        (paid,) = torch.nonzero(gains > 0.0, as_tuple=True)
-        if not len(paid):
-            return batch
-        observations = self.when[paid] * rollout.num_envs + self.where[paid]
-        rows = observations * self.agent.count + self.who[paid]
-        actions, log_probability = batch.actions.clone(), batch.log_probability.clone()
-        actions[rows, 0] = self.action[paid].int()
-        outputs = batch.advantage.new_empty(len(paid), self.agent.num_actions + 1)
+        paid = gains > 0.0
+        observations = self.when * rollout.num_envs + self.where
+        rows = observations * self.agent.count + self.who
+        outputs = batch.advantage.new_empty(len(rows), self.agent.num_actions + 1)
         self.learner.logits(batch.public[observations], batch.private[rows], outputs)
         logits = outputs[:, :-1].masked_fill(~self.learner.heads.allowed.bool(), MASKED)
-        log_probability[rows] = reach + logits.log_softmax(-1).gather(1, self.action[paid].unsqueeze(1)).squeeze(1)
-        advantage, target = batch.advantage.clone(), batch.target.clone()
-        advantage[rows] = math.exp(reach) * (weight * gains[paid] / spread).clamp(max=LARGEST_ADVANTAGE).float()
-        target[rows] = batch.value[rows]
-        return replace(batch, actions=actions, log_probability=log_probability, advantage=advantage, target=target)
+        tried = {
+            "actions": self.action.int().unsqueeze(1),
+            "log_probability": reach + logits.log_softmax(-1).gather(1, self.action.unsqueeze(1)).squeeze(1),
+            "advantage": math.exp(reach) * (weight * gains / spread).clamp(max=LARGEST_ADVANTAGE).float(),
+            "target": batch.value[rows],
+        }
+        columns = {name: getattr(batch, name).clone() for name in tried}
+        for name, column in columns.items():
+            is_taken = paid.unsqueeze(1) if column.dim() > 1 else paid
+            column[rows] = torch.where(is_taken, tried[name], column[rows])
+        return replace(batch, **columns)

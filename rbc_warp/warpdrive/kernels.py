@@ -86,10 +86,12 @@ class Words:
         self._is_apart, self._is_stale, self._used = is_apart, False, 0
 
     def take(self, start: np.ndarray) -> torch.Tensor:
-        """Return an array on the device, a view of the block, for :meth:`set`; it is to start like this."""
+        """Return an array on the device for :meth:`set`, which is to start like this: a view of the block, or where
+        that has no room left, an array of its own."""
         first, stop = self._used, self._used + start.nbytes
+        if stop > MOST_WORD_BYTES:
+            return torch.from_numpy(start).to(self._device.device, copy=True)
         self._used = (stop + 15) // 16 * 16
-        assert self._used <= MOST_WORD_BYTES
         view = self._device[first:stop].view(torch.from_numpy(start).dtype).view(start.shape)
         self.set(view, start)
         self.send()
@@ -97,10 +99,13 @@ class Words:
 
     def set(self, view: torch.Tensor, values: np.ndarray) -> None:
         """Give an array other values, from the next :meth:`send` on."""
+        if view.untyped_storage().data_ptr() != self._device.untyped_storage().data_ptr():
+            view.copy_(torch.from_numpy(values))
+            return
         first = view.storage_offset() * view.element_size()
-        held = self._host[first : first + values.nbytes].view(values.dtype)
-        if not np.array_equal(held, values):
-            held[:] = values.reshape(-1)
+        held, new = self._host[first : first + values.nbytes].view(values.dtype), values.reshape(-1)
+        if not np.array_equal(held, new):
+            held[:] = new
             self._is_stale = True
 
     def send(self) -> None:

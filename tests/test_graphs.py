@@ -1,0 +1,186 @@
+"""Replaying iterations: what is recorded once must bring every later iteration as if it were called anew.
+
+On a GPU CUDA records (``test_pycuda.py``). Here a stand-in does: it keeps torch's operations and the calls of our kernels
+with their arguments as they were, so that a number that changes between iterations, but is not in the words, shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from rbc_warp.config import load_config
+from rbc_warp.errors import NumbersError
+from rbc_warp.training import learner
+from rbc_warp.training.graphs import Graphs
+from rbc_warp.training.recorder import Recorder
+from rbc_warp.training.trainer import RbcTrainer
+
+SETTINGS = {
+    "agents": {
+        "num_consumers": 5,
+        "num_firms": 3,
+        "firm_training_start": 3,
+        "government_training_start": 7,
+        "consumer_minibatches": 3,
+        "consumer_own_scale": True,
+        "firm_minibatches": 2,
+        "firm_passes": 2,
+        "firm_trials": 9,
+        "government_trials": 2,
+        "consumer_noponzi_start": 0.5,
+        "consumer_noponzi_eta": 0.1,
+        "consumer_anneal_theta": {"anneal_on": True, "exp_decay_length_in_steps": 4},
+        "consumer_anneal_entropy": {"anneal_on": True, "exp_decay_length_in_steps": 4},
+        "firm_anneal_prices": {"anneal_on": True, "start": 1000, "increase_const": 250, "decrease_const": 250},
+    },
+    "world": {"maxtime": 3, "initial_wages": 22},
+    "train": {"batch_size": 8, "num_episodes": 14, "lr_decay_start": 5, "clip_grad_norm": 2, "ppo_num_updates": 2},
+}
+
+
+class Calls(TorchDispatchMode):
+    """A record of operations and kernels, which can be made again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[Callable[[], None]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+
+        def again() -> None:
+            for old, new in zip(tree_leaves(result), tree_leaves(func(*args, **(kwargs or {}))), strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)  # where a graph would have put it
+
+        self.made.append(again)
+        return result
+
+
+class Capture:
+    """In place of CUDA's. A recording is also made, so the first replay, which follows at once, does nothing."""
+
+    def __init__(self, trainer: RbcTrainer):
+        self.recording: Calls | None = None
+        self.replays = self.recordings = 0
+        manager = trainer.cuda_envs.cuda_function_manager
+        for function in manager._functions.values():
+            function._function = self._kept(function._function)
+        manager.library = _Library(manager.library, self._kept)
+
+    def _kept(self, kernel: Callable) -> Callable:
+        def call(*arguments: Any) -> Any:
+            if self.recording:
+                self.recording.made.append(lambda: kernel(*arguments))
+            return kernel(*arguments)
+
+        return call
+
+    def __call__(self, call: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
+        self.recordings += 1
+        self.recording = Calls()
+        with self.recording:
+            result = call()
+        calls, self.recording = self.recording.made, None
+        times = iter(range(1 << 30))
+
+        def replay() -> None:
+            if next(times):
+                self.replays += 1
+                for again in calls:
+                    again()
+
+        return replay, result
+
+
+class _Library:
+    def __init__(self, library: Any, kept: Callable[[Callable], Callable]):
+        self._library, self._kept = library, kept
+
+    def __getattr__(self, name: str) -> Any:
+        return self._kept(getattr(self._library, name))
+
+
+@pytest.fixture(autouse=True)
+def fused_adam(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As on a GPU: with the learning rate in the words."""
+    monkeypatch.setattr(learner, "FUSED_ADAM", ["cpu"])
+    yield
+
+
+def trainers(*overrides: str) -> tuple[RbcTrainer, RbcTrainer, Capture]:
+    called, replayed = (RbcTrainer(load_config(SETTINGS, list(overrides)), "host", recorder=Losses()) for _ in range(2))
+    capture = Capture(replayed)
+    replayed.graphs = Graphs(capture)
+    return called, replayed, capture
+
+
+class Losses(Recorder):
+    def __init__(self) -> None:
+        self.kept: list[dict] = []
+
+    def learned(self, trainer: RbcTrainer, iteration: int, losses: Any) -> None:
+        self.kept.append({agent: {name: float(x) for name, x in row.items()} for agent, row in losses.items()})
+        self.kept.append({agent: float(trainer.rollout.rewards(agent).sum()) for agent in trainer.economy.agents})
+
+
+def assert_equal(called: RbcTrainer, replayed: RbcTrainer) -> None:
+    for agent in called.economy.agents:
+        assert torch.equal(called.models[agent].flat, replayed.models[agent].flat), agent
+    assert called.recorder.kept == replayed.recorder.kept and called.multipliers == replayed.multipliers
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_replayed_training_equals_called_training(precision: str) -> None:
+    called, replayed, capture = trainers(f"train.precision={precision}")
+    for trainer in (called, replayed):
+        trainer.train(0, 14)
+    assert_equal(called, replayed)
+    # a rollout, its notes, three updates; rollouts with firms' trials and with both, their notes, firms' update anew
+    assert capture.recordings == 10 and capture.replays > 50
+
+
+def test_a_loaded_state_is_what_is_replayed_on() -> None:
+    called, replayed, capture = trainers()
+    for trainer in (called, replayed):
+        trainer.train(0, 6)
+        kept = trainer.state()
+        trainer.train(6, 9)
+        trainer.load_state(kept)
+        assert trainer.optimizers["firm"].state_dict()["param_groups"][0]["lr"] == pytest.approx(1e-3)  # of iteration 5
+        trainer.train(6, 9)
+        trainer.models["firm"].load_state_dict(trainer.models["firm"].state_dict())
+        trainer.train(9, 14)
+    assert_equal(called, replayed)
+    assert capture.recordings > 10  # what a loaded state moved
+
+
+def test_what_is_not_finite_is_found_in_a_replay() -> None:
+    _, replayed, _ = trainers()
+    replayed.train(0, 9)
+    with torch.no_grad():
+        replayed.models["consumer"].flat[0] = torch.nan
+    with pytest.raises(NumbersError, match="iteration 9: the consumer's parameters are not finite"):
+        replayed.train(9, 12)
+
+
+def test_where_recording_fails_calls_are_made(capsys: pytest.CaptureFixture) -> None:
+    called, replayed, _ = trainers()
+
+    def fails(call: Callable) -> tuple:
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
+
+    replayed.graphs = Graphs(fails)
+    for trainer in (called, replayed):
+        trainer.train(0, 6)
+    assert_equal(called, replayed)
+    assert not replayed.graphs.are_used
+    assert capsys.readouterr().err == (
+        "note: not replayed as CUDA graphs: CUDA error: operation not permitted when stream is capturing\n"
+    )
