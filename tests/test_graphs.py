@@ -1,25 +1,30 @@
 """Replaying iterations: what is recorded once must bring every later iteration as if it were called anew.
 
-On a GPU CUDA records (``test_pycuda.py``). Here a stand-in does: it keeps torch's operations and the calls of our kernels
-with their arguments as they were, so that a number that changes between iterations, but is not in the words, shows.
+On a GPU CUDA records (``test_pycuda.py``). Here a stand-in does: it keeps torch's operations and the calls of our
+kernels with their arguments as they were, so that a number that changes, but is not in the words, shows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rbc_warp.config import load_config
+from rbc_warp.equilibrium.fine_tuning import fine_tune
+from rbc_warp.equilibrium.game import Game
 from rbc_warp.errors import NumbersError
 from rbc_warp.training import learner
 from rbc_warp.training.graphs import Graphs
 from rbc_warp.training.recorder import Recorder
 from rbc_warp.training.trainer import RbcTrainer
+from rbc_warp.warpdrive import host
 
 SETTINGS = {
     "agents": {
@@ -108,10 +113,10 @@ class _Library:
 
 
 @pytest.fixture(autouse=True)
-def fused_adam(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As on a GPU: with the learning rate in the words."""
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The learning rate lies in the words, and torch multiplies, by weights that are rounded beforehand."""
     monkeypatch.setattr(learner, "FUSED_ADAM", ["cpu"])
-    yield
+    monkeypatch.setattr(host.HostFunctionManager, "network", lambda *unused: None)
 
 
 def trainers(*overrides: str) -> tuple[RbcTrainer, RbcTrainer, Capture]:
@@ -184,3 +189,19 @@ def test_where_recording_fails_calls_are_made(capsys: pytest.CaptureFixture) -> 
     assert capsys.readouterr().err == (
         "note: not replayed as CUDA graphs: CUDA error: operation not permitted when stream is capturing\n"
     )
+
+
+def test_one_agent_s_own_policy_is_replayed_too() -> None:
+    called, replayed, capture = trainers("train.precision=bfloat16")
+    found = []
+    for trainer in (called, replayed):
+        trainer.train(0, 8)
+        before = capture.replays
+        game = Game(trainer, copy.deepcopy(dict(trainer.models)), 7, episodes=16)
+        tuned = fine_tune(game, "firm", iterations=6, every=2, index=1)
+        found.append((tuned.before, tuned.after, tuned.selection, tuned.policy.flat))
+    assert capture.replays - before > 20
+    (before, after, selection, flat), again = found
+    np.testing.assert_array_equal(again[0], before)
+    np.testing.assert_array_equal(again[1], after)
+    assert again[2] == selection and torch.equal(again[3], flat)

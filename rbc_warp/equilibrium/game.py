@@ -91,9 +91,14 @@ class Forced(Intervention):
 class OwnPolicy(Intervention):
     """One agent answers with a policy of its own, which starts as a copy of its type's."""
 
+    repeats = True
+
     def __init__(self, trainer: RbcTrainer, agent: str, index: int, policy: Policy):
         self.trainer, self.agent, self.index = trainer, agent, index
         self.learner = trainer.learners[agent].copy(policy)
+
+    def prepare(self) -> None:
+        self.learner.refresh()
 
     def change_logits(self, period: int, logits: Mapping[str, torch.Tensor]) -> None:
         own = self.trainer.agent_logits(self.learner, self.agent, self.index, period)

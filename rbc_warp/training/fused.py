@@ -92,7 +92,8 @@ class FusedLearner(Learner):
         self._version = policy.flat._version  # of the parameters that are rounded
 
     def copy(self, policy: Policy) -> FusedLearner:
-        return FusedLearner(policy, self.heads, self.optimizer.learning_rate, self.dtype, kernels=self.kernels)
+        rate = self.optimizer.learning_rate
+        return FusedLearner(policy, self.heads, rate, self.dtype, kernels=self.kernels, words=self._words)
 
     def _buffer(self, name: str, rows: int, columns: int | None = None) -> torch.Tensor:
         """A block's working memory; on the host it is kept between calls, on a GPU torch does that."""

@@ -8,12 +8,14 @@ was read back.
 from __future__ import annotations
 
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+MOST_GRAPHS = 32
 Replay = Callable[[], object]
 Capture = Callable[[Callable[[], Any]], tuple[Replay, Any]]
 """Records what a call asks of a device, without doing it; returns what does it, and the call's result, whose tensors
@@ -46,12 +48,13 @@ class Graphs:
     """Runs calls, and from the second time on replays them.
 
     The first time, a call makes what is made once; the second time it is recorded. Where recording fails, all calls are
-    made as they are from then on, and a line on stderr says why. ``capture``: how to record; None: never.
+    made as they are from then on, and a line on stderr says why. MOST_GRAPHS are kept, those replayed last.
+    ``capture``: how to record; None: never.
     """
 
     def __init__(self, capture: Capture | None):
         self._capture = capture
-        self._recorded: dict[Hashable, _Recorded] = {}
+        self._recorded: OrderedDict[Hashable, _Recorded] = OrderedDict()
 
     @property
     def are_used(self) -> bool:
@@ -71,7 +74,10 @@ class Graphs:
             self._recorded.pop(key, None)
             result = call()
             self._recorded[key] = _Recorded(addresses())
+            if len(self._recorded) > MOST_GRAPHS:
+                self._recorded.popitem(last=False)
             return result
+        self._recorded.move_to_end(key)
         if recorded.replay is None:
             try:
                 recorded.replay, recorded.result = self._capture(call)

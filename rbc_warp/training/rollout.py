@@ -40,6 +40,9 @@ class Intervention:
     repeats = False
     """Whether it asks the device for the same every time, in the same arrays, so that graphs can replay it."""
 
+    def prepare(self) -> None:
+        """Do what a replay cannot, before each rollout."""
+
     def change_logits(self, period: int, logits: Mapping[str, torch.Tensor]) -> None:
         """Work on logits and values in place, per type (E·n, actions+1)."""
 

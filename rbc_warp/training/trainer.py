@@ -276,7 +276,7 @@ class RbcTrainer(TrainerA2C):
             with self._timed("trials_time"):
                 self.play(draw)
                 self.interventions = before
-                self.graphs.run(("trials", *map(id, self._trials.values())), self._note_trials)
+                self.graphs.run(("trials", *self._trials.values()), self._note_trials)
         self.play(draw, self.recorder.keeps_consumption(self.iteration))
         self.graphs.run("notes", self._note_rollout)
 
@@ -351,8 +351,10 @@ class RbcTrainer(TrainerA2C):
         self._set_draw(draw)
         for learner in self.learners.values():
             learner.refresh()
+        for intervention in self.interventions:
+            intervention.prepare()
         if all(intervention.repeats for intervention in self.interventions):
-            key = ("play", keep_consumption, *map(id, self.interventions))
+            key = ("play", keep_consumption, *self.interventions)
             self.graphs.run(key, lambda: self._play(keep_consumption), self._flat_addresses)
         else:
             self._play(keep_consumption)
@@ -467,13 +469,12 @@ class RbcTrainer(TrainerA2C):
         """Take all passes over the last rollout for one type, or for one agent with a learner of its own."""
         orders = self._expect(update, iteration)
         self.words.send()
-        chosen = self._some_consumers(iteration) if self._takes_some(update) else None
-        if update.learner is None and update.index is None and chosen is None:
-            key = ("update", update.agent, id(self._trials.get(update.agent)))
-            addresses = self.learners[update.agent].addresses
-            figures = self.graphs.run(key, lambda: self._learn(update, orders), addresses).clone()
+        if self._takes_some(update):
+            figures = self._learn(update, orders, self._some_consumers(iteration))
         else:
-            figures = self._learn(update, orders, chosen)
+            learner = update.learner or self.learners[update.agent]
+            key = ("update", update.agent, update.index, learner, self._trials.get(update.agent))
+            figures = self.graphs.run(key, lambda: self._learn(update, orders), learner.addresses).clone()
         names = (*LOSSES, "gradient_norm", *LOSS_STATISTICS[len(LOSSES) :])
         losses = dict(zip(names, figures, strict=True))
         return losses | {"entropy_coefficient": torch.tensor(update.entropy)}
