@@ -171,7 +171,7 @@ def test_what_is_not_finite_is_found_in_a_replay() -> None:
     replayed.train(0, 9)
     with torch.no_grad():
         replayed.models["consumer"].flat[0] = torch.nan
-    with pytest.raises(NumbersError, match="iteration 9: the consumer's parameters are not finite"):
+    with pytest.raises(NumbersError, match="iteration 9: the consumer's"):
         replayed.train(9, 12)
 
 

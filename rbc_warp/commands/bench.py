@@ -31,22 +31,29 @@ from rbc_warp.training.device_path import count_iteration
 from rbc_warp.training.recorder import Recorder
 from rbc_warp.training.rollout import Draw
 from rbc_warp.training.trainer import RbcTrainer
+from rbc_warp.warpdrive.env import STEP_ARGUMENTS
 from rbc_warp.warpdrive.simulation import make_envs
 from rbc_warp.warpdrive.wrapper import choose_backend
 
 # The published open economy, with all types learning and everything allowed from the start.
 PUBLISHED = CONFIGS / "paper_open.yaml"
 PRECISIONS = ("float32", "bfloat16")
+CALLED = "iteration, not replayed"
 ROLLOUT_PARTS = ("forward", "sampling", "step")
 PARTS = ("iteration", "rollout", *ROLLOUT_PARTS, *(f"update {agent}" for agent in AGENT_TYPES))
+MOST_ENVS = 16_384
+COPY_BYTES = 1 << 30
 
 
-def published_config(num_envs: int = 128, precision: str = "auto", num_consumers: int = 100) -> Config:
+def published_config(
+    num_envs: int = 128, precision: str = "auto", num_consumers: int = 100, graphs: str = "auto"
+) -> Config:
     """Return the published settings at another size or precision."""
     blocks = [name for name in Agents.model_fields if "_anneal_" in name and "begin" not in name]
     settings: dict[str, object] = {f"agents.{name}": "null" for name in blocks}
     settings |= {f"agents.{agent}_training_start": 0 for agent in AGENT_TYPES}
-    settings |= {"agents.num_consumers": num_consumers, "train.batch_size": num_envs, "train.precision": precision}
+    settings |= {"agents.num_consumers": num_consumers, "train.batch_size": num_envs}
+    settings |= {"train.precision": precision, "train.graphs": graphs}
     return load_config(PUBLISHED, [f"{key}={value}" for key, value in settings.items()])
 
 
@@ -85,7 +92,7 @@ def step_part(economy: Economy, num_envs: int, backend: str) -> tuple[Callable[[
     for agent, indices in random_actions(economy, num_envs).items():
         placeholder = data(f"sampled_actions_{agent}")
         placeholder.copy_(torch.from_numpy(indices).reshape(placeholder.shape))
-    steps = max(1, 8192 // num_envs)
+    steps = max(10, 8192 // num_envs)
 
     def run() -> None:
         envs.reset_all_envs()
@@ -93,6 +100,30 @@ def step_part(economy: Economy, num_envs: int, backend: str) -> tuple[Callable[[
             envs.step_all_envs()
 
     return run, steps * num_envs
+
+
+def step_bandwidth(economy: Economy, num_envs: int, rounds: int) -> dict[str, float]:
+    """How much of a GPU's memory bandwidth the step uses, in bytes per second: what it has to move at least, each array
+    once or both ways, against a copy of COPY_BYTES."""
+    envs = make_envs(economy, num_envs, "pycuda")
+    shapes = {name: envs.cuda_data_manager.get_shape(name) for name in STEP_ARGUMENTS}
+    moved = 0  # by one environment
+    for name, shape in shapes.items():
+        if shape[0] == num_envs:
+            one_way = name.startswith(("sampled_actions", "rewards")) or name in ("consumption", "exports", "sales")
+            moved += 4 * math.prod(shape[1:]) * (1 if one_way else 2)
+    step, count = step_part(economy, num_envs, "pycuda")
+    source = torch.empty(COPY_BYTES, dtype=torch.uint8, device=envs.device)
+    target = torch.empty_like(source)
+    seconds = fastest({"step": step, "copy": lambda: target.copy_(source)}, rounds, envs.device)
+    rate = count / seconds["step"]
+    return {
+        "environments": num_envs,
+        "env_steps_per_second": rate,
+        "bytes_per_env_step": moved,
+        "bytes_per_second": rate * moved,
+        "copy_bytes_per_second": 2 * COPY_BYTES / seconds["copy"],
+    }
 
 
 def interface_part(economy_config: Config, num_envs: int, backend: str) -> tuple[Callable[[], None], int]:
@@ -193,6 +224,8 @@ def run_benchmark(backend: str, quick: bool, published_only: bool, show: Callabl
         if backend == "pycuda":
             asked = result.setdefault("device_path", {})[precision] = count_iteration(trainer)
             show(f"{precision}, one iteration: " + ", ".join(f"{number} {name}" for name, number in asked.items()))
+            as_called = published_config(precision=precision, graphs="off")
+            timed[CALLED] = iteration_parts(as_called, backend)[1]["iteration"]
         parts |= {f"{precision} {name}": run for name, run in timed.items()}
     economy = Economy.from_config(published_config())
     counts = {}
@@ -203,7 +236,7 @@ def run_benchmark(backend: str, quick: bool, published_only: bool, show: Callabl
     seconds = fastest(parts, rounds, device)
 
     result["parts_seconds"] = {
-        precision: {name: seconds[f"{precision} {name}"] for name in PARTS} for precision in PRECISIONS
+        precision: {name: seconds[f"{precision} {name}"] for name in timed} for precision in PRECISIONS
     }
     result["iteration_seconds"] = {name: result["parts_seconds"][name]["iteration"] for name in PRECISIONS}
     env_steps = 128 * economy.num_periods
@@ -227,6 +260,14 @@ def run_benchmark(backend: str, quick: bool, published_only: bool, show: Callabl
         f"(ratio {result['step_over_reference']:.0f}),\n"
         f"128 at a time: {result['batched_reference_env_steps_per_second']:,.0f}"
     )
+    if backend == "pycuda":
+        figures = result["step_bandwidth"] = step_bandwidth(economy, MOST_ENVS, rounds)
+        share = figures["bytes_per_second"] / figures["copy_bytes_per_second"]
+        show(
+            f"{MOST_ENVS:,} environments: {figures['env_steps_per_second']:,.0f} env-steps/s of at least "
+            f"{figures['bytes_per_env_step']:,} bytes each:\n{figures['bytes_per_second'] / 1e9:,.0f} GB/s, "
+            f"{share:.0%} of a copy's {figures['copy_bytes_per_second'] / 1e9:,.0f} GB/s"
+        )
     if not published_only:
         result["scaling"] = scaling(backend, quick, show)
     return result
@@ -234,8 +275,8 @@ def run_benchmark(backend: str, quick: bool, published_only: bool, show: Callabl
 
 def _iteration_table(result: Mapping) -> str:
     rows = []
-    for part in PARTS:
-        indent = "" if part == "iteration" else "    " if part in ROLLOUT_PARTS else "  "
+    for part in [name for name in (PARTS[0], CALLED, *PARTS[1:]) if name in result["parts_seconds"][PRECISIONS[0]]]:
+        indent = "" if part.startswith("iteration") else "    " if part in ROLLOUT_PARTS else "  "
         figures = (f"{1e3 * result['parts_seconds'][name][part]:.1f}" for name in PRECISIONS)
         rows.append((indent + part, *figures))
     return text_table(("one published iteration (128 × 10 × 111, 4 passes), ms", *PRECISIONS), rows) + (
@@ -247,8 +288,9 @@ def _iteration_table(result: Mapping) -> str:
 
 def scaling(backend: str, quick: bool, show: Callable[[str], None]) -> dict:
     """Microseconds per env-step of the step alone and of a whole iteration, over environments and over consumers."""
+    on_gpu = int(backend == "pycuda")
     sizes = {
-        "environments": (8, 128, 1024) if quick else (8, 32, 128, 512, 2048, 4096),
+        "environments": (8, 128, 1024) if quick else (8, 32, 128, 512, 2048, 4096) + on_gpu * (MOST_ENVS,),
         "consumers": (25, 100, 400) if quick else (25, 50, 100, 200, 400, 800),
     }
     table: dict[str, list[dict]] = {}
