@@ -19,14 +19,14 @@ from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.economy.parameters import Economy
 from rbc_warp.training import fused, learner, losses
 from rbc_warp.training.fused import FusedLearner
-from rbc_warp.training.learner import AutogradLearner, Learner
+from rbc_warp.training.learner import FUSED_PART, Adam, AutogradLearner, Learner
 from rbc_warp.training.losses import Batch, LossWeights, advantages_and_targets, discounted_returns, standardize
 from rbc_warp.training.policy import Policy, make_policies
 from rbc_warp.training.processes import Processes
 from rbc_warp.training.schedule import Update
 from rbc_warp.training.trainer import RbcTrainer
 from rbc_warp.warpdrive.host import HostFunctionManager
-from rbc_warp.warpdrive.kernels import LOSS_STATISTICS, Heads
+from rbc_warp.warpdrive.kernels import LOSS_STATISTICS, Heads, Words
 
 SETTINGS = {"agents": {"num_consumers": 7, "num_firms": 3}, "world": {"paretoscaletheta": 4.0}}
 PPO = LossWeights(use_ppo=True, clip=0.1, entropy=0.3, last_head_entropy=0.4, value=0.7)
@@ -490,3 +490,30 @@ def test_loss_weights_do_what_they_say(make: Maker) -> None:
     no_value = case.policy.layers(case.learner_gradient(replace(PPO, entropy=0.0, value=0.0)))
     assert value_only.bias3[-1].abs() > 0.0 and no_value.bias3[-1] == 0.0
     torch.testing.assert_close(value_only.bias3[:-1], no_value.bias3[:-1])
+
+
+@pytest.mark.parametrize("max_grad_norm", [None, 0.5])
+def test_the_fused_adam_of_gpus_takes_the_steps_of_torch_s(
+    monkeypatch: pytest.MonkeyPatch, max_grad_norm: float | None
+) -> None:
+    generator, size = torch.Generator().manual_seed(0), 3 * FUSED_PART + 5
+    parameters = [torch.nn.Parameter(torch.ones(size)) for _ in range(2)]
+    expected = torch.optim.Adam([parameters[0]], lr=0.01)
+    monkeypatch.setattr("rbc_warp.training.learner.FUSED_ADAM", ["cpu"])
+    fused = Adam(parameters[1], 0.01, Words(torch.device("cpu"), is_apart=False))
+    for step in range(6):
+        gradient = torch.randn(size, generator=generator) * 0.1 ** (step % 3)
+        for parameter in parameters:
+            parameter.grad = gradient.clone()
+        norm = gradient.norm()
+        if max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_([parameters[0]], max_grad_norm)
+        expected.param_groups[0]["lr"] = fused.learning_rate = 0.01 / (step + 1)
+        expected.step()
+        torch.testing.assert_close(fused.clipped_step(max_grad_norm), norm)
+        torch.testing.assert_close(parameters[1], parameters[0], rtol=0.0, atol=2e-6)
+        if step == 3:  # as a run that is resumed
+            kept = fused.state_dict()
+            assert kept["param_groups"] == expected.state_dict()["param_groups"]
+            fused = Adam(parameters[1], 1.0, Words(torch.device("cpu"), is_apart=False))
+            fused.load_state_dict(kept)

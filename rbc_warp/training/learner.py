@@ -22,6 +22,8 @@ from rbc_warp.warpdrive.kernels import LOSS_STATISTICS, Heads, Words
 AUTOGRAD_BLOCK_ROWS = 1 << 16
 FUSED_ADAM = ["cuda"]
 """Types of device where Adam is one kernel. Elsewhere its steps are rounded one by one, the same on all processors."""
+FUSED_PART = 512
+"""Parameters per block of threads: torch gives each tensor of less than 65,536 numbers to one."""
 
 
 class Adam(torch.optim.Adam):
@@ -32,8 +34,8 @@ class Adam(torch.optim.Adam):
 
     def __init__(self, parameter: torch.Tensor, learning_rate: float, words: Words | None = None):
         self._is_fused = parameter.device.type in FUSED_ADAM
-        options: dict[str, Any] = {"fused": True, "capturable": True} if self._is_fused else {}
-        super().__init__([parameter], lr=learning_rate, **options)
+        super().__init__([parameter], lr=learning_rate)
+        self._parameter = parameter
         self._words = words if self._is_fused else None
         self._rate = self._words.take(np.full((), learning_rate, np.float32)) if self._words else None
         self.learning_rate = learning_rate
@@ -48,19 +50,54 @@ class Adam(torch.optim.Adam):
         self._learning_rate = rate
         if self._words and self._rate is not None:
             self._words.set(self._rate, np.full((), rate, np.float32))
-        self.param_groups[0]["lr"] = rate if self._rate is None else self._rate
-
-    def state_dict(self) -> dict[str, Any]:
-        return _with_options(super().state_dict(), fused=None, capturable=False, lr=self._learning_rate)
+        self.param_groups[0]["lr"] = rate
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(_with_options(state_dict, fused=self._is_fused or None, capturable=self._is_fused))
-        self.learning_rate = state_dict["param_groups"][0]["lr"]
+        super().load_state_dict(state_dict)
+        self.learning_rate = self.param_groups[0]["lr"]
+        moments = self.state[self._parameter]
+        if self._is_fused and moments:
+            moments["step"] = moments["step"].to(self._parameter.device)
 
+    @torch.no_grad()
+    def clipped_step(self, max_grad_norm: float | None) -> torch.Tensor:
+        """Take a step by the gradient, scaled down to a norm; return its norm before that, a scalar."""
+        gradient = self._parameter.grad
+        assert gradient is not None
+        norm = torch.linalg.vector_norm(gradient)
+        if self._is_fused:
+            self._fused_step(
+                gradient, None if max_grad_norm is None else ((norm + 1e-6) / max_grad_norm).clamp(min=1.0)
+            )
+        else:
+            if max_grad_norm is not None:
+                gradient.mul_((max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+            self.step()
+        return norm
 
-def _with_options(state: dict[str, Any], **options: float | None) -> dict[str, Any]:
-    """Return an optimizer's state with other options."""
-    return state | {"param_groups": [group | options for group in state["param_groups"]]}
+    def _fused_step(self, gradient: torch.Tensor, divisor: torch.Tensor | None) -> None:
+        parameter, moments, group = self._parameter, self.state[self._parameter], self.param_groups[0]
+        if not moments:
+            moments["step"] = torch.zeros((), device=parameter.device)
+            moments["exp_avg"], moments["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        moments["step"] += 1
+        vectors = (parameter.detach(), gradient, moments["exp_avg"], moments["exp_avg_sq"])
+        parts = [vector.split(FUSED_PART) for vector in vectors]
+        rate = group["lr"] if self._rate is None else self._rate
+        beta1, beta2 = group["betas"]
+        torch._fused_adam_(  # type: ignore[call-overload]
+            *parts,
+            [],
+            [moments["step"]] * len(parts[0]),
+            lr=rate,
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=0.0,
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+            grad_scale=divisor,
+        )
 
 
 class Learner(ABC):
@@ -125,10 +162,7 @@ class Learner(ABC):
             assert gradient is not None
             self.take_gradient(batch, weights)
             self.processes.sum(gradient)
-            norm = torch.linalg.vector_norm(gradient)
-            if max_grad_norm is not None:
-                gradient.mul_((max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
-            self.optimizer.step()
+            norm = self.optimizer.clipped_step(max_grad_norm)
             self._stepped()
             rows += len(batch.actions)
         self.statistics /= rows
