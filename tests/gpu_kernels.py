@@ -1,5 +1,5 @@
 """Each kernel, called as the lab calls it, on numbers that depend on the size alone: for ``test_pycuda.py`` on two
-backends; as a program, on a GPU, for compute-sanitizer.
+backends; as a program, on a GPU, for ``test_sanitizer.py``.
 
 What a kernel is to write is fresh memory: :func:`poisoned` fills it, and without that initcheck watches it. All that
 kernels read comes from main memory, so that torch has nothing to compute here.
@@ -7,6 +7,7 @@ kernels read comes from main memory, so that torch has nothing to compute here.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -221,7 +222,19 @@ KERNELS: dict[str, Callable[[str, tuple[int, int]], Left]] = {
     "loss PPO bfloat16": partial(loss, dtype=torch.bfloat16, use_ppo=True),
 }
 
+
+def fault() -> None:
+    """Let a kernel read what nothing has written, and one number beyond."""
+    setting = Setting("pycuda", (3, 2))
+    values = setting.normal(PERIODS, NUM_ENVS, 3)
+    rewards = torch.empty(values.numel() - 1, device=values.device)
+    advantages_and_targets(setting.functions, rewards, values, 3.0, 0.99, 0.9)
+    torch.cuda.synchronize()
+
+
 if __name__ == "__main__":
+    if sys.argv[1:] == ["fault"]:
+        sys.exit(fault())
     for size_ in [(17, 4), (1, 1), (140, 34)]:
         for name_, kernel in KERNELS.items():
             kernel("pycuda", size_)
