@@ -42,9 +42,9 @@ SETTINGS = {
 TINY = ["agents.num_consumers=5", "agents.num_firms=2", "agents.firm_training_start=0", "world.maxtime=3"]
 TINY += ["agents.government_training_start=0", "train.batch_size=8", "train.num_episodes=4", "train.save_model_every=2"]
 TINY += ["train.save_state_every=2", "train.save_dense_every=2", "train.log_every=1"]
+TINY += [f"agents.{what}.anneal_on=false" for what in ("firm_anneal_prices", "firm_anneal_wages")]
+TINY += ["agents.government_anneal_taxes.anneal_on=false"]
 SMALL_RBC = [*TINY, "agents.firm_trials=6", "agents.government_trials=2"]
-SMALL_RBC += [f"agents.{which}.anneal_on=false" for which in ("firm_anneal_prices", "firm_anneal_wages")]
-SMALL_RBC += ["agents.government_anneal_taxes.anneal_on=false"]
 
 
 def config(precision: str = "float32") -> Config:
@@ -139,7 +139,7 @@ def test_best_responses_agree_with_the_host_s(tmp_path: Path) -> None:
     pytest.importorskip("scipy", reason="best responses need SciPy: make setup-gpu with MORE=scipy")
     import run_best_response
 
-    run, found = trained_run(tmp_path / "host", *TINY), []
+    run, found = trained_run(tmp_path / "host", *TINY, "train.precision=float32"), []
     shutil.copytree(tmp_path / "host", tmp_path / "pycuda")
     for backend in ("host", "pycuda"):
         folder = tmp_path / backend / run.path.name
