@@ -27,14 +27,15 @@ def sanitized(tool: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     if program is None:
         pytest.skip("no compute-sanitizer on PATH or in CUDA_HOME/bin; it comes with the CUDA toolkit")
     choose_backend("pycuda")  # builds the kernels, not under the tool
-    options = ["--tool", tool, "--error-exitcode", "9", "--target-processes", "application-only"]
-    options += ["--launch-timeout", "60", "--print-limit", "20"]
+    options = ["--tool", tool, "--error-exitcode", "9", "--print-limit", "20"]
     options += [] if tool == "initcheck" else ["--kernel-name", "kns=CudaRbc"]
     options += ["--report-api-errors", "no"] if tool == "memcheck" else []
-    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "CUDA_MODULE_LOADING": "LAZY"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONPATH": str(TESTS.parent)}
     command = [program, *options, sys.executable, str(TESTS / "gpu_kernels.py"), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    if "Device not supported" in result.stdout:
+        pytest.skip("compute-sanitizer does not support this device, or this virtual machine")
+    return result
 
 
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck", "initcheck", "synccheck"])

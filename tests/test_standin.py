@@ -177,6 +177,7 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 THREADS = """
 import threading, numpy as np, torch
 from economies import make_economy, random_actions
+from rbc_warp.warpdrive.simulation import play
 economy = make_economy(3, 2, num_periods=2)
 actions = random_actions(economy, num_envs=2, num_periods=2, seed=0)
 found = {}
