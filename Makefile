@@ -2,6 +2,7 @@
 # make test       set up and run the tests            make slow      the tests that take minutes
 # make check      format, lint, types, tests          make test-gpu  the tests that need a GPU
 # make results    all runs and tests of docs/results.md, and the page: hours; it goes on where it was stopped
+# make sanitize-gpu   our kernels under compute-sanitizer, on a machine with a GPU (two minutes)
 # make setup-gpu  pycuda, on a machine with a GPU     make bench     time the simulation; bench-gpu: on a GPU
 # make wheels-gpu a folder of wheels, for setup-gpu on a machine without an index (docs/gpu.md)
 # make setup-ray  Ray, to run sweeps on it; without it `make slow` runs what is installed and skips the tests of Ray
@@ -47,7 +48,7 @@ IMPORTABLE = $(RUN) -c 'import os, sysconfig; print(os.getcwd(), file=open(sysco
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 
 .DELETE_ON_ERROR:
-.PHONY: train results setup setup-dev setup-gpu setup-ray setup-extras wheels-gpu test test-gpu test-pycuda test-browser slow check bench bench-gpu docs reliability soak clean
+.PHONY: train results setup setup-dev setup-gpu setup-ray setup-extras wheels-gpu test test-gpu sanitize-gpu test-pycuda test-browser slow check bench bench-gpu docs reliability soak clean
 
 train: $(READY)
 	$(RUN) run_training.py --config $(CONFIG)
@@ -65,18 +66,21 @@ test: setup-dev
 test-gpu: setup-gpu
 	$(RUN) -m pytest -m gpu $$(grep -l 'mark\.gpu$$' tests/test_*.py)
 
+sanitize-gpu: setup-gpu
+	$(RUN) -m pytest -m gpu tests/test_sanitizer.py
+
 # pycuda stays out of the virtual environment: what is built against a stand-in must never meet a GPU.
 STANDIN := $(CURDIR)/$(VENV)/standin
 test-pycuda: setup-dev
 	PYTHONPATH=. $(RUN) tests/standin.py build $(STANDIN)
 	RBC_WARP_STANDIN=1 LD_LIBRARY_PATH=$(STANDIN) PYTHONPATH=$(STANDIN)/site:$(CURDIR)/tests:$(CURDIR) \
-	  $(RUN) -m pytest -m standin
+	  $(RUN) -m pytest -p standin -m 'standin or (gpu and not slow)'
 
 test-browser: setup-dev
 	$(RUN) -m pytest -m browser
 
 slow: setup-dev
-	$(RUN) -m pytest -m slow
+	$(RUN) -m pytest -m 'slow and not gpu'
 
 check: setup-dev
 	$(RUN) -m ruff format --check .

@@ -295,3 +295,16 @@ def check_identities(
     flows += [-prices * outcome.exports, -outcome.consumer_interest, -outcome.firm_interest]
     gift = np.full((len(prices), 1), -economy.budget_drip * economy.num_consumers)
     balance_all("money", [*flows, gift], money_atol)
+
+
+def assert_recorded(name: str, played: dict[str, dict[str, np.ndarray]]) -> None:
+    """The actions of a recorded trajectory led where they led, in single precision; what is not rounded, exactly."""
+    economy, _, recorded = golden(name)
+    for agent in AGENT_TYPES:
+        for key, expected in recorded[agent].items():
+            found = played[agent][key]
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3, err_msg=f"{name}: {agent} {key}")
+    for key in ("states", "final_states"):
+        for exact in (economy.public.overdemanded, economy.public.time):
+            found, expected = (result["government"][key][..., exact] for result in (played, recorded))
+            np.testing.assert_array_equal(found, expected)

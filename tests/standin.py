@@ -1,8 +1,8 @@
 """pycuda over the stand-in driver of ``cuda_standin.cpp``, and a torch that takes main memory for a GPU's.
 
-``make test-pycuda`` builds pycuda against it, about two minutes, and runs the tests that need it. In that environment
-importing this module is enough, and ``python tests/standin.py PROGRAM …`` or ``-m MODULE …`` runs something of ours;
-with STANDIN_KERNELS=0 kernels are launched, but do nothing.
+``make test-pycuda`` builds pycuda against it, about two minutes, and runs the tests that need it and those of the GPU.
+In that environment importing this module is enough, and ``python tests/standin.py PROGRAM …`` or ``-m MODULE …`` runs
+something of ours; with STANDIN_KERNELS=0 kernels are launched, but do nothing.
 
 torch here is a CPU build: its tensors are main memory, its operations run at once. What of ``torch.cuda`` the backend
 asks for stands below, on the stand-in's own streams and events.
@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
@@ -327,6 +328,17 @@ def published_counts(precision: str) -> dict[str, int]:
 IS_HERE = bool(os.environ.get("RBC_WARP_STANDIN"))  # make test-pycuda says so
 if IS_HERE:
     pretend()
+
+
+@pytest.fixture(autouse=True)
+def no_faults() -> Iterator[None]:
+    """With ``-p standin``: after each test, the stand-in must have found no fault."""
+    yield
+    if IS_HERE:
+        found = errors()
+        driver().standin_forget_errors()
+        assert found == ""
+
 
 if __name__ == "__main__":
     if sys.argv[1] == "build":

@@ -17,6 +17,7 @@ from economies import (
     DATA,
     GOLDEN,
     actions_at,
+    assert_recorded,
     check_identities,
     golden,
     make_economy,
@@ -36,6 +37,7 @@ from rbc_warp.economy.reference import Outcome, Stage, State
 from rbc_warp.errors import ActionError
 from rbc_warp.warpdrive import build, host, tables
 from rbc_warp.warpdrive.env import RbcEnv
+from rbc_warp.warpdrive.kernels import LOSS_ROWS_PER_BLOCK, SHARED_BYTES, loss_block
 from rbc_warp.warpdrive.simulation import make_envs, play, set_stage
 
 FLOAT32 = {"rtol": 2e-6, "money_atol": 2e-3, "goods_atol": 2e-4}
@@ -162,18 +164,8 @@ def assert_equal_steps(economy: Economy, state: State, actions: dict[str, np.nda
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_recorded_trajectories_are_reproduced_on_the_host(name: str) -> None:
-    economy, actions, recorded = golden(name)
-    replayed = play(economy, actions, "host")
-    for agent in AGENT_TYPES:
-        for key, expected in recorded[agent].items():
-            np.testing.assert_allclose(
-                replayed[agent][key], expected, rtol=1e-4, atol=1e-3, err_msg=f"{name}: {agent} {key}"
-            )
-    for key in ("states", "final_states"):
-        for exact in (economy.public.overdemanded, economy.public.time):
-            np.testing.assert_array_equal(
-                replayed["government"][key][..., exact], recorded["government"][key][..., exact]
-            )
+    economy, actions, _ = golden(name)
+    assert_recorded(name, play(economy, actions, "host"))
 
 
 def golden_mapping(name: str) -> dict[str, dict[str, Any]]:
@@ -226,7 +218,7 @@ def golden_mapping(name: str) -> dict[str, dict[str, Any]]:
 def test_simulate_replays_recorded_trajectories_from_a_mapping(name: str, backend: str) -> None:
     if backend == "auto" and rbc_warp.warpdrive.wrapper.missing_for_pycuda() is None:
         pytest.skip("auto means pycuda here")
-    _, actions, recorded = golden(name)
+    _, actions, _ = golden(name)
     mapping = golden_mapping(name)
     result = rbc_warp.simulate(mapping, actions, backend=backend)
     num_envs, periods = actions["firm"].shape[:2]
@@ -234,10 +226,7 @@ def test_simulate_replays_recorded_trajectories_from_a_mapping(name: str, backen
         assert set(result[agent]) == {"states", "rewards", "aux_array", "final_states"}
         assert result[agent]["rewards"].shape[:2] == (num_envs, periods)
         assert result[agent]["states"].dtype == (np.float64 if backend == "reference" else np.float32)
-        for key, expected in recorded[agent].items():
-            np.testing.assert_allclose(
-                result[agent][key], expected, rtol=1e-4, atol=1e-3, err_msg=f"{name}: {agent} {key}"
-            )
+    assert_recorded(name, result)
     assert result["government"]["aux_array"].size == 0
 
 
@@ -427,6 +416,15 @@ def test_a_layout_changed_on_one_side_is_refused(
 
 
 # Faults of the kernels
+
+
+def test_long_rows_take_smaller_blocks() -> None:
+    assert loss_block(126, 12) == (LOSS_ROWS_PER_BLOCK, 32 * 4 * (2 * 126 + 12))
+    for width in (31, 37, 126, 300, 1016, 5000, 20_000):
+        rows, shared = loss_block(width, 12)
+        assert shared == rows * 4 * (2 * width + 12)
+        assert rows == 1 or shared <= SHARED_BYTES
+        assert rows == LOSS_ROWS_PER_BLOCK or 2 * shared > SHARED_BYTES
 
 
 def test_the_kernels_have_no_undefined_behavior(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from stops import Killed, kill_at, values
+from stops import Killed, assert_equal, content, kill_at
 from trainers import new_run
 
 from rbc_warp.config import Config, load_config
@@ -43,8 +43,6 @@ TINY = [
     "train.save_model_every=4",
     "train.save_dense_every=5",
 ]
-# What may differ between equal runs: times and notes of how it went.
-NOTES = re.compile(r"status\.json|manifest\.json|log\.txt|events\..*|lock|previous\.pt|damaged\.pt")
 
 
 @pytest.fixture(autouse=True)
@@ -61,21 +59,6 @@ def tiny(*overrides: str) -> Config:
 
 def train(run: RunDir, config: Config, **options):
     return train_run(run, config, "host", quiet=True, **options)
-
-
-def content(run: RunDir) -> dict[str, object]:
-    """All files of a run that must not depend on how it went: their bytes, and of the state its values."""
-    files = (path for path in run.path.rglob("*") if path.is_file() and not NOTES.fullmatch(path.name))
-    return {
-        str(path.relative_to(run.path)): values(torch.load(path)) if path.name == "last.pt" else path.read_bytes()
-        for path in files
-    }
-
-
-def assert_equal(run: RunDir, expected: dict[str, object], besides: str = "") -> None:
-    found = {name: data for name, data in content(run).items() if not (besides and re.fullmatch(besides, name))}
-    assert sorted(found) == sorted(expected)
-    assert [name for name in expected if found[name] != expected[name]] == []
 
 
 @pytest.fixture(scope="module")
