@@ -21,7 +21,7 @@ from rbc_warp.equilibrium.fine_tuning import fine_tune
 from rbc_warp.equilibrium.game import Game
 from rbc_warp.errors import NumbersError
 from rbc_warp.training import learner
-from rbc_warp.training.graphs import Graphs
+from rbc_warp.training.graphs import Capture, Graphs
 from rbc_warp.training.recorder import Recorder
 from rbc_warp.training.trainer import RbcTrainer
 from rbc_warp.warpdrive import host
@@ -68,7 +68,7 @@ class Calls(TorchDispatchMode):
         return result
 
 
-class Capture:
+class Kept(Capture):
     """In place of CUDA's. A recording is also made, so the first replay, which follows at once, does nothing."""
 
     def __init__(self, trainer: RbcTrainer):
@@ -87,7 +87,7 @@ class Capture:
 
         return call
 
-    def __call__(self, call: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
+    def record(self, call: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
         self.recordings += 1
         self.recording = Calls()
         with self.recording:
@@ -119,9 +119,9 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host.HostFunctionManager, "network", lambda *unused: None)
 
 
-def trainers(*overrides: str) -> tuple[RbcTrainer, RbcTrainer, Capture]:
+def trainers(*overrides: str) -> tuple[RbcTrainer, RbcTrainer, Kept]:
     called, replayed = (RbcTrainer(load_config(SETTINGS, list(overrides)), "host", recorder=Losses()) for _ in range(2))
-    capture = Capture(replayed)
+    capture = Kept(replayed)
     replayed.graphs = Graphs(capture)
     return called, replayed, capture
 
@@ -178,10 +178,11 @@ def test_what_is_not_finite_is_found_in_a_replay() -> None:
 def test_where_recording_fails_calls_are_made(capsys: pytest.CaptureFixture) -> None:
     called, replayed, _ = trainers()
 
-    def fails(call: Callable) -> tuple:
-        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
+    class Failing(Capture):
+        def record(self, call: Callable) -> Any:
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
 
-    replayed.graphs = Graphs(fails)
+    replayed.graphs = Graphs(Failing())
     for trainer in (called, replayed):
         trainer.train(0, 6)
     assert_equal(called, replayed)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,24 +18,90 @@ import torch
 
 MOST_GRAPHS = 32
 Replay = Callable[[], object]
-Capture = Callable[[Callable[[], Any]], tuple[Replay, Any]]
-"""Records what a call asks of a device, without doing it; returns what does it, and the call's result, whose tensors
-every replay fills."""
 
 
-class CudaCapture:
-    """Records by CUDA's stream capture, on torch's current stream. All graphs share one pool of memory: they never run
-    side by side, and what one leaves to be read is held."""
+class Capture:
+    """How calls are recorded; this one does not. ``CudaCapture`` does."""
 
-    def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
+    def record(self, call: Callable[[], Any]) -> tuple[Replay, Any]:
+        """Record what a call asks of a device, without doing it; return what does it, and the call's result, whose
+        tensors every replay fills."""
+        raise NotImplementedError
 
-    def __call__(self, call: Callable[[], Any]) -> tuple[Replay, Any]:
-        graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.current_stream()
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
-            result = call()
-        return graph.replay, result
+    def beside(self) -> AbstractContextManager:
+        """Within it replays run side by side, after what was asked before; what is asked after it comes after them."""
+        return nullcontext()
+
+    @contextmanager
+    def branches(self) -> Iterator[Callable[[], AbstractContextManager]]:
+        """Within it, what is recorded in a branch, ``with branch():``, runs beside the other branches."""
+        yield nullcontext
+
+
+class CudaCapture(Capture):
+    """Records by CUDA's stream capture.
+
+    Graphs may run side by side: each has its own memory, and its own stream, by which cuBLAS chooses its own.
+    ``new_stream``: makes one that our kernels can be launched on, too.
+    """
+
+    def __init__(self, new_stream: Callable[[], torch.cuda.Stream]):
+        self._new_stream = new_stream
+        self._branches: list[torch.cuda.Stream] | None = None  # while a call is recorded
+        self._start: torch.cuda.Event | None = None  # while replays run side by side
+        self._busy: list[torch.cuda.Stream] = []
+
+    def record(self, call: Callable[[], Any]) -> tuple[Replay, Any]:
+        graph, stream = torch.cuda.CUDAGraph(), self._new_stream()
+        self._branches = []
+        try:
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                result = call()
+        finally:
+            self._branches = None
+
+        def replay() -> None:
+            if self._start is None:
+                graph.replay()
+                return
+            stream.wait_event(self._start)
+            with torch.cuda.stream(stream):
+                graph.replay()
+            self._busy.append(stream)
+
+        return replay, result
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        self._start = torch.cuda.current_stream().record_event()
+        try:
+            yield
+        finally:
+            self._start = None
+            for stream in self._busy:
+                torch.cuda.current_stream().wait_stream(stream)
+            self._busy.clear()
+
+    @contextmanager
+    def branches(self) -> Iterator[Callable[[], AbstractContextManager]]:
+        if self._branches is None:
+            yield nullcontext
+            return
+        main, used = torch.cuda.current_stream(), 0
+
+        def branch() -> AbstractContextManager:
+            nonlocal used
+            assert self._branches is not None
+            if used == len(self._branches):
+                self._branches.append(self._new_stream())
+            stream = self._branches[used]
+            stream.wait_stream(main)
+            used += 1
+            return torch.cuda.stream(stream)
+
+        yield branch
+        for stream in self._branches[:used]:
+            main.wait_stream(stream)
 
 
 @dataclass
@@ -54,12 +121,21 @@ class Graphs:
 
     def __init__(self, capture: Capture | None):
         self._capture = capture
+        self._never = Capture()
         self._recorded: OrderedDict[Hashable, _Recorded] = OrderedDict()
 
     @property
     def are_used(self) -> bool:
         """Whether calls are recorded."""
         return self._capture is not None
+
+    def beside(self) -> AbstractContextManager:
+        """See :meth:`Capture.beside`."""
+        return (self._capture or self._never).beside()
+
+    def branches(self) -> AbstractContextManager[Callable[[], AbstractContextManager]]:
+        """See :meth:`Capture.branches`."""
+        return (self._capture or self._never).branches()
 
     def run(self, key: Hashable, call: Callable[[], Any], addresses: Callable[[], tuple[int, ...]] = tuple) -> Any:
         """Make a call, or replay it; calls of equal keys ask the same of the device.
@@ -80,7 +156,7 @@ class Graphs:
         self._recorded.move_to_end(key)
         if recorded.replay is None:
             try:
-                recorded.replay, recorded.result = self._capture(call)
+                recorded.replay, recorded.result = self._capture.record(call)
             except RuntimeError as error:
                 self._capture = None
                 self._recorded.clear()

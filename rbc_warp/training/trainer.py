@@ -141,8 +141,9 @@ class RbcTrainer(TrainerA2C):
             name: torch.zeros(self.num_local_envs * agent.count, agent.num_actions + 1, device=self.device)
             for name, agent in agents.items()
         }
+        manager = self.cuda_envs.cuda_function_manager
         self.numbers = Numbers(list(agents), self.processes, self.device)
-        self.graphs = Graphs(CudaCapture() if self._may_replay() else None)
+        self.graphs = Graphs(CudaCapture(manager.new_stream) if self._may_replay() else None)
         self.set_iteration(0)
 
     def _warpdrive_config(self, folder: Path) -> dict:
@@ -305,17 +306,18 @@ class RbcTrainer(TrainerA2C):
 
     def _update_model_params(self, iteration: int) -> dict[str, dict[str, torch.Tensor]]:
         """Update every type that is due and is to be trained; return its loss statistics as scalar tensors."""
-        losses = {}
-        for update in self.schedule.updates(iteration):
-            if not self.config["policy"][update.agent]["to_train"]:
-                continue
-            with self._timed(f"{update.agent}_update_time"):
-                losses[update.agent] = self.update(update, iteration)
+        due = [u for u in self.schedule.updates(iteration) if self.config["policy"][u.agent]["to_train"]]
+        figures = {}
+        with self.graphs.beside():
+            for update in due:
+                with self._timed(f"{update.agent}_update_time"):
+                    figures[update.agent] = self._update(update, iteration)
+        for update in due:
             self.current_timestep[update.agent] += self.training_batch_size
             if self.schedule.raises_multipliers(iteration):
                 self._raise_multiplier(update.agent)
         self.numbers.advance(iteration)
-        return losses
+        return {update.agent: self._losses(update, figures[update.agent]) for update in due}
 
     def _log_metrics(self, metrics: Losses, sample_params: Mapping[str, Any] | None = None) -> None:
         """Let the recorder keep what came of the iteration."""
@@ -404,9 +406,11 @@ class RbcTrainer(TrainerA2C):
         return self._forward(self.rollout.public[period], private)
 
     def _forward(self, public: torch.Tensor, private: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        for name, agent in self.economy.agents.items():
-            if not agent.is_frozen:
-                self.learners[name].logits(public, private[name], self._logits[name])
+        with self.graphs.branches() as branch:
+            for name, agent in self.economy.agents.items():
+                if not agent.is_frozen:
+                    with branch():
+                        self.learners[name].logits(public, private[name], self._logits[name])
         return self._logits
 
     def draw_actions(self, logits: Mapping[str, torch.Tensor], period: int) -> None:
@@ -464,19 +468,24 @@ class RbcTrainer(TrainerA2C):
 
     # Learning.
 
-    @torch.no_grad()
     def update(self, update: Update, iteration: int) -> dict[str, torch.Tensor]:
         """Take all passes over the last rollout for one type, or for one agent with a learner of its own."""
+        return self._losses(update, self._update(update, iteration))
+
+    @torch.no_grad()
+    def _update(self, update: Update, iteration: int) -> torch.Tensor:
+        """Make an update; return what :meth:`_losses` names, in memory that the next one may change."""
         orders = self._expect(update, iteration)
         self.words.send()
         if self._takes_some(update):
-            figures = self._learn(update, orders, self._some_consumers(iteration))
-        else:
-            learner = update.learner or self.learners[update.agent]
-            key = ("update", update.agent, update.index, learner, self._trials.get(update.agent))
-            figures = self.graphs.run(key, lambda: self._learn(update, orders), learner.addresses).clone()
+            return self._learn(update, orders, self._some_consumers(iteration))
+        learner = update.learner or self.learners[update.agent]
+        key = ("update", update.agent, update.index, learner, self._trials.get(update.agent))
+        return self.graphs.run(key, lambda: self._learn(update, orders), learner.addresses)
+
+    def _losses(self, update: Update, figures: torch.Tensor) -> dict[str, torch.Tensor]:
         names = (*LOSSES, "gradient_norm", *LOSS_STATISTICS[len(LOSSES) :])
-        losses = dict(zip(names, figures, strict=True))
+        losses = dict(zip(names, figures.clone(), strict=True))
         return losses | {"entropy_coefficient": torch.tensor(update.entropy)}
 
     def _expect(self, update: Update, iteration: int) -> torch.Tensor | None:

@@ -35,7 +35,7 @@ FIRM_SCRATCH_BYTES = 4 * len(tables.names("SCRATCH"))
 
 
 class Gpu:
-    """torch's GPU as pycuda sees it: the primary context, which torch uses too, one stream, and our kernels.
+    """torch's GPU as pycuda sees it: the primary context, which torch uses too, streams, and our kernels.
 
     Everything of pycuda's is held here alone, so that it can be let go in order when the interpreter ends.
     """
@@ -45,7 +45,7 @@ class Gpu:
         self.functions: dict[str, Any] = {}
         self.launches = 0  #: How many kernels were launched so far.
         self._module: Any = None
-        self._stream: Any = None
+        self._streams: dict[int, Any] = {}  # by handle
         # WarpDrive leaves the context on the importing thread's stack until the interpreter ends; a thread that ends
         # with one on its stack ends the process. Here, each call puts it there and takes it away again.
         atexit.unregister(autoinit_pycuda.context.pop)
@@ -61,9 +61,8 @@ class Gpu:
         with self.current_here():
             major, minor = autoinit_pycuda.device.compute_capability()
             self._module = driver.module_from_file(str(build_device(f"sm_{major}{minor}")))
-            self._stream = driver.Stream()
-        self.stream = torch.cuda.ExternalStream(self._stream.handle)
-        """pycuda's stream, on which all kernels run, as torch knows it."""
+        self.stream = self.new_stream()
+        """Where kernels run that are launched from a stream which is not of pycuda's making."""
 
     @contextmanager
     def current_here(self) -> Iterator[None]:
@@ -73,6 +72,13 @@ class Gpu:
             yield
         finally:
             self.context.pop()
+
+    def new_stream(self) -> torch.cuda.Stream:
+        """Return another stream of pycuda's, as torch knows it; it lives as long as the interpreter."""
+        with self.current_here():
+            stream = driver.Stream()
+        self._streams[stream.handle] = stream
+        return torch.cuda.ExternalStream(stream.handle)
 
     def load(self, name: str) -> None:
         """Find a kernel; its name is then known to :meth:`launch`."""
@@ -89,21 +95,23 @@ class Gpu:
         """Launch a kernel after what torch's current stream was given before, and before what it is given after."""
         self.launches += 1
         current = torch.cuda.current_stream()
-        elsewhere = current.cuda_stream != self.stream.cuda_stream
-        if elsewhere:
-            self.stream.wait_stream(current)
+        stream = current if current.cuda_stream in self._streams else self.stream
+        if stream is not current:
+            stream.wait_stream(current)
         with self.current_here():
-            self.functions[name](*arguments, block=block, grid=grid, shared=shared, stream=self._stream)
-        if elsewhere:
-            current.wait_stream(self.stream)
+            ours = self._streams[stream.cuda_stream]
+            self.functions[name](*arguments, block=block, grid=grid, shared=shared, stream=ours)
+        if stream is not current:
+            current.wait_stream(stream)
 
     def _release(self) -> None:
-        """Let go of kernels, stream and context, in this order: pycuda's destructors take the wrong one."""
+        """Let go of kernels, streams and context, in this order: pycuda's destructors take the wrong one."""
         torch.cuda.synchronize()
         torch.cuda.set_stream(torch.cuda.default_stream())
         self.context.push()
         self.functions.clear()
-        self._module = self._stream = None
+        self._module = None
+        self._streams.clear()
         self.context.detach()
 
 
@@ -119,7 +127,7 @@ class DeviceDataManager(TensorData, PyCUDADataManager):
 
 
 class RbcFunctionManager(PyCUDAFunctionManager):
-    """Launches our kernels on our stream; blocks have a fixed number of threads that loop over an environment's agents.
+    """Launches our kernels; their blocks have a fixed number of threads that loop over an environment's agents.
 
     torch's current stream of the thread that makes one becomes ours, so that nothing has to wait for another stream.
     """
@@ -150,6 +158,8 @@ class RbcFunctionManager(PyCUDAFunctionManager):
             GPU.launch(fname, arguments, block, grid, shared)
 
         return kernel
+
+    new_stream = staticmethod(GPU.new_stream)
 
     @staticmethod
     def pointer(tensor: torch.Tensor) -> CudaTensorHolder:
