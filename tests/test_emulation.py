@@ -17,7 +17,7 @@ from rbc_warp.training.rollout import Draw
 from rbc_warp.training.trainer import RbcTrainer
 from rbc_warp.warpdrive.build import HOST_FLAGS, SOURCES, find_host_compiler
 from rbc_warp.warpdrive.host import HostFunction, HostFunctionManager
-from rbc_warp.warpdrive.kernels import LOSS_STATISTICS, Heads, Loss, advantages_and_targets
+from rbc_warp.warpdrive.kernels import LOSS_STATISTICS, SAMPLE_COLUMNS, Heads, Loss, advantages_and_targets
 
 EMULATION = Path(__file__).with_name("cuda_emulation.cpp")
 THREADS = 64
@@ -36,11 +36,13 @@ class Emulated(HostFunction):
     """A kernel of kernels.cu behind the call that WarpDrive makes."""
 
     def __init__(self, emulator: ctypes.CDLL, name: str):
-        super().__init__(getattr(emulator, f"emulate_{name}"), num_agents=0)
+        address = ctypes.c_void_p.in_dll(emulator, f"emulate_{name}").value
+        super().__init__(ctypes.CFUNCTYPE(None)(address), num_agents=0)
 
     def __call__(self, *arguments, block=None, grid=(1, 1), shared=0):
         converted = [self._CONVERSIONS[type(a)](a) if type(a) in self._CONVERSIONS else a for a in arguments]
-        self._function(int(grid[0]), THREADS, *converted)
+        threads = block[0] if shared else THREADS  # WarpDrive's blocks on the host are no multiple of 32
+        self._function(int(grid[0]), int(grid[1]), int(threads), *converted)
 
 
 def rollout(trainer: RbcTrainer) -> dict[str, torch.Tensor]:
@@ -121,18 +123,21 @@ def test_device_loss_equals_host(emulator: ctypes.CDLL, use_ppo: float, dtype: t
     }
     weights = torch.tensor([0.1, 0.5, 0.25, 1.0, 1.0 / rows, use_ppo])
     manager = HostFunctionManager(num_agents=1, num_envs=1)
-    expected, statistics = logits.clone(), torch.zeros(len(LOSS_STATISTICS))
+    expected, statistics = logits.clone(), torch.zeros(1, len(LOSS_STATISTICS))
     manager.loss(expected, Loss(heads, sample, weights, statistics))
 
-    threads, found = 32, logits.clone()
-    blocks = (rows + threads - 1) // threads
-    partial = torch.full((blocks, len(LOSS_STATISTICS)), torch.nan)
-    arrays = [sample[name] for name in ("actions", "log_probability", "advantage", "target", "value")]
-    pointers = [ctypes.c_void_p(t.data_ptr()) for t in (heads.offsets, heads.allowed, found, *arrays, weights, partial)]
-    pointers.insert(3, ctypes.c_int(dtype == torch.bfloat16))
-    emulator.emulate_CudaRbcLoss(blocks, threads, rows, len(heads.sizes), *pointers)
+    # In two passes, by two blocks that take several times as many rows as fit at once.
+    found, parts = logits.clone(), torch.zeros(2, len(LOSS_STATISTICS))
+    kernel = Emulated(emulator, "CudaRbcLoss")
+    for part in (slice(0, 40), slice(40, rows)):
+        arrays = [found[part], *(sample[name][part] for name in SAMPLE_COLUMNS), weights, parts]
+        logits_at, *rest = map(manager.pointer, arrays)
+        sizes = [np.int32(size) for size in (part.stop - part.start, 8, len(heads.sizes))]
+        heads_at = map(manager.pointer, (heads.offsets, heads.allowed))
+        is_rounded = np.int32(dtype == torch.bfloat16)
+        kernel(*sizes, *heads_at, logits_at, is_rounded, *rest, block=(64, 1, 1), grid=(2, 1), shared=1)
     assert torch.equal(found, expected)
-    np.testing.assert_allclose(partial.sum(0), statistics, rtol=1e-5)
+    np.testing.assert_allclose(parts.sum(0), statistics[0], rtol=1e-5)
 
 
 @pytest.mark.parametrize("defines, races", [([], False), (["-DWITHOUT_BARRIERS"], True)])

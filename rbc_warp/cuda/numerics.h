@@ -8,8 +8,10 @@
 
 #ifdef __CUDACC__
 #define RBC_FN __host__ __device__ __forceinline__
+#define RBC_UNROLL _Pragma("unroll 4")  // nvcc's own choice makes short loops long
 #else
 #define RBC_FN inline __attribute__((always_inline))
+#define RBC_UNROLL
 #endif
 
 #define RBC_COMMA ,  // between the entries of a list of arguments

@@ -80,6 +80,7 @@ class FusedLearner(Learner):
     ):
         super().__init__(policy, heads, learning_rate, dtype, processes)
         self.kernels = kernels
+        self.sums = self.statistics.new_zeros(kernels.loss_parts, len(self.statistics))
         self.network = kernels.network(dtype, policy.hidden)
         self._buffers: dict[tuple[str, int], torch.Tensor] = {}
         self._figures: dict[str, float] = {}
@@ -168,7 +169,7 @@ class FusedLearner(Learner):
                 self._block.send()
             else:
                 self._words.copy_(torch.from_numpy(table))
-        return Loss(self.heads, {name: getattr(batch, name) for name in SAMPLE_COLUMNS}, self._words, self.statistics)
+        return Loss(self.heads, {name: getattr(batch, name) for name in SAMPLE_COLUMNS}, self._words, self.sums)
 
     @torch.no_grad()
     def take_gradient(self, batch: Batch, weights: LossWeights) -> None:

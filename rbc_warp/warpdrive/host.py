@@ -48,7 +48,7 @@ class HostFunction:
         self._function.restype = None
         self._num_agents = num_agents
 
-    def __call__(self, *arguments: Any, block: Any = None, grid: tuple[int, int] = (1, 1)) -> None:
+    def __call__(self, *arguments: Any, block: Any = None, grid: tuple[int, int] = (1, 1), shared: int = 0) -> None:
         num_envs = int(grid[0])
         converted = [self._CONVERSIONS[type(a)](a.item()) if type(a) in self._CONVERSIONS else a for a in arguments]
         self._function(num_envs, threads_for(num_envs * self._num_agents), *converted)
@@ -63,6 +63,7 @@ class HostFunctionManager(CUDAFunctionManager):
     """Loads the C++ library; one call serves all environments of a "grid"."""
 
     device = torch.device("cpu")
+    loss_parts = 1
 
     def __init__(self, **sizes: int):
         super().__init__(**sizes)
