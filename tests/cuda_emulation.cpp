@@ -136,7 +136,9 @@ template <class... A, void (*kernel)(A...)> struct Emulated<kernel> {
     launch(blocks, blocks_y, threads, [=] { kernel(arguments...); });
   }
 };
-#define KERNELS(X) X(CudaRbcStep) X(CudaRbcReset) X(CudaRbcEncode) X(CudaRbcReturns) X(CudaRbcSample) X(CudaRbcLoss)
+#define KERNELS(X)                                                                                              \
+  X(CudaRbcStep) X(CudaRbcReset) X(CudaRbcEncode) X(CudaRbcReturns) X(CudaRbcSample) X(CudaRbcLoss) X(CudaRbcAddRelu) \
+  X(CudaRbcMaskAndSum)
 
 extern "C" {
 #define EMULATED(kernel) auto emulate_##kernel = &Emulated<kernel>::run;

@@ -383,7 +383,7 @@ def test_rows_too_long_for_a_gpu_are_refused_before_anything_is_written(
     """A row with its gradient and its heads fills the 227 KB that a block can have: 58,112 words."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(backends, "choose_backend", lambda name: "pycuda")
-    # 38 firms: 38 c + 1 + 38 logits and the value, twice, and 5 words for each of 40 heads; c = 760 is the most that fits.
+    # 38 firms: 38 c + 1 + 38 logits and the value, twice, and five words for each of 40 heads; c = 760 still fits.
     fitting, too_many = (
         {"num_firms": 38, "work_choices": [1], "consumption_choices": list(range(c))} for c in (760, 761)
     )

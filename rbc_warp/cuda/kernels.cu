@@ -18,6 +18,8 @@ constexpr int kBlocksAtOnce = 2;
 constexpr int kBlocksAtOnce = 3;
 #endif
 
+constexpr int kAtOnce = 4;  // loads that a thread has in flight
+
 // One agent on one thread.
 struct Lane {
   int i;
@@ -62,7 +64,7 @@ struct BlockTeam {
   }
   __device__ bool leads() const { return lane == 0; }
   __device__ bool first() const { return thread == 0; }
-  __device__ void barrier() { __syncthreads(); }
+  __device__ void barrier() const { __syncthreads(); }
 };
 
 __device__ float to_number(float x) { return x; }
@@ -100,7 +102,6 @@ struct Rows {
   __device__ float* operator[](int r) const { return memory + r * stride; }
 
   template <class T> __device__ void load(const T* from) {
-    constexpr int kAtOnce = 4;
     for (int r = team.warp; r < count; r += team.num_warps) {
       const T* const source = from + static_cast<size_t>(r) * width;
 #pragma unroll 1
@@ -129,6 +130,85 @@ struct Rows {
 __device__ uint32_t word_of(const Philox<uint32_t>& random, int n) {
   const uint32_t even = n & 2 ? random.word[2] : random.word[0], odd = n & 2 ? random.word[3] : random.word[1];
   return n & 1 ? odd : even;
+}
+
+// Rows of a hidden layer, (rows, columns): x becomes max(x + shared, 0), one row of `shared` to each group of rows. As
+// torch's, sums are rounded before the maximum, and what is not a number stays so.
+template <class T>
+__device__ void add_relu(int num_rows, int rows_of_group, int columns, T* x, const float* shared) {
+  const BlockTeam team;
+  const int first = (blockIdx.x * team.num_warps + team.warp) * kAtOnce, group = first / rows_of_group;
+  const float* common = shared + static_cast<size_t>(group) * columns;
+  for (int row = first, left = (group + 1) * rows_of_group - first; row < first + kAtOnce && row < num_rows; ++row, --left) {
+    if (left == 0) common += columns, left = rows_of_group;
+    T* const own = x + static_cast<size_t>(row) * columns;
+    for (int start = team.lane; start < columns; start += 32 * kAtOnce) {
+      float loaded[kAtOnce], added[kAtOnce];
+#pragma unroll
+      for (int n = 0; n < kAtOnce; ++n) {
+        const int c = start + 32 * n < columns ? start + 32 * n : start;
+        loaded[n] = to_number(own[c]);
+        added[n] = common[c];
+      }
+#pragma unroll
+      for (int n = 0; n < kAtOnce; ++n) {
+        T rounded, sum;
+        set_number(rounded, added[n]);
+        set_number(sum, loaded[n] + to_number(rounded));
+        if (start + 32 * n < columns) own[start + 32 * n] = to_number(sum) <= 0.0f ? T(0) : sum;
+      }
+    }
+  }
+}
+
+// Sets 32 columns of one group's gradient to 0 where the activation is not positive, and sums them up over the group's
+// rows: sixteen rows in order, then sixteen such sums, then those, as torch on a CPU does. `parts` holds 16 × 32 numbers.
+template <class T>
+__device__ void mask_and_sum(int rows_of_group, int columns, T* gradient, const T* activation, float* sums,
+                             float* parts) {
+  constexpr int kRows = 16, kParts = 16;
+  const BlockTeam team;
+  const int column = blockIdx.y * 32 + team.lane;
+  const size_t start = static_cast<size_t>(blockIdx.x) * rows_of_group * columns + column;
+  float total[3] = {};  // of less than sixteen rows, of less than sixteen times sixteen, and of all before
+  for (int first = 0; first < rows_of_group; first += kRows * kParts) {
+    const int left = rows_of_group - first, rows = left < kRows * kParts ? left : kRows * kParts;
+    for (int part = team.warp; part * kRows < rows && column < columns; part += team.num_warps) {
+      const int end = rows < (part + 1) * kRows ? rows : (part + 1) * kRows;
+      float sum = 0.0f;
+      for (int row = part * kRows; row < end; row += kAtOnce) {
+        const size_t at = start + static_cast<size_t>(first + row) * columns;
+        T masked[kAtOnce];
+        float active[kAtOnce];
+#pragma unroll
+        for (int n = 0; n < kAtOnce; ++n) {
+          const size_t own = at + (row + n < end ? static_cast<size_t>(n) * columns : 0);
+          masked[n] = gradient[own];
+          active[n] = to_number(activation[own]);
+        }
+#pragma unroll
+        for (int n = 0; n < kAtOnce; ++n) {
+          if (active[n] <= 0.0f) masked[n] = T(0);
+          if (row + n < end) {
+            gradient[at + static_cast<size_t>(n) * columns] = masked[n];
+            sum += to_number(masked[n]);
+          }
+        }
+      }
+      parts[part * 32 + team.lane] = sum;
+    }
+    team.barrier();
+    if (team.warp == 0) {
+      const int full = rows / kRows;
+      RBC_UNROLL for (int part = 0; part < full; ++part) total[1] += parts[part * 32 + team.lane];
+      if (full * kRows < rows) total[0] = parts[full * 32 + team.lane];
+      if (full == kParts) total[2] += total[1], total[1] = 0.0f;
+    }
+    team.barrier();
+  }
+  if (team.warp == 0 && column < columns) {
+    sums[static_cast<size_t>(blockIdx.x) * columns + column] = total[0] + total[1] + total[2];
+  }
 }
 
 }  // namespace
@@ -266,6 +346,25 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksAtOnce)
   for (int s = 0; s < NUM_LOSS_STATISTICS; ++s) {
     const float total = team.sum_over_warp(sums[s]);
     if (team.leads()) block_statistics[blockIdx.x * NUM_LOSS_STATISTICS + s] += total;
+  }
+}
+
+// A warp takes kAtOnce rows.
+__global__ void CudaRbcAddRelu(int num_rows, int rows_of_group, int columns, void* x, int bfloat16,
+                               const float* shared) {
+  with_type(x, bfloat16, [&](auto* rows) { add_relu(num_rows, rows_of_group, columns, rows, shared); });
+}
+
+// A block takes 32 columns, by the grid's second axis, of one group, by its first.
+__global__ void CudaRbcMaskAndSum(int rows_of_group, int columns, void* gradient, const void* activation, int bfloat16,
+                                  float* sums) {
+  extern __shared__ float memory[];
+  if (bfloat16) {
+    mask_and_sum(rows_of_group, columns, static_cast<uint16_t*>(gradient), static_cast<const uint16_t*>(activation),
+                 sums, memory);
+  } else {
+    mask_and_sum(rows_of_group, columns, static_cast<float*>(gradient), static_cast<const float*>(activation), sums,
+                 memory);
   }
 }
 

@@ -21,6 +21,8 @@ THREADS_PER_BLOCK = 128
 RESET_KERNEL, ENCODE_KERNEL, SAMPLE_KERNEL = "CudaRbcReset", "CudaRbcEncode", "CudaRbcSample"
 RETURNS_KERNEL, LOSS_KERNEL = "CudaRbcReturns", "CudaRbcLoss"
 DEFAULT_KERNELS = [RESET_KERNEL, ENCODE_KERNEL, SAMPLE_KERNEL, RETURNS_KERNEL, LOSS_KERNEL]
+ADD_RELU_KERNEL, MASK_KERNEL = "CudaRbcAddRelu", "CudaRbcMaskAndSum"
+LAYER_KERNELS = [ADD_RELU_KERNEL, MASK_KERNEL]  # the host has torch's instead
 
 LOSS_STATISTICS = tuple(name.lower() for name in tables.names("LOSS_STATISTICS"))
 DRAW_GREEDY, DRAW_FROM_PROBABILITIES = (tables.values("DRAW_FLAGS")[name] for name in ("GREEDY", "FROM_PROBABILITIES"))
@@ -44,8 +46,8 @@ class Loss:
     """By SAMPLE_COLUMNS: ``actions`` (rows, heads) int32, the others (rows,) float32."""
     weights: torch.Tensor  #: (6,) float32, in the order of RBC_LOSS.
     statistics: torch.Tensor
-    """(``Kernels.loss_parts``, 5) float32, in the order of LOSS_STATISTICS: a kernel adds the sums over its rows, in parts,
-    always in the same order."""
+    """(``Kernels.loss_parts``, 5) float32, in the order of LOSS_STATISTICS: a kernel adds the sums over its rows,
+    always the same rows to the same part."""
 
     def of(self, rows: slice) -> Loss:
         """Return the loss of some of the rows."""
@@ -69,10 +71,21 @@ class Kernels(Protocol):
     """What a backend's function manager adds to WarpDrive's."""
 
     loss_parts: int  #: Rows of a loss's statistics.
+    draws_from_rounded: bool  #: Whether the sampler is to be given logits in the products' precision, else float32.
 
     def pointer(self, tensor: torch.Tensor) -> Any: ...
     def loss(self, logits: torch.Tensor, loss: Loss) -> None:
         """Replace ``logits`` (rows, actions+1) by the loss gradient; add to the loss statistics."""
+
+    def add_relu(self, x: torch.Tensor, shared: torch.Tensor) -> None:
+        """Make x (rows, columns) max(x + shared, 0), rounded after the sum.
+
+        shared: (groups, columns) float32, a row to each group of rows; rounded to x's precision before.
+        """
+
+    def mask_and_sum(self, gradient: torch.Tensor, activation: torch.Tensor, sums: torch.Tensor) -> None:
+        """Set the gradient (rows, columns) to 0 where the activation is not positive; put its sums over each group of
+        rows into ``sums`` (groups, columns) float32."""
 
     def network(self, dtype: torch.dtype, hidden: int) -> Any:
         """Return what runs a whole network with such products and hidden layers as one kernel (``host.py``); None."""
@@ -322,8 +335,7 @@ class RbcSampler(CUDASampler):
     ) -> None:
         """Draw into ``sampled_actions_<type>`` and, if ``record``, into the period's slot of ``*_batch_<type>``.
 
-        distribution: per type (E·n, actions+1) logits of all heads, then the value, float32 or all bfloat16; they may be
-            worked on in place.
+        distribution: per type (E·n, actions+1) logits of all heads, then the value, float32 or all bfloat16.
         heads: per type the head table and mask. The other coordinates stand in the array ``draw_words``.
         """
         manager, shape = self._function_manager, sample_block(heads.values())

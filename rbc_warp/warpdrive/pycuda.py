@@ -20,9 +20,12 @@ from rbc_warp.errors import BackendError
 from rbc_warp.warpdrive import tables
 from rbc_warp.warpdrive.build import build_device
 from rbc_warp.warpdrive.kernels import (
+    ADD_RELU_KERNEL,
     DEFAULT_KERNELS,
+    LAYER_KERNELS,
     LOSS_BLOCKS,
     LOSS_KERNEL,
+    MASK_KERNEL,
     SAMPLE_COLUMNS,
     THREADS_PER_BLOCK,
     Loss,
@@ -30,6 +33,7 @@ from rbc_warp.warpdrive.kernels import (
     loss_block,
 )
 
+LAYER_THREADS = 256
 FIRM_SCRATCH_BYTES = 4 * len(tables.names("SCRATCH"))
 
 
@@ -74,7 +78,7 @@ class Gpu:
             self.context.pop()
 
     def load(self, name: str) -> None:
-        """Find a kernel; its name is then known to :meth:`launch`. Its blocks may have all the shared memory there is."""
+        """Find a kernel; its name is then known to :meth:`launch`. Its blocks may have all shared memory there is."""
         if name not in self.functions:
             with self.current_here():
                 most = autoinit_pycuda.device.get_attribute(driver.device_attribute.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
@@ -122,6 +126,7 @@ class RbcFunctionManager(PyCUDAFunctionManager):
 
     device = torch.device("cuda")
     loss_parts = LOSS_BLOCKS
+    draws_from_rounded = True
 
     def __init__(self, *, num_firms: int, **sizes: int):
         with GPU.current_here():
@@ -132,7 +137,7 @@ class RbcFunctionManager(PyCUDAFunctionManager):
         self.initialize_default_functions()
 
     def initialize_default_functions(self) -> None:
-        self.initialize_functions(DEFAULT_KERNELS)
+        self.initialize_functions([*DEFAULT_KERNELS, *LAYER_KERNELS])
         self._default_functions_initialized = True
 
     def initialize_functions(self, func_names: list[str] | None = None) -> None:
@@ -174,4 +179,31 @@ class RbcFunctionManager(PyCUDAFunctionManager):
             block=(shape.threads, 1, 1),
             grid=(min(-(-rows // shape.rows), self.loss_parts), 1),
             shared=shape.shared,
+        )
+
+    def add_relu(self, x: torch.Tensor, shared: torch.Tensor) -> None:
+        rows, columns = x.shape
+        self.get_function(ADD_RELU_KERNEL)(
+            np.int32(rows),
+            np.int32(rows // len(shared)),
+            np.int32(columns),
+            self.pointer(x),
+            np.int32(x.dtype == torch.bfloat16),
+            self.pointer(shared),
+            block=(LAYER_THREADS, 1, 1),
+            grid=(-(-rows // (LAYER_THREADS // 8)), 1),  # a warp takes four rows
+        )
+
+    def mask_and_sum(self, gradient: torch.Tensor, activation: torch.Tensor, sums: torch.Tensor) -> None:
+        groups, columns = sums.shape
+        self.get_function(MASK_KERNEL)(
+            np.int32(len(gradient) // groups),
+            np.int32(columns),
+            self.pointer(gradient),
+            self.pointer(activation),
+            np.int32(gradient.dtype == torch.bfloat16),
+            self.pointer(sums),
+            block=(LAYER_THREADS, 1, 1),
+            grid=(groups, -(-columns // 32)),
+            shared=4 * 16 * 32,
         )
