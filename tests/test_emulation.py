@@ -140,6 +140,32 @@ def test_device_loss_equals_host(emulator: ctypes.CDLL, use_ppo: float, dtype: t
     np.testing.assert_allclose(parts.sum(0), statistics[0], rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("groups, agents, columns", [(3, 1, 128), (5, 17, 64), (1, 3900, 64), (2, 300, 37)])
+def test_device_layers_equal_host(
+    emulator: ctypes.CDLL, groups: int, agents: int, columns: int, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, gradient = (torch.randn(groups * agents, columns, generator=generator).to(dtype) for _ in range(2))
+    shared = torch.randn(groups, columns, generator=generator)
+    x[0, 0], shared[0, 1], gradient[0, 2] = torch.nan, -x[0, 1], torch.inf  # the second: a sum that is 0
+    manager, sizes = HostFunctionManager(num_agents=1, num_envs=1), [np.int32(agents), np.int32(columns)]
+    is_rounded, sums = np.int32(dtype == torch.bfloat16), [torch.full((groups, columns), torch.nan) for _ in range(2)]
+    active, masked = [x, x.clone()], [gradient, gradient.clone()]
+    manager.add_relu(active[0], shared)
+    manager.mask_and_sum(masked[0], active[0], sums[0])
+
+    at = manager.pointer
+    arguments = [np.int32(len(x)), *sizes, at(active[1]), is_rounded, at(shared)]
+    Emulated(emulator, "CudaRbcAddRelu")(*arguments, grid=(-(-len(x) // (THREADS // 8)), 1))
+    arguments = [*sizes, at(masked[1]), at(active[1]), is_rounded, at(sums[1])]
+    Emulated(emulator, "CudaRbcMaskAndSum")(*arguments, grid=(groups, -(-columns // 32)))
+    for expected, found in (active, masked):
+        np.testing.assert_array_equal(found.float(), expected.float())
+    # torch adds up columns that fill no vector in another order.
+    np.testing.assert_allclose(sums[1], sums[0], rtol=1e-4 if columns == 37 else 0, atol=0)
+
+
 @pytest.mark.parametrize("defines, races", [([], False), (["-DWITHOUT_BARRIERS"], True)])
 def test_device_code_has_no_races(tmp_path: Path, defines: list[str], races: bool) -> None:
     program = tmp_path / "races"

@@ -58,7 +58,8 @@ def test_gpu_steps_equal_the_host_s_bit_for_bit(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.gpu
-def test_gpu_draws_equal_the_host_s() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gpu_draws_equal_the_host_s(dtype: torch.dtype) -> None:
     """From equal logits; those of two machines' matrix products differ in the last bits, and so may a draw in 10^5."""
     trainers = [RbcTrainer(config(), backend) for backend in ("host", "pycuda")]
     generator = torch.Generator().manual_seed(0)
@@ -70,7 +71,7 @@ def test_gpu_draws_equal_the_host_s() -> None:
             words = torch.tensor([7, iteration, 0, 0, 0, 0], dtype=torch.int32)
             trainer._data("draw_words").copy_(words)
             trainer.cuda_envs.reset_all_envs()
-            trainer._sample_actions({agent: rows.to(trainer.device) for agent, rows in logits.items()})
+            trainer._sample_actions({agent: rows.to(trainer.device, dtype) for agent, rows in logits.items()})
             drawn.append(
                 {agent: trainer._data(f"sampled_actions_{agent}").cpu() for agent in AGENT_TYPES}
                 | {f"log {agent}": trainer._data(f"log_probabilities_batch_{agent}")[0].cpu() for agent in AGENT_TYPES}

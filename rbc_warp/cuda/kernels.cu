@@ -162,7 +162,8 @@ __device__ void add_relu(int num_rows, int rows_of_group, int columns, T* x, con
 }
 
 // Sets 32 columns of one group's gradient to 0 where the activation is not positive, and sums them up over the group's
-// rows: sixteen rows in order, then sixteen such sums, then those, as torch on a CPU does. `parts` holds 16 × 32 numbers.
+// rows: sixteen rows in order, then sixteen such sums, then those; up to 4,096 rows, torch's order on a CPU. `parts` holds
+// 16 × 32 numbers.
 template <class T>
 __device__ void mask_and_sum(int rows_of_group, int columns, T* gradient, const T* activation, float* sums,
                              float* parts) {

@@ -43,12 +43,14 @@ def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 def take_product(left: torch.Tensor, right: torch.Tensor, total: torch.Tensor, is_first: bool) -> None:
     """Put :func:`product` into a float32 total, or add it."""
-    if is_first and left.dtype == torch.float32:
-        torch.mm(left, right, out=total)
-    elif is_first:
-        total.copy_(product(left, right))
-    else:
+    if not is_first:
         total.add_(product(left, right))
+    elif left.dtype == torch.float32:
+        torch.mm(left, right, out=total)
+    elif left.device.type == "cuda" and "dtype_out" in torch.ops.aten.mm.overloads():  # torch 2.8
+        torch.ops.aten.mm.dtype_out(left, right, torch.float32, out=total)
+    else:
+        total.copy_(product(left, right))
 
 
 def take_sum(rows: torch.Tensor, total: torch.Tensor, is_first: bool) -> None:
