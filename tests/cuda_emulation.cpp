@@ -22,9 +22,10 @@
 #define __host__
 #define __forceinline__ inline
 #define __shared__
+#define __launch_bounds__(...)
 
 struct Index {
-  unsigned x = 0;
+  unsigned x = 0, y = 0;
 };
 static thread_local Index threadIdx;
 static Index blockIdx, blockDim, gridDim;
@@ -111,12 +112,14 @@ template <class Kernel> static void run_block(int threads, Kernel kernel) {
 }
 #endif
 
-template <class Kernel> static void launch(int blocks, int threads, Kernel kernel) {
+template <class Kernel> static void launch(int blocks, int blocks_y, int threads, Kernel kernel) {
   blockDim.x = threads;
   gridDim.x = blocks;
+  gridDim.y = blocks_y;
   exchanged.assign(threads, 0.0f);
-  for (int block = 0; block < blocks; ++block) {
-    blockIdx.x = block;
+  for (int block = 0; block < blocks * blocks_y; ++block) {
+    blockIdx.x = block % blocks;
+    blockIdx.y = block / blocks;
     block_barrier = std::make_unique<Barrier>(threads);
     warp_barriers.clear();
     for (int warp = 0; warp < threads / 32; ++warp) warp_barriers.push_back(std::make_unique<Barrier>(32));
@@ -125,42 +128,19 @@ template <class Kernel> static void launch(int blocks, int threads, Kernel kerne
   }
 }
 
-#define RBC_PASSED(type)                                                                                      \
-  type##_count, type##_heads, type##_offsets, type##_allowed, type##_logits, type##_actions, type##_actions_batch, \
-      type##_log_probabilities_batch, type##_values_batch
+// Each kernel behind emulate_<kernel>, a pointer to a function: the grid's two sizes, the threads of a block, then what
+// the kernel takes.
+template <auto kernel> struct Emulated;
+template <class... A, void (*kernel)(A...)> struct Emulated<kernel> {
+  static void run(int blocks, int blocks_y, int threads, A... arguments) {
+    launch(blocks, blocks_y, threads, [=] { kernel(arguments...); });
+  }
+};
+#define KERNELS(X)                                                                                              \
+  X(CudaRbcStep) X(CudaRbcReset) X(CudaRbcEncode) X(CudaRbcReturns) X(CudaRbcSample) X(CudaRbcLoss) X(CudaRbcAddRelu) \
+  X(CudaRbcMaskAndSum)
 
 extern "C" {
-
-void emulate_CudaRbcStep(int blocks, int threads, RBC_STEP_ARGUMENTS) {
-  launch(blocks, threads, [=] { CudaRbcStep(RBC_STEP_VALUES); });
+#define EMULATED(kernel) auto emulate_##kernel = &Emulated<kernel>::run;
+KERNELS(EMULATED)
 }
-
-void emulate_CudaRbcReset(int blocks, int threads, RBC_RESET_ARGUMENTS) {
-  launch(blocks, threads, [=] { CudaRbcReset(RBC_RESET_VALUES); });
-}
-
-void emulate_CudaRbcEncode(int blocks, int threads, RBC_ENCODE_ARGUMENTS) {
-  launch(blocks, threads, [=] { CudaRbcEncode(RBC_ENCODE_VALUES); });
-}
-
-void emulate_CudaRbcReturns(int blocks, int threads, RBC_RETURNS_ARGUMENTS) {
-  launch(blocks, threads, [=] { CudaRbcReturns(RBC_RETURNS_VALUES); });
-}
-
-void emulate_CudaRbcSample(int blocks, int threads, RBC_SAMPLE_ARGUMENTS) {
-  launch(blocks, threads, [=] {
-    CudaRbcSample(sizes, draw_words, timestep, RBC_AGENT_TYPES(RBC_PASSED, RBC_COMMA));
-  });
-}
-
-void emulate_CudaRbcLoss(int blocks, int threads, int num_rows, int num_heads, const int* offsets,
-                         const unsigned char* allowed, void* logits, int bfloat16, const int* actions,
-                         const float* old_log_probability, const float* advantage, const float* target,
-                         const float* old_value, const float* loss, float* block_statistics) {
-  launch(blocks, threads, [=] {
-    CudaRbcLoss(num_rows, num_heads, offsets, allowed, logits, bfloat16, actions, old_log_probability, advantage, target,
-                old_value, loss, block_statistics);
-  });
-}
-
-}  // extern "C"

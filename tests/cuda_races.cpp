@@ -24,21 +24,29 @@ int main() {
   std::vector<int> actions(E * I * (J + 2)), firm_actions(E * J), taxes_chosen(E, 3), employer(E * I), done(E), timestep(E);
   for (size_t n = 0; n < actions.size(); ++n) actions[n] = static_cast<int>(n * 7 % 5);
   for (size_t n = 0; n < firm_actions.size(); ++n) firm_actions[n] = static_cast<int>(n * 11 % 30);
-  emulate_CudaRbcReset(E, 64, sizes, stage, done.data(), timestep.data(), open.data(), consumers.data(), firms.data(),
+  emulate_CudaRbcReset(E, 1, 64, sizes, stage, done.data(), timestep.data(), open.data(), consumers.data(), firms.data(),
                        open_start.data(), consumer_start.data(), firm_start.data(), 1);
   for (int t = 0; t < T; ++t) {
-    emulate_CudaRbcStep(E, 64, sizes, parameters, stage, units.data(), hours_of.data(), firm_choices.data(), taxes.data(),
+    emulate_CudaRbcStep(E, 1, 64, sizes, parameters, stage, units.data(), hours_of.data(), firm_choices.data(), taxes.data(),
                         open.data(), consumers.data(), firms.data(), actions.data(), firm_actions.data(),
                         taxes_chosen.data(), consumer_rewards.data(), firm_rewards.data(), government_rewards.data(),
                         consumption.data(), exports.data(), sales.data(), hours.data(), employer.data(), spending.data(),
                         done.data(), timestep.data());
   }
-  const int rows = 40, offsets[] = {0, 5, 12};
+  const int rows = 40, heads = 2, offsets[] = {0, 5, 12}, draw_words[6] = {}, started[E] = {};
   const std::vector<unsigned char> allowed(12, 1);
   const float loss[] = {0.1f, 0.5f, 0.5f, 1.0f, 0.01f, 1.0f};
-  std::vector<float> logits(rows * 13, 0.3f), figures(rows, 0.1f), statistics(2 * 5);
-  const std::vector<int> chosen(rows * 2, 1);
-  emulate_CudaRbcLoss(2, 32, rows, 2, offsets, allowed.data(), logits.data(), 0, chosen.data(), figures.data(),
-                      figures.data(), figures.data(), figures.data(), loss, statistics.data());
+  std::vector<float> logits(rows * 13, 0.3f), figures(rows, 0.1f), statistics(2 * 5), log_probabilities(T * rows);
+  std::vector<int> chosen(rows * heads, 1), recorded(T * rows * heads);
+  emulate_CudaRbcLoss(2, 1, 64, rows, 16, heads, offsets, allowed.data(), logits.data(), 0, chosen.data(),
+                      figures.data(), figures.data(), figures.data(), figures.data(), loss, statistics.data());
+  std::vector<float> values(log_probabilities);
+#define DRAW(count)                                                                                             \
+  count, heads, offsets, allowed.data(), logits.data(), chosen.data(), recorded.data(), log_probabilities.data(), \
+      values.data()
+  emulate_CudaRbcSample(E, 2, 64, sizes, draw_words, started, 0, 16, DRAW(rows / E), DRAW(1), DRAW(0));
+  std::vector<float> gradient(20 * 40, 1.0f), sums(2 * 40);
+  emulate_CudaRbcAddRelu(3, 1, 64, 20, 10, 40, gradient.data(), 0, sums.data());
+  emulate_CudaRbcMaskAndSum(2, 2, 64, 10, 40, gradient.data(), gradient.data(), 0, sums.data());
   return 0;
 }

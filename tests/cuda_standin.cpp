@@ -174,8 +174,8 @@ template <class T> void note(Stream* stream, T value, const char* name) {
   }
 }
 template <class... A>
-CUresult run(const char* name, void (*kernel)(A...), Stream* stream, int blocks, int threads, const char* bytes,
-             size_t size) {
+CUresult run(const char* name, void (*kernel)(A...), Stream* stream, int blocks, int blocks_y, int threads,
+             const char* bytes, size_t size) {
   if (size != size_of(kernel)) {
     return fail(CUDA_ERROR_INVALID_VALUE, std::string(name) + " got " + std::to_string(size) + " bytes of parameters, takes " +
                                               std::to_string(size_of(kernel)));
@@ -183,11 +183,10 @@ CUresult run(const char* name, void (*kernel)(A...), Stream* stream, int blocks,
   Reader reader{bytes};
   const std::tuple<A...> arguments{reader.next<A>()...};  // braces: in order
   std::apply([&](A... values) { (note(stream, values, name), ...); }, arguments);
-  if (driver.runs_kernels) launch(blocks, threads, [=] { std::apply(kernel, arguments); });
+  if (driver.runs_kernels) launch(blocks, blocks_y, threads, [=] { std::apply(kernel, arguments); });
   return CUDA_SUCCESS;
 }
 
-#define KERNELS(X) X(CudaRbcStep) X(CudaRbcReset) X(CudaRbcEncode) X(CudaRbcReturns) X(CudaRbcSample) X(CudaRbcLoss)
 #define NAME(name) #name,
 static const char* const kernel_names[] = {KERNELS(NAME)};
 
@@ -369,7 +368,7 @@ API CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_
   const char* bytes = static_cast<const char*>(extra[1]);
   const size_t size = *static_cast<size_t*>(extra[3]);
 #define RUN(kernel) \
-  if (name == #kernel) return run(#kernel, kernel, stream, blocks, threads, bytes, size);
+  if (name == #kernel) return run(#kernel, kernel, stream, grid_x, grid_y, threads, bytes, size);
   KERNELS(RUN)
   return CUDA_ERROR_NOT_FOUND;
 }

@@ -156,8 +156,9 @@ def returns(backend: str, size: tuple[int, int], gae_lambda: float) -> Left:
     return read(dict(zip(("advantages", "targets"), left, strict=True)))
 
 
-def sample(backend: str, size: tuple[int, int], flags: int = 0, masked: bool = True) -> Left:
-    """Into the middle one of three periods; the slots of the others must stay as they are."""
+def sample(backend: str, size: tuple[int, int], flags: int = 0, masked: bool = True, is_rounded: bool = False) -> Left:
+    """Into the middle one of three periods; the slots of the others must stay as they are. Logits that are numbers of
+    bfloat16 are given to a GPU as such."""
     setting, heads, logits, feed = Setting(backend, size), {}, {}, DataFeed()
     draw = {name.lower(): 0 for name in tables.names("DRAW")} | {"seed": 7, "iteration": 2, "flags": flags}
     setting.data.words.set(setting.tensor("draw_words"), tables.filled("DRAW", draw, np.int32))
@@ -166,7 +167,10 @@ def sample(backend: str, size: tuple[int, int], flags: int = 0, masked: bool = T
     for agent, kind in setting.economy.agents.items():
         heads[agent] = setting.allowed(Heads(kind.head_sizes, setting.functions.device), masked)
         rows = setting.random.normal(0.0, 1.5, (NUM_ENVS * kind.count, kind.num_actions + 1)).astype(np.float32)
-        logits[agent] = setting.given(np.exp(rows) if flags & DRAW_FROM_PROBABILITIES else rows)
+        given = torch.from_numpy(np.exp(rows) if flags & DRAW_FROM_PROBABILITIES else rows)
+        if is_rounded:
+            given = given.bfloat16() if setting.functions.draws_from_rounded else given.bfloat16().float()
+        logits[agent] = given.to(setting.functions.device)
         shape = (PERIODS, *setting.tensor(f"sampled_actions_{agent}").shape)
         setting.put(f"sampled_actions_{agent}", -7)
         feed.add_data(f"sampled_actions_batch_{agent}", np.full(shape, -7, np.int32))
@@ -199,10 +203,20 @@ def loss(backend: str, size: tuple[int, int], dtype: torch.dtype, use_ppo: bool)
         given |= {"log_probability": setting.given(then.astype(np.float32))}
         given |= {"actions": setting.given(torch.stack(taken, -1).int().numpy())}
         weights = setting.given(np.array([0.1, 0.5, 0.25, 1.0, 1.0 / rows, use_ppo], np.float32))
-        statistics = setting.given(np.zeros(len(LOSS_STATISTICS), np.float32))
+        statistics = setting.given(np.zeros((setting.functions.loss_parts, len(LOSS_STATISTICS)), np.float32))
         setting.functions.loss(logits, Loss(heads, given, weights, statistics))
-        left |= {f"{agent} gradient": logits, f"{agent} statistics": statistics}
+        left |= {f"{agent} gradient": logits, f"{agent} statistics": statistics.cpu().sum(0)}
     return read(left)
+
+
+def layer(backend: str, size: tuple[int, int], dtype: torch.dtype) -> Left:
+    """A hidden layer's rows with what their group has in common, and its gradient under the mask, summed by group."""
+    setting, columns = Setting(backend, size), 96 + size[1]
+    rows, shared = setting.normal(NUM_ENVS * size[0], columns, dtype=dtype), setting.normal(NUM_ENVS, columns)
+    setting.functions.add_relu(rows, shared)
+    gradient, sums = setting.normal(*rows.shape, dtype=dtype), torch.empty_like(shared)
+    setting.functions.mask_and_sum(gradient, rows, sums)
+    return read({"rows": rows, "gradient": gradient, "sums": sums})
 
 
 KERNELS: dict[str, Callable[[str, tuple[int, int]], Left]] = {
@@ -214,12 +228,15 @@ KERNELS: dict[str, Callable[[str, tuple[int, int]], Left]] = {
     "returns GAE": partial(returns, gae_lambda=0.9),
     "sample": partial(sample, masked=False),
     "sample masked": sample,
+    "sample bfloat16": partial(sample, is_rounded=True),
     "sample greedy": partial(sample, flags=DRAW_GREEDY),
     "sample probabilities": partial(sample, flags=DRAW_FROM_PROBABILITIES),
     "loss": partial(loss, dtype=torch.float32, use_ppo=False),
     "loss PPO": partial(loss, dtype=torch.float32, use_ppo=True),
     "loss bfloat16": partial(loss, dtype=torch.bfloat16, use_ppo=False),
     "loss PPO bfloat16": partial(loss, dtype=torch.bfloat16, use_ppo=True),
+    "layer": partial(layer, dtype=torch.float32),
+    "layer bfloat16": partial(layer, dtype=torch.bfloat16),
 }
 
 

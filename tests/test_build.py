@@ -35,7 +35,9 @@ def test_kernels_fit_the_gpu_without_spills(architecture: str, tmp_path: Path) -
     assert built.returncode == 0, built.stderr
     assert int.from_bytes(output.read_bytes()[:4], "little") == 0xBA55ED50  # a fatbin's magic number
     report = built.stdout + built.stderr
-    kernels = set(re.findall(r"__global__ void (\w+)", (build.SOURCES / "kernels.cu").read_text()))
+    kernels = set(
+        re.findall(r"__global__ void (?:__launch_bounds__\(.*?\)\s+)?(\w+)", (build.SOURCES / "kernels.cu").read_text())
+    )
     assert set(re.findall(r"Compiling entry function '(\w+)'", report)) == kernels
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report)
     assert len(spills) >= len(kernels) and set(spills) == {("0", "0")}, report

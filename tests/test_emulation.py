@@ -17,7 +17,7 @@ from rbc_warp.training.rollout import Draw
 from rbc_warp.training.trainer import RbcTrainer
 from rbc_warp.warpdrive.build import HOST_FLAGS, SOURCES, find_host_compiler
 from rbc_warp.warpdrive.host import HostFunction, HostFunctionManager
-from rbc_warp.warpdrive.kernels import LOSS_STATISTICS, Heads, Loss, advantages_and_targets
+from rbc_warp.warpdrive.kernels import LOSS_STATISTICS, SAMPLE_COLUMNS, Heads, Loss, advantages_and_targets
 
 EMULATION = Path(__file__).with_name("cuda_emulation.cpp")
 THREADS = 64
@@ -36,11 +36,13 @@ class Emulated(HostFunction):
     """A kernel of kernels.cu behind the call that WarpDrive makes."""
 
     def __init__(self, emulator: ctypes.CDLL, name: str):
-        super().__init__(getattr(emulator, f"emulate_{name}"), num_agents=0)
+        address = ctypes.c_void_p.in_dll(emulator, f"emulate_{name}").value
+        super().__init__(ctypes.CFUNCTYPE(None)(address), num_agents=0)
 
     def __call__(self, *arguments, block=None, grid=(1, 1), shared=0):
         converted = [self._CONVERSIONS[type(a)](a) if type(a) in self._CONVERSIONS else a for a in arguments]
-        self._function(int(grid[0]), THREADS, *converted)
+        threads = block[0] if shared else THREADS  # WarpDrive's blocks on the host are no multiple of 32
+        self._function(int(grid[0]), int(grid[1]), int(threads), *converted)
 
 
 def rollout(trainer: RbcTrainer) -> dict[str, torch.Tensor]:
@@ -121,18 +123,47 @@ def test_device_loss_equals_host(emulator: ctypes.CDLL, use_ppo: float, dtype: t
     }
     weights = torch.tensor([0.1, 0.5, 0.25, 1.0, 1.0 / rows, use_ppo])
     manager = HostFunctionManager(num_agents=1, num_envs=1)
-    expected, statistics = logits.clone(), torch.zeros(len(LOSS_STATISTICS))
+    expected, statistics = logits.clone(), torch.zeros(1, len(LOSS_STATISTICS))
     manager.loss(expected, Loss(heads, sample, weights, statistics))
 
-    threads, found = 32, logits.clone()
-    blocks = (rows + threads - 1) // threads
-    partial = torch.full((blocks, len(LOSS_STATISTICS)), torch.nan)
-    arrays = [sample[name] for name in ("actions", "log_probability", "advantage", "target", "value")]
-    pointers = [ctypes.c_void_p(t.data_ptr()) for t in (heads.offsets, heads.allowed, found, *arrays, weights, partial)]
-    pointers.insert(3, ctypes.c_int(dtype == torch.bfloat16))
-    emulator.emulate_CudaRbcLoss(blocks, threads, rows, len(heads.sizes), *pointers)
+    # In two passes, by two blocks that take several times as many rows as fit at once.
+    found, parts = logits.clone(), torch.zeros(2, len(LOSS_STATISTICS))
+    kernel = Emulated(emulator, "CudaRbcLoss")
+    for part in (slice(0, 40), slice(40, rows)):
+        arrays = [found[part], *(sample[name][part] for name in SAMPLE_COLUMNS), weights, parts]
+        logits_at, *rest = map(manager.pointer, arrays)
+        sizes = [np.int32(size) for size in (part.stop - part.start, 8, len(heads.sizes))]
+        heads_at = map(manager.pointer, (heads.offsets, heads.allowed))
+        is_rounded = np.int32(dtype == torch.bfloat16)
+        kernel(*sizes, *heads_at, logits_at, is_rounded, *rest, block=(64, 1, 1), grid=(2, 1), shared=1)
     assert torch.equal(found, expected)
-    np.testing.assert_allclose(partial.sum(0), statistics, rtol=1e-5)
+    np.testing.assert_allclose(parts.sum(0), statistics[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("groups, agents, columns", [(3, 1, 128), (5, 17, 64), (1, 3900, 64), (2, 300, 37)])
+def test_device_layers_equal_host(
+    emulator: ctypes.CDLL, groups: int, agents: int, columns: int, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, gradient = (torch.randn(groups * agents, columns, generator=generator).to(dtype) for _ in range(2))
+    shared = torch.randn(groups, columns, generator=generator)
+    x[0, 0], shared[0, 1], gradient[0, 2] = torch.nan, -x[0, 1], torch.inf  # the second: a sum that is 0
+    manager, sizes = HostFunctionManager(num_agents=1, num_envs=1), [np.int32(agents), np.int32(columns)]
+    is_rounded, sums = np.int32(dtype == torch.bfloat16), [torch.full((groups, columns), torch.nan) for _ in range(2)]
+    active, masked = [x, x.clone()], [gradient, gradient.clone()]
+    manager.add_relu(active[0], shared)
+    manager.mask_and_sum(masked[0], active[0], sums[0])
+
+    at = manager.pointer
+    arguments = [np.int32(len(x)), *sizes, at(active[1]), is_rounded, at(shared)]
+    Emulated(emulator, "CudaRbcAddRelu")(*arguments, grid=(-(-len(x) // (THREADS // 8)), 1))
+    arguments = [*sizes, at(masked[1]), at(active[1]), is_rounded, at(sums[1])]
+    Emulated(emulator, "CudaRbcMaskAndSum")(*arguments, grid=(groups, -(-columns // 32)))
+    for expected, found in (active, masked):
+        np.testing.assert_array_equal(found.float(), expected.float())
+    # torch adds up columns that fill no vector in another order.
+    np.testing.assert_allclose(sums[1], sums[0], rtol=1e-4 if columns == 37 else 0, atol=0)
 
 
 @pytest.mark.parametrize("defines, races", [([], False), (["-DWITHOUT_BARRIERS"], True)])

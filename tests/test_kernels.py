@@ -37,7 +37,7 @@ from rbc_warp.economy.reference import Outcome, Stage, State
 from rbc_warp.errors import ActionError
 from rbc_warp.warpdrive import build, host, tables
 from rbc_warp.warpdrive.env import RbcEnv
-from rbc_warp.warpdrive.kernels import LOSS_ROWS_PER_BLOCK, SHARED_BYTES, loss_block
+from rbc_warp.warpdrive.kernels import MOST_BLOCK_ROWS, SHARED_BYTES, RowBlock, loss_block
 from rbc_warp.warpdrive.simulation import make_envs, play, set_stage
 
 FLOAT32 = {"rtol": 2e-6, "money_atol": 2e-3, "goods_atol": 2e-4}
@@ -419,12 +419,14 @@ def test_a_layout_changed_on_one_side_is_refused(
 
 
 def test_long_rows_take_smaller_blocks() -> None:
-    assert loss_block(126, 12) == (LOSS_ROWS_PER_BLOCK, 32 * 4 * (2 * 126 + 12))
-    for width in (31, 37, 126, 300, 1016, 5000, 20_000):
-        rows, shared = loss_block(width, 12)
-        assert shared == rows * 4 * (2 * width + 12)
-        assert rows == 1 or shared <= SHARED_BYTES
-        assert rows == LOSS_ROWS_PER_BLOCK or 2 * shared > SHARED_BYTES
+    assert loss_block(125, 12) == RowBlock(MOST_BLOCK_ROWS, MOST_BLOCK_ROWS * 12, 32 * 4 * (2 * 126 + 5 * 12 + 1))
+    assert loss_block(30, 1).threads == 256  # more than one thread loads a row
+    for num_actions in (30, 36, 125, 299, 1015, 4999, 20_000):
+        block = loss_block(num_actions, 12)
+        assert block.shared == block.rows * 4 * ((2 * (num_actions + 1) + 5 * 12) | 1)
+        assert block.rows == 1 or block.shared <= SHARED_BYTES
+        assert block.rows == MOST_BLOCK_ROWS or 2 * block.shared > SHARED_BYTES
+        assert block.threads % 32 == block.threads % block.rows == 0 and block.threads >= block.rows
 
 
 def test_the_kernels_have_no_undefined_behavior(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ class Case:
 
     def learner_gradient(self, weights: LossWeights, batch: Batch | None = None) -> torch.Tensor:
         self.policy.flat.grad.fill_(torch.nan)
-        self.learner.statistics.zero_()
+        self.learner.sums.zero_()
         batch = self.batch if batch is None else batch
         self.learner.take_gradient(batch, weights)
         return self.policy.flat.grad.clone()
@@ -240,7 +240,7 @@ def test_statistics_are_the_means_of_the_loss_s_parts(make: Maker, agent: str, w
     case.learner_gradient(weights)
     with torch.no_grad():
         _, means = plain_loss(in_double(case.policy), case.states, case.heads, case.batch, weights)
-    got = case.learner.statistics / len(case.batch.actions)
+    got = case.learner.sums.sum(0) / len(case.batch.actions)
     for name, value in zip(LOSS_STATISTICS, got, strict=True):
         assert float(value) == pytest.approx(float(means[name]), rel=2e-5, abs=2e-6), name
 

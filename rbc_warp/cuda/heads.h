@@ -1,12 +1,18 @@
 // Policies with several independent softmax heads: drawing actions, and the loss with its gradient.
 //
 // V is one row (float, a device thread) or sixteen rows side by side (Floats, the host). A row holds the logits of
-// all heads one after the other; `x[k * stride]` is action k. Masked actions have probability 0 and no gradient.
+// all heads one after the other; `x[k]` is action k. Masked actions have probability 0 and no gradient.
 #pragma once
 
 #include "numerics.h"
 
 namespace rbc {
+
+// One head: how many actions it has, and which are allowed.
+struct Head {
+  int size;
+  const unsigned char* allowed;
+};
 
 // The heads of one agent type: head h covers the actions offsets[h] … offsets[h+1]-1 of a row.
 struct Heads {
@@ -14,6 +20,7 @@ struct Heads {
   const int* offsets;
   const unsigned char* allowed;  // (actions,)
   RBC_FN int num_actions() const { return offsets[num_heads]; }
+  RBC_FN Head operator[](int h) const { return {offsets[h + 1] - offsets[h], allowed + offsets[h]}; }
 };
 
 // Where a random number belongs. Equal coordinates give equal draws on every machine; nothing is stored.
@@ -21,54 +28,58 @@ struct DrawKey {
   uint32_t seed, iteration, period, stream;
 };
 
-template <class V> RBC_FN V max_allowed(const V* x, int stride, int from, int to, const unsigned char* allowed) {
+// In the functions of one head, x[k] is the head's action k.
+
+template <class V> RBC_FN V max_allowed(const V* x, Head head) {
   V top = splat<V>(-3.0e38f);
-  for (int k = from; k < to; ++k) {
-    if (allowed[k]) top = maximum(top, x[k * stride]);
+  RBC_UNROLL for (int k = 0; k < head.size; ++k) {
+    if (head.allowed[k]) top = maximum(top, x[k]);
   }
   return top;
 }
 
-// Turns one head's logits into weights e^(x - max), 0 where masked; returns their sum in the order of the actions.
-template <class V> RBC_FN V to_weights(V* x, int stride, int from, int to, const unsigned char* allowed, V top) {
+// Weights e^(x - top), 0 where masked, which may take the logits' place; returns their sum in the order of the actions.
+template <class V> RBC_FN V to_weights(const V* x, V* weight, Head head, V top) {
   V total = splat<V>(0.0f);
-  for (int k = from; k < to; ++k) {
-    x[k * stride] = allowed[k] ? exp(x[k * stride] - top) : splat<V>(0.0f);
-    total = total + x[k * stride];
+  RBC_UNROLL for (int k = 0; k < head.size; ++k) {
+    const V w = exp(x[k] - top);
+    weight[k] = head.allowed[k] ? w : splat<V>(0.0f);
+    total = total + weight[k];
   }
   return total;
 }
 
 // First action whose cumulative weight exceeds u·total. Weights need no normalizing; masked ones are never drawn.
-template <class V> RBC_FN typename Types<V>::Int draw(const V* weight, int stride, int from, int to, V total, V u) {
+template <class V> RBC_FN typename Types<V>::Int draw(const V* weight, int size, V total, V u) {
   using Int = typename Types<V>::Int;
   const V threshold = u * total;
   V cumulative = splat<V>(0.0f);
   Int chosen = Int{};
-  for (int k = from; k < to; ++k) {
-    cumulative = cumulative + weight[k * stride];
+  RBC_UNROLL for (int k = 0; k < size; ++k) {
+    cumulative = cumulative + weight[k];
     chosen += bits<Int>(select(cumulative <= threshold, bits<V>(Int{} + 1), bits<V>(Int{})));
   }
   return chosen;
 }
 
-template <class V> RBC_FN typename Types<V>::Int most_likely(const V* weight, int stride, int from, int to) {
+template <class V> RBC_FN typename Types<V>::Int most_likely(const V* weight, int size) {
   using Int = typename Types<V>::Int;
   V top = splat<V>(-1.0f), best = bits<V>(Int{});
-  for (int k = from; k < to; ++k) {
-    const V w = weight[k * stride];
-    best = select(w > top, bits<V>(Int{} + (k - from)), best);
+  RBC_UNROLL for (int k = 0; k < size; ++k) {
+    const V w = weight[k];
+    best = select(w > top, bits<V>(Int{} + k), best);
     top = maximum(top, w);
   }
   return bits<Int>(best);
 }
 
 // Value of weight[chosen] for each row.
-template <class V> RBC_FN V pick(const V* x, int stride, int from, int to, typename Types<V>::Int chosen) {
+template <class V> RBC_FN V pick(const V* weight, int size, typename Types<V>::Int chosen) {
   V picked = splat<V>(0.0f);
-  for (int k = from; k < to; ++k) picked = select(chosen == typename Types<V>::Int{} + (k - from), x[k * stride], picked);
+  for (int k = 0; k < size; ++k) picked = select(chosen == typename Types<V>::Int{} + k, weight[k], picked);
   return picked;
 }
+RBC_FN float pick(const float* weight, int, int chosen) { return weight[chosen]; }
 
 // The words of a draw: seed, iteration (the key), the first environment's global number, after how many environments the
 // numbers repeat (0: never), the stream, the flags.
@@ -93,49 +104,42 @@ RBC_FN int recorded_period(int timestep, int num_periods) {
 }
 
 // The agent types in the order in which agents are numbered, and what a draw takes of each: n agents, h heads, a actions
-// of all heads, E environments; `*_batch` begin with T and may all be null: nothing is recorded then.
+// of all heads, E environments; `*_batch` begin with T and may all be null: nothing is recorded then. Logits are float32,
+// or all bfloat16. A GPU's block takes so many rows at a time.
 #define RBC_AGENT_TYPES(X, AND) X(consumer) AND X(firm) AND X(government)
 #define RBC_SAMPLE_TYPE(type)                                                                                    \
   int type##_count, int type##_heads, const int *type##_offsets, const unsigned char *type##_allowed,           \
-      float *type##_logits, int *type##_actions, int *type##_actions_batch, float *type##_log_probabilities_batch, \
+      void *type##_logits, int *type##_actions, int *type##_actions_batch, float *type##_log_probabilities_batch, \
       float *type##_values_batch
-#define RBC_SAMPLE_ARGUMENTS \
-  const int *sizes, const int *draw_words, const int *timestep, RBC_AGENT_TYPES(RBC_SAMPLE_TYPE, RBC_COMMA)
+#define RBC_SAMPLE_ARGUMENTS                                                                              \
+  const int *sizes, const int *draw_words, const int *timestep, int bfloat16, int rows_of_block,          \
+      RBC_AGENT_TYPES(RBC_SAMPLE_TYPE, RBC_COMMA)
 // A type's arrays, as the entry points hand them to their function for one type.
 #define RBC_SAMPLE_VALUES(type)                                                                              \
   type##_count, {type##_heads, type##_offsets, type##_allowed}, type##_logits, type##_actions, \
       type##_actions_batch, type##_log_probabilities_batch, type##_values_batch
 
-// Draws one action per head. `x` holds logits (or probabilities) and is overwritten; `agent`, `environment` name the
-// row's random numbers: one Philox call serves four heads. Returns the log-probability of the joint action.
-template <class V, class Store>
-RBC_FN V draw_actions(V* x, int stride, const Heads& heads, DrawKey key, typename Types<V>::Unsigned agent,
-                      typename Types<V>::Unsigned environment, int flags, Store store) {
-  using Int = typename Types<V>::Int;
-  using Unsigned = typename Types<V>::Unsigned;
-  V log_probability = splat<V>(0.0f);
-  Philox<Unsigned> random = {};
-  for (int h = 0; h < heads.num_heads; ++h) {
-    const int from = heads.offsets[h], to = heads.offsets[h + 1];
-    if (h % 4 == 0) {
-      const Unsigned lane = Unsigned{} + (key.stream << 28 | static_cast<uint32_t>(h / 4));
-      random = philox<Unsigned>({{agent, environment, Unsigned{} + key.period, lane}}, key.seed, key.iteration);
+// Draws one head's action from a random word. `x` holds logits (or probabilities) and is overwritten. Returns the
+// action's log-probability.
+template <class V>
+RBC_FN V draw_head(V* x, Head head, int flags, typename Types<V>::Unsigned word, typename Types<V>::Int& chosen) {
+  V total = splat<V>(0.0f);
+  if (flags & DRAW_FROM_PROBABILITIES) {
+    RBC_UNROLL for (int k = 0; k < head.size; ++k) {
+      if (!head.allowed[k]) x[k] = splat<V>(0.0f);
+      total = total + x[k];
     }
-    V total = splat<V>(0.0f);
-    if (flags & DRAW_FROM_PROBABILITIES) {
-      for (int k = from; k < to; ++k) {
-        if (!heads.allowed[k]) x[k * stride] = splat<V>(0.0f);
-        total = total + x[k * stride];
-      }
-    } else {
-      total = to_weights(x, stride, from, to, heads.allowed, max_allowed(x, stride, from, to, heads.allowed));
-    }
-    const Int chosen = flags & DRAW_GREEDY ? most_likely(x, stride, from, to)
-                                           : draw(x, stride, from, to, total, uniform(random.word[h % 4]));
-    log_probability = log_probability + log(pick(x, stride, from, to, chosen) / total);
-    store(h, chosen);
+  } else {
+    total = to_weights(x, x, head, max_allowed(x, head));
   }
-  return log_probability;
+  chosen = flags & DRAW_GREEDY ? most_likely(x, head.size) : draw(x, head.size, total, uniform(word));
+  return log(pick(x, head.size, chosen) / total);
+}
+
+// The random words of heads 4n … 4n+3 of a row, which `agent` and `environment` name.
+template <class U> RBC_FN Philox<U> random_words(DrawKey key, U agent, U environment, int n) {
+  const U lane = U{} + (key.stream << 28 | static_cast<uint32_t>(n));
+  return philox<U>({{agent, environment, U{} + key.period, lane}}, key.seed, key.iteration);
 }
 
 #define RBC_LOSS(X) X(CLIP) X(ENTROPY_WEIGHT) X(LAST_HEAD_ENTROPY_WEIGHT) X(VALUE_WEIGHT) X(ROW_WEIGHT) X(USE_PPO)
@@ -160,38 +164,47 @@ template <class V> RBC_FN V huber_gradient(V error) {
   return minimum(maximum(error, splat<V>(-1.0f)), splat<V>(1.0f));
 }
 
-// Loss of one row and its gradient: x holds the logits and, last, the value; it is overwritten with ROW_WEIGHT times
-// the gradient with respect to each. `scratch` has room for one row. Statistics are added to `sums`, unweighted.
+// A row's loss and its gradient, in three steps: softmax() of each head, row_gradient(), head_gradient() of each head.
+// x holds a row's logits and, last, its value; in the end ROW_WEIGHT times the gradient with respect to each.
 //   policy  PPO: -min(r A, clip(r, 1-c, 1+c) A), r the ratio of joint probabilities;   else: -log pi A
 //   value   max of Huber(v - R) and Huber(clip(v, v_old ± c) - R) under PPO, else Huber(v - R)
 //   entropy summed over heads
-template <class V, class Action>
-RBC_FN void loss_gradient(V* x, V* scratch, int stride, const Heads& heads, const Sample<V>& row, const float* loss,
-                          Action action, V* sums) {
-  using Int = typename Types<V>::Int;
+// Between the steps `weight` keeps e^(x - top), 0 where masked, and `terms` what follows of each head, (heads, terms):
+// CHOSEN is the chosen action's log p + H.
+#define RBC_SOFTMAX(X) X(TOP) X(LOG_TOTAL) X(SCALE) X(ENTROPY) X(CHOSEN)
+#define RBC_ENUMERATOR(name) SOFTMAX_##name,
+enum SoftmaxTerm { RBC_SOFTMAX(RBC_ENUMERATOR) NUM_SOFTMAX_TERMS };
+#undef RBC_ENUMERATOR
+
+template <class V> RBC_FN V log_p(V x, V weight, V top, V log_total) {
+  return select(weight > 0.0f, x - top - log_total, splat<V>(0.0f));
+}
+
+template <class V> RBC_FN void softmax(const V* x, V* weight, Head head, typename Types<V>::Int chosen, V* terms) {
+  const V top = max_allowed(x, head), total = to_weights(x, weight, head, top);
+  const V log_total = log(total), scale = 1.0f / total;
+  V entropy = splat<V>(0.0f), of_chosen = splat<V>(0.0f);
+  RBC_UNROLL for (int k = 0; k < head.size; ++k) {
+    const V p = weight[k] * scale, lp = log_p(x[k], weight[k], top, log_total);
+    entropy = fma(-p, lp, entropy);
+    of_chosen = select(chosen == typename Types<V>::Int{} + k, lp, of_chosen);
+  }
+  terms[SOFTMAX_TOP] = top;
+  terms[SOFTMAX_LOG_TOTAL] = log_total;
+  terms[SOFTMAX_SCALE] = scale;
+  terms[SOFTMAX_ENTROPY] = entropy;
+  terms[SOFTMAX_CHOSEN] = of_chosen + entropy;
+}
+
+// Turns the value into its gradient, adds the row's statistics to `sums`, unweighted, and returns
+// d(policy loss) / d(log pi).
+template <class V>
+RBC_FN V row_gradient(V& value, const V* terms, int num_heads, const Sample<V>& row, const float* loss,
+                      V* sums) {
   V log_probability = splat<V>(0.0f), entropy = splat<V>(0.0f);
-  for (int h = 0; h < heads.num_heads; ++h) {  // x becomes log p, scratch p
-    const int from = heads.offsets[h], to = heads.offsets[h + 1];
-    const V top = max_allowed(x, stride, from, to, heads.allowed);
-    V total = splat<V>(0.0f);
-    for (int k = from; k < to; ++k) {
-      const V shifted = heads.allowed[k] ? x[k * stride] - top : splat<V>(0.0f);
-      const V weight = heads.allowed[k] ? exp(shifted) : splat<V>(0.0f);
-      x[k * stride] = shifted;
-      scratch[k * stride] = weight;
-      total = total + weight;
-    }
-    const V log_total = log(total), scale = 1.0f / total;
-    V head_entropy = splat<V>(0.0f);
-    for (int k = from; k < to; ++k) {
-      const V p = scratch[k * stride] * scale;
-      const V log_p = heads.allowed[k] ? x[k * stride] - log_total : splat<V>(0.0f);
-      x[k * stride] = log_p;
-      scratch[k * stride] = p;
-      head_entropy = fma(-p, log_p, head_entropy);
-    }
-    for (int k = from; k < to; ++k) x[k * stride] = x[k * stride] + head_entropy;  // log p + H, for the gradient
-    log_probability = log_probability + pick(x, stride, from, to, action(h)) - head_entropy;
+  for (int h = 0; h < num_heads; ++h) {
+    const V *const head = terms + h * NUM_SOFTMAX_TERMS, head_entropy = head[SOFTMAX_ENTROPY];
+    log_probability = log_probability + head[SOFTMAX_CHOSEN] - head_entropy;
     entropy = entropy + head_entropy;
   }
 
@@ -213,18 +226,6 @@ RBC_FN void loss_gradient(V* x, V* scratch, int stride, const Heads& heads, cons
   }
   sums[STATISTIC_ENTROPY] = sums[STATISTIC_ENTROPY] + entropy;
 
-  const float weight = loss[LOSS_ROW_WEIGHT];
-  for (int h = 0; h < heads.num_heads; ++h) {
-    const Int chosen = action(h);
-    const float entropy_weight = loss[h + 1 < heads.num_heads ? LOSS_ENTROPY_WEIGHT : LOSS_LAST_HEAD_ENTROPY_WEIGHT];
-    for (int k = heads.offsets[h]; k < heads.offsets[h + 1]; ++k) {
-      const V p = scratch[k * stride];
-      const V taken = select(chosen == Int{} + (k - heads.offsets[h]), policy_gradient, splat<V>(0.0f));
-      x[k * stride] = weight * (fma(p, fma(splat<V>(entropy_weight), x[k * stride], -policy_gradient), taken));
-    }
-  }
-
-  V& value = x[heads.num_actions() * stride];
   const V error = value - row.target;
   V value_loss = huber(error), value_gradient = huber_gradient(error);
   if (loss[LOSS_USE_PPO] != 0.0f) {
@@ -237,7 +238,26 @@ RBC_FN void loss_gradient(V* x, V* scratch, int stride, const Heads& heads, cons
     value_loss = maximum(value_loss, clipped_loss);
   }
   sums[STATISTIC_VALUE_LOSS] = sums[STATISTIC_VALUE_LOSS] + value_loss;
-  value = (weight * loss[LOSS_VALUE_WEIGHT]) * value_gradient;
+  value = (loss[LOSS_ROW_WEIGHT] * loss[LOSS_VALUE_WEIGHT]) * value_gradient;
+  return policy_gradient;
+}
+
+// Turns one head's logits into their gradient.
+template <class V>
+RBC_FN void head_gradient(V* x, const V* weight, Head head, typename Types<V>::Int chosen, const V* terms,
+                          V policy_gradient, float entropy_weight, float row_weight) {
+  const V top = terms[SOFTMAX_TOP], log_total = terms[SOFTMAX_LOG_TOTAL], scale = terms[SOFTMAX_SCALE];
+  const V entropy = terms[SOFTMAX_ENTROPY];
+  RBC_UNROLL for (int k = 0; k < head.size; ++k) {
+    const V p = weight[k] * scale, lp = log_p(x[k], weight[k], top, log_total);
+    const V taken = select(chosen == typename Types<V>::Int{} + k, policy_gradient, splat<V>(0.0f));
+    x[k] = row_weight * fma(p, fma(splat<V>(entropy_weight), lp + entropy, -policy_gradient), taken);
+  }
+}
+
+// The entropy weight of a head.
+RBC_FN float entropy_weight(const float* loss, const Heads& heads, int h) {
+  return loss[h + 1 < heads.num_heads ? LOSS_ENTROPY_WEIGHT : LOSS_LAST_HEAD_ENTROPY_WEIGHT];
 }
 
 }  // namespace rbc

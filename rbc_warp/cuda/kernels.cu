@@ -1,6 +1,6 @@
 // WarpDrive's CUDA entry points: threads, shared memory and barriers for the functions of economy.h and heads.h.
-// One block per environment; agents are looped with the block's stride, so any number of agents fits any block size,
-// which must be a multiple of 32. The number of environments is the grid's size.
+// One block per environment, unless a kernel says otherwise; agents are looped with the block's stride, so any number of
+// agents fits any block size, which must be a multiple of 32. The number of environments is the grid's size.
 #include "economy.h"
 #include "encode.h"
 #include "heads.h"
@@ -9,6 +9,16 @@
 using namespace rbc;
 
 namespace {
+
+// Of a kernel that works on rows: the threads of a block, and how many such blocks are to fit into a multiprocessor.
+constexpr int kMostThreads = 512;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr int kBlocksAtOnce = 2;
+#else
+constexpr int kBlocksAtOnce = 3;
+#endif
+
+constexpr int kAtOnce = 4;  // loads that a thread has in flight
 
 // One agent on one thread.
 struct Lane {
@@ -46,39 +56,160 @@ struct BlockTeam {
   template <class F> __device__ float sum(int n, F term) {
     float partial = 0.0f;
     for (int i = lane; i < n; i += 32) partial += term(Lane{i});
+    return sum_over_warp(partial);
+  }
+  __device__ float sum_over_warp(float partial) const {
     for (int width = 16; width > 0; width /= 2) partial += __shfl_xor_sync(0xffffffffu, partial, width);
     return partial;
   }
   __device__ bool leads() const { return lane == 0; }
   __device__ bool first() const { return thread == 0; }
-  __device__ void barrier() { __syncthreads(); }
+  __device__ void barrier() const { __syncthreads(); }
 };
 
-// Draws for all agents of a type in environment e, agents first … first+count-1; a row of logits is worked on where it
-// lies. Threads go on with the next type where the one before ended.
-__device__ void sample_type(int e, int num_envs, int period, const int* draw_words, int& first, int count,
-                            const Heads& heads, float* logits, int* actions, int* actions_batch,
-                            float* log_probabilities_batch, float* values_batch) {
-  const DrawKey key = {static_cast<uint32_t>(draw_words[DRAW_SEED]), static_cast<uint32_t>(draw_words[DRAW_ITERATION]),
-                       static_cast<uint32_t>(period), static_cast<uint32_t>(draw_words[DRAW_STREAM])};
-  const int threads = blockDim.x, start = (threadIdx.x + threads - first % threads) % threads;
-  for (int i = start; i < count; i += threads) {
-    const size_t row = static_cast<size_t>(e) * count + i;
-    const size_t slot = static_cast<size_t>(period) * num_envs * count + row;
-    float* const x = logits + row * (heads.num_actions() + 1);
-    const float value = x[heads.num_actions()];
-    const float log_probability = draw_actions<float>(
-        x, 1, heads, key, static_cast<uint32_t>(first + i), environment_number(draw_words, e), draw_words[DRAW_FLAGS],
-        [&](int h, int chosen) {
-          actions[row * heads.num_heads + h] = chosen;
-          if (actions_batch) actions_batch[slot * heads.num_heads + h] = chosen;
-        });
-    if (actions_batch) {
-      values_batch[slot] = value;
-      log_probabilities_batch[slot] = log_probability;
+__device__ float to_number(float x) { return x; }
+__device__ float to_number(uint16_t x) { return from_bfloat16(x); }
+__device__ void set_number(float& to, float x) { to = x; }
+__device__ void set_number(uint16_t& to, float x) { to = rounded_to_bfloat16(x); }
+
+// Calls f with an array as what it holds: float32, or bfloat16's bits.
+template <class F> __device__ void with_type(const void* array, int bfloat16, F f) {
+  if (bfloat16) {
+    f(static_cast<const uint16_t*>(array));
+  } else {
+    f(static_cast<const float*>(array));
+  }
+}
+template <class F> __device__ void with_type(void* array, int bfloat16, F f) {
+  if (bfloat16) {
+    f(static_cast<uint16_t*>(array));
+  } else {
+    f(static_cast<float*>(array));
+  }
+}
+
+// Rows of a network's outputs that a block works on, in shared memory, each with `numbers` of which the first `width` are
+// loaded and stored. A warp loads and stores a row at a time; a thread works on one head of one row, its neighbors on the
+// same head of the next rows. These lie an odd number of words apart, in different banks.
+struct Rows {
+  BlockTeam team;
+  float* memory;
+  int rows, stride, width, count;  // rows: a power of 2, at most 32; count of them are there
+
+  __device__ Rows(float* memory, int rows, int numbers, int width)
+      : memory(memory), rows(rows), stride(numbers | 1), width(width), count(0) {}
+
+  __device__ float* operator[](int r) const { return memory + r * stride; }
+
+  template <class T> __device__ void load(const T* from) {
+    for (int r = team.warp; r < count; r += team.num_warps) {
+      const T* const source = from + static_cast<size_t>(r) * width;
+#pragma unroll 1
+      for (int k = team.lane; k < width; k += 32 * kAtOnce) {
+        float loaded[kAtOnce];
+#pragma unroll
+        for (int n = 0; n < kAtOnce; ++n) loaded[n] = k + 32 * n < width ? to_number(source[k + 32 * n]) : 0.0f;
+#pragma unroll
+        for (int n = 0; n < kAtOnce; ++n) {
+          if (k + 32 * n < width) (*this)[r][k + 32 * n] = loaded[n];
+        }
+      }
     }
   }
-  first += count;
+  template <class T> __device__ void store(T* to) {
+    for (int r = team.warp; r < count; r += team.num_warps) {
+      for (int k = team.lane; k < width; k += 32) set_number(to[static_cast<size_t>(r) * width + k], (*this)[r][k]);
+    }
+  }
+  template <class F> __device__ void each_head(int num_heads, F f) {
+    const int r = team.thread % rows;
+    for (int h = team.thread / rows; h < num_heads && r < count; h += team.num_threads / rows) f(r, h);
+  }
+};
+
+__device__ uint32_t word_of(const Philox<uint32_t>& random, int n) {
+  const uint32_t even = n & 2 ? random.word[2] : random.word[0], odd = n & 2 ? random.word[3] : random.word[1];
+  return n & 1 ? odd : even;
+}
+
+// Rows of a hidden layer, (rows, columns): x becomes max(x + shared, 0), one row of `shared` to each group of rows. As
+// torch's, sums are rounded before the maximum, and what is not a number stays so.
+template <class T>
+__device__ void add_relu(int num_rows, int rows_of_group, int columns, T* x, const float* shared) {
+  const BlockTeam team;
+  const int first = (blockIdx.x * team.num_warps + team.warp) * kAtOnce, group = first / rows_of_group;
+  const float* common = shared + static_cast<size_t>(group) * columns;
+  for (int row = first, left = (group + 1) * rows_of_group - first; row < first + kAtOnce && row < num_rows; ++row, --left) {
+    if (left == 0) common += columns, left = rows_of_group;
+    T* const own = x + static_cast<size_t>(row) * columns;
+    for (int start = team.lane; start < columns; start += 32 * kAtOnce) {
+      float loaded[kAtOnce], added[kAtOnce];
+#pragma unroll
+      for (int n = 0; n < kAtOnce; ++n) {
+        const int c = start + 32 * n < columns ? start + 32 * n : start;
+        loaded[n] = to_number(own[c]);
+        added[n] = common[c];
+      }
+#pragma unroll
+      for (int n = 0; n < kAtOnce; ++n) {
+        T rounded, sum;
+        set_number(rounded, added[n]);
+        set_number(sum, loaded[n] + to_number(rounded));
+        if (start + 32 * n < columns) own[start + 32 * n] = to_number(sum) <= 0.0f ? T(0) : sum;
+      }
+    }
+  }
+}
+
+// Sets 32 columns of one group's gradient to 0 where the activation is not positive, and sums them up over the group's
+// rows: sixteen rows in order, then sixteen such sums, then those; up to 4,096 rows, torch's order on a CPU. `parts` holds
+// 16 × 32 numbers.
+template <class T>
+__device__ void mask_and_sum(int rows_of_group, int columns, T* gradient, const T* activation, float* sums,
+                             float* parts) {
+  constexpr int kRows = 16, kParts = 16;
+  const BlockTeam team;
+  const int column = blockIdx.y * 32 + team.lane;
+  const size_t start = static_cast<size_t>(blockIdx.x) * rows_of_group * columns + column;
+  float total[3] = {};  // of less than sixteen rows, of less than sixteen times sixteen, and of all before
+  for (int first = 0; first < rows_of_group; first += kRows * kParts) {
+    const int left = rows_of_group - first, rows = left < kRows * kParts ? left : kRows * kParts;
+    for (int part = team.warp; part * kRows < rows && column < columns; part += team.num_warps) {
+      const int end = rows < (part + 1) * kRows ? rows : (part + 1) * kRows;
+      float sum = 0.0f;
+      for (int row = part * kRows; row < end; row += kAtOnce) {
+        const size_t at = start + static_cast<size_t>(first + row) * columns;
+        T masked[kAtOnce];
+        float active[kAtOnce];
+#pragma unroll
+        for (int n = 0; n < kAtOnce; ++n) {
+          const size_t own = at + (row + n < end ? static_cast<size_t>(n) * columns : 0);
+          masked[n] = gradient[own];
+          active[n] = to_number(activation[own]);
+        }
+#pragma unroll
+        for (int n = 0; n < kAtOnce; ++n) {
+          if (active[n] <= 0.0f) masked[n] = T(0);
+          if (row + n < end) {
+            gradient[at + static_cast<size_t>(n) * columns] = masked[n];
+            sum += to_number(masked[n]);
+          }
+        }
+      }
+      parts[part * 32 + team.lane] = sum;
+    }
+    team.barrier();
+    if (team.warp == 0) {
+      const int full = rows / kRows;
+      RBC_UNROLL for (int part = 0; part < full; ++part) total[1] += parts[part * 32 + team.lane];
+      if (full * kRows < rows) total[0] = parts[full * 32 + team.lane];
+      if (full == kParts) total[2] += total[1], total[1] = 0.0f;
+    }
+    team.barrier();
+  }
+  if (team.warp == 0 && column < columns) {
+    sums[static_cast<size_t>(blockIdx.x) * columns + column] = total[0] + total[1] + total[2];
+  }
 }
 
 }  // namespace
@@ -108,63 +239,133 @@ __global__ void CudaRbcReturns(RBC_RETURNS_ARGUMENTS) {
   take_returns(team, blockIdx.x, gridDim.x, RBC_RETURNS_VALUES);
 }
 
-__global__ void CudaRbcSample(RBC_SAMPLE_ARGUMENTS) {
-  const int e = blockIdx.x, num_envs = gridDim.x, period = recorded_period(timestep[e], sizes[NUM_PERIODS]);
-  int first = 0;
-#define RBC_SAMPLE(type) sample_type(e, num_envs, period, draw_words, first, RBC_SAMPLE_VALUES(type))
-  RBC_AGENT_TYPES(RBC_SAMPLE, ;);
-#undef RBC_SAMPLE
+// A block takes `rows_of_block` rows of one type, whatever environments they are of; shared memory holds them, and two
+// numbers of each of their heads. There are as many blocks of the grid's first axis as environments, and enough of the
+// second for all rows.
+__global__ void __launch_bounds__(kMostThreads, kBlocksAtOnce) CudaRbcSample(RBC_SAMPLE_ARGUMENTS) {
+  extern __shared__ float memory[];
+  int block = blockIdx.y * gridDim.x + blockIdx.x, type = -1, first_agent = 0, next_agent = 0;
+#define RBC_FIND(name)                                                                         \
+  if (block >= 0) {                                                                            \
+    ++type;                                                                                    \
+    first_agent = next_agent;                                                                  \
+    next_agent += name##_count;                                                                \
+    block -= (static_cast<int>(gridDim.x) * name##_count + rows_of_block - 1) / rows_of_block; \
+  }
+  RBC_AGENT_TYPES(RBC_FIND, )
+#undef RBC_FIND
+  if (block >= 0) return;
+#define RBC_OF_TYPE(what) (type == 0 ? consumer_##what : type == 1 ? firm_##what : government_##what)
+  const int count = next_agent - first_agent, num_rows = gridDim.x * count;
+  const Heads heads = {RBC_OF_TYPE(heads), RBC_OF_TYPE(offsets), RBC_OF_TYPE(allowed)};
+  const int num_heads = heads.num_heads;
+  const int first = (block + (num_rows + rows_of_block - 1) / rows_of_block) * rows_of_block;
+  const int width = heads.num_actions() + 1;
+  Rows rows(memory, rows_of_block, width + 2 * num_heads, width);
+  rows.count = num_rows - first < rows_of_block ? num_rows - first : rows_of_block;
+  const auto log_probabilities = [&](int r) { return rows[r] + width; };
+  const auto chosen = [&](int r) { return reinterpret_cast<int*>(rows[r] + width + num_heads); };
+  const auto period_of = [&](int row) { return recorded_period(timestep[row / count], sizes[NUM_PERIODS]); };
+  const auto slot_of = [&](int row) { return static_cast<size_t>(period_of(row)) * num_rows + row; };
+
+  with_type(RBC_OF_TYPE(logits), bfloat16, [&](auto* logits) { rows.load(logits + static_cast<size_t>(first) * width); });
+  __syncthreads();
+  rows.each_head(num_heads, [&](int r, int h) {
+    const int row = first + r, e = row / count, agent = first_agent + row - e * count;
+    const DrawKey key = {static_cast<uint32_t>(draw_words[DRAW_SEED]),
+                         static_cast<uint32_t>(draw_words[DRAW_ITERATION]), static_cast<uint32_t>(period_of(row)),
+                         static_cast<uint32_t>(draw_words[DRAW_STREAM])};
+    const Philox<uint32_t> random =
+        random_words(key, static_cast<uint32_t>(agent), environment_number(draw_words, e), h / 4);
+    log_probabilities(r)[h] = draw_head<float>(rows[r] + heads.offsets[h], heads[h], draw_words[DRAW_FLAGS],
+                                               word_of(random, h % 4), chosen(r)[h]);
+  });
+  __syncthreads();
+  const BlockTeam& team = rows.team;
+  for (int r = team.warp; r < rows.count; r += team.num_warps) {
+    const size_t row = first + r, slot = RBC_OF_TYPE(actions_batch) ? slot_of(first + r) : 0;
+    for (int h = team.lane; h < num_heads; h += 32) {
+      const int action = chosen(r)[h];
+      RBC_OF_TYPE(actions)[row * num_heads + h] = action;
+      if (RBC_OF_TYPE(actions_batch)) RBC_OF_TYPE(actions_batch)[slot * num_heads + h] = action;
+    }
+  }
+  if (team.thread < rows.count && RBC_OF_TYPE(actions_batch)) {
+    const int r = team.thread;
+    float log_probability = 0.0f;
+    for (int h = 0; h < num_heads; ++h) log_probability = log_probability + log_probabilities(r)[h];
+    const size_t slot = slot_of(first + r);
+    RBC_OF_TYPE(log_probabilities_batch)[slot] = log_probability;
+    RBC_OF_TYPE(values_batch)[slot] = rows[r][width - 1];
+  }
 }
 
-// Loss gradient in place of the logits (float32 or bfloat16), blockDim.x rows at a time side by side in shared memory, which holds
-// 2 (actions + 1) blockDim.x floats and num_heads blockDim.x chosen actions. Each block writes its statistics to its
-// own row of block_statistics, in a fixed order; adding the rows up is the caller's.
-__global__ void CudaRbcLoss(int num_rows, int num_heads, const int* offsets, const unsigned char* allowed,
-                            void* logits, int bfloat16, const int* actions, const float* old_log_probability,
-                            const float* advantage, const float* target, const float* old_value, const float* loss,
-                            float* block_statistics) {
+// Loss gradient in place of the logits, `rows_of_block` rows at a time; shared memory holds their logits, weights and
+// softmax terms. A block adds its statistics to its own row of block_statistics, in a fixed order; adding the rows up is
+// the caller's.
+__global__ void __launch_bounds__(kMostThreads, kBlocksAtOnce)
+    CudaRbcLoss(int num_rows, int rows_of_block, int num_heads, const int* offsets, const unsigned char* allowed,
+                void* logits, int bfloat16, const int* actions, const float* old_log_probability,
+                const float* advantage, const float* target, const float* old_value, const float* loss,
+                float* block_statistics) {
   extern __shared__ float memory[];
   const Heads heads = {num_heads, offsets, allowed};
-  const int width = heads.num_actions() + 1, stride = blockDim.x, lane = threadIdx.x;
-  float* const x = memory;
-  float* const scratch = memory + width * stride;
-  int* const chosen = reinterpret_cast<int*>(scratch + width * stride);
+  const int num_actions = heads.num_actions(), width = num_actions + 1;
+  Rows rows(memory, rows_of_block, 2 * width + NUM_SOFTMAX_TERMS * num_heads, width);
+  const BlockTeam& team = rows.team;
+  const auto weights = [&](int r) { return rows[r] + width; };
+  const auto gradient = [&](int r) -> float& { return weights(r)[num_actions]; };  // the policy's; a value has no weight
+  const auto terms = [&](int r, int h) { return rows[r] + 2 * width + h * NUM_SOFTMAX_TERMS; };
   float sums[NUM_LOSS_STATISTICS] = {};
-  const int first = blockIdx.x * stride, count = num_rows - first < stride ? num_rows - first : stride;
-  for (int n = threadIdx.x; n < count * width; n += stride) {
-    const size_t at = static_cast<size_t>(first) * width + n;
-    x[(n % width) * stride + n / width] =
-        bfloat16 ? from_bfloat16(static_cast<const uint16_t*>(logits)[at]) : static_cast<const float*>(logits)[at];
-  }
-  for (int n = threadIdx.x; n < count * num_heads; n += stride) {
-    chosen[(n % num_heads) * stride + n / num_heads] = actions[static_cast<size_t>(first) * num_heads + n];
-  }
-  __syncthreads();
-  if (lane < count) {
-    const int row = first + lane;
-    const Sample<float> sample = {old_log_probability[row], advantage[row], target[row], old_value[row]};
-    loss_gradient<float>(x + lane, scratch + lane, stride, heads, sample, loss,
-                         [&](int h) { return chosen[h * stride + lane]; }, sums);
-  }
-  __syncthreads();
-  for (int n = threadIdx.x; n < count * width; n += stride) {
-    const size_t at = static_cast<size_t>(first) * width + n;
-    const float gradient = x[(n % width) * stride + n / width];
-    if (bfloat16) {
-      static_cast<uint16_t*>(logits)[at] = rounded_to_bfloat16(gradient);
-    } else {
-      static_cast<float*>(logits)[at] = gradient;
+  for (int first = blockIdx.x * rows_of_block; first < num_rows; first += gridDim.x * rows_of_block) {
+    rows.count = num_rows - first < rows_of_block ? num_rows - first : rows_of_block;
+    const size_t start = static_cast<size_t>(first) * width;
+    const auto chosen = [&](int r, int h) { return actions[static_cast<size_t>(first + r) * num_heads + h]; };
+    with_type(static_cast<const void*>(logits), bfloat16, [&](auto* from) { rows.load(from + start); });
+    __syncthreads();
+    rows.each_head(num_heads, [&](int r, int h) {
+      const int action = heads.offsets[h];
+      softmax<float>(rows[r] + action, weights(r) + action, heads[h], chosen(r, h), terms(r, h));
+    });
+    __syncthreads();
+    if (team.thread < rows.count) {
+      const int r = team.thread, row = first + r;
+      const Sample<float> sample = {old_log_probability[row], advantage[row], target[row], old_value[row]};
+      gradient(r) = row_gradient<float>(rows[r][num_actions], terms(r, 0), num_heads, sample, loss, sums);
     }
+    __syncthreads();
+    rows.each_head(num_heads, [&](int r, int h) {
+      const int action = heads.offsets[h];
+      head_gradient<float>(rows[r] + action, weights(r) + action, heads[h], chosen(r, h), terms(r, h), gradient(r),
+                           entropy_weight(loss, heads, h), loss[LOSS_ROW_WEIGHT]);
+    });
+    __syncthreads();
+    with_type(logits, bfloat16, [&](auto* to) { rows.store(to + start); });
+    __syncthreads();
   }
+  if (team.warp > 0) return;
   for (int s = 0; s < NUM_LOSS_STATISTICS; ++s) {
-    __syncthreads();
-    x[lane] = sums[s];
-    __syncthreads();
-    if (lane == 0) {
-      float total = 0.0f;
-      for (int n = 0; n < stride; ++n) total += x[n];
-      block_statistics[blockIdx.x * NUM_LOSS_STATISTICS + s] = total;
-    }
+    const float total = team.sum_over_warp(sums[s]);
+    if (team.leads()) block_statistics[blockIdx.x * NUM_LOSS_STATISTICS + s] += total;
+  }
+}
+
+// A warp takes kAtOnce rows.
+__global__ void CudaRbcAddRelu(int num_rows, int rows_of_group, int columns, void* x, int bfloat16,
+                               const float* shared) {
+  with_type(x, bfloat16, [&](auto* rows) { add_relu(num_rows, rows_of_group, columns, rows, shared); });
+}
+
+// A block takes 32 columns, by the grid's second axis, of one group, by its first.
+__global__ void CudaRbcMaskAndSum(int rows_of_group, int columns, void* gradient, const void* activation, int bfloat16,
+                                  float* sums) {
+  extern __shared__ float memory[];
+  if (bfloat16) {
+    mask_and_sum(rows_of_group, columns, static_cast<uint16_t*>(gradient), static_cast<const uint16_t*>(activation),
+                 sums, memory);
+  } else {
+    mask_and_sum(rows_of_group, columns, static_cast<float*>(gradient), static_cast<const float*>(activation), sums,
+                 memory);
   }
 }
 

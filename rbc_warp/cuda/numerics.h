@@ -8,8 +8,10 @@
 
 #ifdef __CUDACC__
 #define RBC_FN __host__ __device__ __forceinline__
+#define RBC_UNROLL _Pragma("unroll 4")  // nvcc's own choice makes short loops long
 #else
 #define RBC_FN inline __attribute__((always_inline))
+#define RBC_UNROLL
 #endif
 
 #define RBC_COMMA ,  // between the entries of a list of arguments
@@ -37,8 +39,14 @@ RBC_FN float sqrt(float x) { return sqrtf(x); }
 RBC_FN float from_bfloat16(uint16_t x) { return bits<float>(static_cast<uint32_t>(x) << 16); }
 // bfloat16's bits, rounded to nearest even; of any number.
 RBC_FN uint16_t rounded_to_bfloat16(float x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800  // one instruction; what is not a number has other bits, and stays so
+  uint16_t rounded;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(rounded) : "f"(x));
+  return rounded;
+#else
   const uint32_t b = bits<uint32_t>(x);
   return x != x ? 0x7fc0 : static_cast<uint16_t>((b + 0x7fffu + ((b >> 16) & 1u)) >> 16);
+#endif
 }
 
 #ifndef __CUDACC__

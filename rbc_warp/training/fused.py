@@ -27,11 +27,6 @@ def block_rows(device: torch.device, dtype: torch.dtype, hidden: int) -> int:
     return BLOCK_BYTES[device.type] // (hidden * dtype.itemsize)
 
 
-def add_relu(x: torch.Tensor, shared: torch.Tensor) -> None:
-    """Make x (rows, columns) max(x + shared, 0), one row of ``shared`` (groups, columns) to each group of rows."""
-    x.view(len(shared), -1, x.shape[1]).add_(shared.unsqueeze(1)).relu_()
-
-
 def mask(gradient: torch.Tensor, activation: torch.Tensor) -> None:
     """Set the gradient to 0 where the activation is not positive."""
     torch.ops.aten.threshold_backward.grad_input(gradient, activation, 0.0, grad_input=gradient)
@@ -48,12 +43,14 @@ def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 def take_product(left: torch.Tensor, right: torch.Tensor, total: torch.Tensor, is_first: bool) -> None:
     """Put :func:`product` into a float32 total, or add it."""
-    if is_first and left.dtype == torch.float32:
-        torch.mm(left, right, out=total)
-    elif is_first:
-        total.copy_(product(left, right))
-    else:
+    if not is_first:
         total.add_(product(left, right))
+    elif left.dtype == torch.float32:
+        torch.mm(left, right, out=total)
+    elif left.device.type == "cuda" and "dtype_out" in torch.ops.aten.mm.overloads():  # torch 2.8
+        torch.ops.aten.mm.dtype_out(left, right, torch.float32, out=total)
+    else:
+        total.copy_(product(left, right))
 
 
 def take_sum(rows: torch.Tensor, total: torch.Tensor, is_first: bool) -> None:
@@ -80,6 +77,7 @@ class FusedLearner(Learner):
     ):
         super().__init__(policy, heads, learning_rate, dtype, processes, words)
         self.kernels = kernels
+        self.sums = self.statistics.new_zeros(kernels.loss_parts, len(self.statistics))
         self.network = kernels.network(dtype, policy.hidden)
         self._buffers: dict[tuple[str, int], torch.Tensor] = {}
         if self.device.type == "cuda":
@@ -129,14 +127,14 @@ class FusedLearner(Learner):
             yield slice(start, stop), slice(start * agents, stop * agents)
 
     def _hidden(self, shared: torch.Tensor, private: torch.Tensor, layers: Layers) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both hidden layers of one block. shared: (observations, hidden), the first layer's public part."""
+        """Both hidden layers of one block. shared: (observations, hidden) float32, the first layer's public part."""
         rows = max(len(private), len(shared))
         first, second = self._buffer("first", rows), self._buffer("second", rows)
         if private.shape[1]:
             torch.mm(private, layers.private.T, out=first)
-            add_relu(first, shared)
+            self.kernels.add_relu(first, shared)
         else:
-            torch.clamp_min(shared, 0.0, out=first)
+            torch.clamp_min(shared.to(self.dtype), 0.0, out=first)
         torch._addmm_activation(layers.bias2, first, layers.weight2.T, out=second)  # ReLU: one kernel on a GPU
         return first, second
 
@@ -148,10 +146,10 @@ class FusedLearner(Learner):
         if self.network is not None:
             self.network.network_logits(exact, shared, private, out)
             return
-        layers, shared = self._rounded_layers(), shared.to(self.dtype)
+        layers = self._rounded_layers()
         for observations, rows in self._blocks(len(public), agents):
             _, second = self._hidden(shared[observations], private[rows], layers)
-            if self.dtype == torch.float32:
+            if out.dtype == self.dtype:
                 torch.addmm(layers.bias3, second, layers.weight3.T, out=out[rows])
             else:
                 out[rows] = torch.addmm(layers.bias3, second, layers.weight3.T)
@@ -192,7 +190,7 @@ class FusedLearner(Learner):
         if self._words:
             self._words.send()
         sample = {name: getattr(batch, name) for name in SAMPLE_COLUMNS}
-        return Loss(self.heads, sample, self._tables[rows], self.statistics)
+        return Loss(self.heads, sample, self._tables[rows], self.sums)
 
     @torch.no_grad()
     def take_gradient(self, batch: Batch, weights: LossWeights) -> None:
@@ -205,7 +203,7 @@ class FusedLearner(Learner):
             self.policy.flat.grad.zero_()  # type: ignore[union-attr]
             self.network.network_gradient(exact, shared, batch.private, loss, grad, shared_grad)
         else:
-            self._gradient_by_blocks(batch, shared.to(self.dtype), loss, grad, shared_grad)
+            self._gradient_by_blocks(batch, shared, loss, grad, shared_grad)
         torch.mm(shared_grad.T, batch.public, out=grad.public)
         torch.sum(shared_grad, 0, out=grad.bias1)
 
@@ -228,9 +226,7 @@ class FusedLearner(Learner):
             take_sum(second_grad, grad.bias2, is_first)
             take_product(second_grad.T, first, grad.weight2, is_first)
             torch.mm(second_grad, layers.weight2, out=first_grad)
-            mask(first_grad, first)
-            groups = first_grad.view(-1, agents, first_grad.shape[1])
-            torch.sum(groups, dim=1, dtype=torch.float32, out=shared_grad[observations])
+            self.kernels.mask_and_sum(first_grad, first, shared_grad[observations])
             if private.shape[1]:
                 # This way round the narrow product is four times faster.
                 narrow = product(private.T, first_grad).T

@@ -127,6 +127,8 @@ class Learner(ABC):
         self.device = policy.flat.device
         self.statistics = torch.zeros(len(LOSS_STATISTICS), device=self.device)
         """Means of the loss's parts over the rows of the last update, in the order of LOSS_STATISTICS."""
+        self.sums = self.statistics.new_zeros(1, len(LOSS_STATISTICS))
+        """Their sums so far, in parts that are to be added up."""
         policy.flat.grad = torch.zeros_like(policy.flat)
 
     @abstractmethod
@@ -135,7 +137,7 @@ class Learner(ABC):
 
     @abstractmethod
     def take_gradient(self, batch: Batch, weights: LossWeights) -> None:
-        """Put the gradient of the mean loss into ``policy.flat.grad``; add the sums of its parts to ``statistics``."""
+        """Put the gradient of the mean loss into ``policy.flat.grad``; add the sums of its parts to ``sums``."""
 
     def expect(self, weights: LossWeights) -> None:  # noqa: B027
         """Prepare, where it helps, for updates with other weights, on batches like those before."""
@@ -155,7 +157,7 @@ class Learner(ABC):
 
     def update(self, batches: Iterable[Batch], weights: LossWeights, max_grad_norm: float | None) -> torch.Tensor:
         """Take an optimizer step on each batch; return the last gradient's norm before clipping, a scalar."""
-        self.statistics.zero_()
+        self.sums.zero_()
         norm, rows = torch.zeros((), device=self.device), 0
         for batch in batches:
             gradient = self.policy.flat.grad
@@ -165,7 +167,7 @@ class Learner(ABC):
             norm = self.optimizer.clipped_step(max_grad_norm)
             self._stepped()
             rows += len(batch.actions)
-        self.statistics /= rows
+        torch.sum(self.sums, 0, out=self.statistics).div_(rows)
         return norm
 
     def _stepped(self) -> None:  # noqa: B027
@@ -190,7 +192,7 @@ class AutogradLearner(Learner):
                     outputs = self._outputs(part.public, part.private)
                 loss, parts = losses.loss(outputs.float(), part, weights, allowed, self.heads.sizes)
                 (loss.sum() / total_rows).backward()
-            self.statistics += torch.stack([parts[name].sum() for name in LOSS_STATISTICS])
+            self.sums[0] += torch.stack([parts[name].sum() for name in LOSS_STATISTICS])
 
     def _outputs(self, public: torch.Tensor, private: torch.Tensor) -> torch.Tensor:
         agents = len(private) // len(public)

@@ -137,8 +137,10 @@ class RbcTrainer(TrainerA2C):
         self._keep_what_is_read()
         encoders = {name: self.models[name].encoder for name in agents}
         self.rollout = Rollout(self.economy, encoders, self.cuda_envs, self.precision, config.train.learner == "fused")
+        is_rounded = config.train.learner == "fused" and wrapper.cuda_function_manager.draws_from_rounded
+        dtype = self.precision if is_rounded else torch.float32  # their numbers are rounded either way
         self._logits = {
-            name: torch.zeros(self.num_local_envs * agent.count, agent.num_actions + 1, device=self.device)
+            name: torch.zeros(self.num_local_envs * agent.count, agent.num_actions + 1, dtype=dtype, device=self.device)
             for name, agent in agents.items()
         }
         manager = self.cuda_envs.cuda_function_manager
@@ -370,6 +372,8 @@ class RbcTrainer(TrainerA2C):
         for period in range(self.economy.num_periods):
             with self._timed("policy_eval_time"):
                 logits = self._evaluate_policies(period)  # WarpDrive's hooks, which a subclass may change
+                if self.interventions:  # they compute in float32
+                    logits = {name: rows.float() for name, rows in logits.items()}
                 for intervention in self.interventions:
                     intervention.change_logits(period, logits)
             with self._timed("action_sample_time"):
@@ -414,7 +418,7 @@ class RbcTrainer(TrainerA2C):
         return self._logits
 
     def draw_actions(self, logits: Mapping[str, torch.Tensor], period: int) -> None:
-        """Draw all actions into ``rollout``, and let the interventions change them; ``logits`` are worked on."""
+        """Draw all actions into ``rollout``, and let the interventions change them."""
         self.cuda_sample_controller.sample(self.cuda_envs.cuda_data_manager, logits, heads=self.heads)
         if not self.interventions:
             return
@@ -438,7 +442,7 @@ class RbcTrainer(TrainerA2C):
     def _probabilities(self, agent: str, logits: torch.Tensor) -> list[torch.Tensor]:
         """Return what a type's logits mean under its mask, one tensor (E, n, actions) per head."""
         heads = self.heads[agent]
-        masked = logits[:, : heads.num_actions].masked_fill(~heads.allowed.bool(), -torch.inf)
+        masked = logits[:, : heads.num_actions].float().masked_fill(~heads.allowed.bool(), -torch.inf)
         probabilities = [head.softmax(-1) for head in masked.split(heads.sizes, -1)]
         return [head.view(self.num_local_envs, -1, head.shape[-1]) for head in probabilities]
 

@@ -48,7 +48,7 @@ class HostFunction:
         self._function.restype = None
         self._num_agents = num_agents
 
-    def __call__(self, *arguments: Any, block: Any = None, grid: tuple[int, int] = (1, 1)) -> None:
+    def __call__(self, *arguments: Any, block: Any = None, grid: tuple[int, int] = (1, 1), shared: int = 0) -> None:
         num_envs = int(grid[0])
         converted = [self._CONVERSIONS[type(a)](a.item()) if type(a) in self._CONVERSIONS else a for a in arguments]
         self._function(num_envs, threads_for(num_envs * self._num_agents), *converted)
@@ -63,6 +63,8 @@ class HostFunctionManager(CUDAFunctionManager):
     """Loads the C++ library; one call serves all environments of a "grid"."""
 
     device = torch.device("cpu")
+    loss_parts = 1
+    draws_from_rounded = False
 
     def __init__(self, **sizes: int):
         super().__init__(**sizes)
@@ -92,6 +94,14 @@ class HostFunctionManager(CUDAFunctionManager):
         rows, bfloat16 = logits.shape[0], int(logits.dtype == torch.bfloat16)
         kernel = getattr(self.library, LOSS_KERNEL)
         kernel(rows, threads_for(rows * 16), self.pointer(logits), bfloat16, *self._loss_arguments(loss))
+
+    def add_relu(self, x: torch.Tensor, shared: torch.Tensor) -> None:
+        x.view(len(shared), -1, x.shape[1]).add_(shared.to(x.dtype).unsqueeze(1)).relu_()
+
+    def mask_and_sum(self, gradient: torch.Tensor, activation: torch.Tensor, sums: torch.Tensor) -> None:
+        torch.ops.aten.threshold_backward.grad_input(gradient, activation, 0.0, grad_input=gradient)
+        groups = gradient.view(len(sums), -1, gradient.shape[1])
+        torch.sum(groups, dim=1, dtype=torch.float32, out=sums)
 
     def _loss_arguments(self, loss: Loss) -> tuple[Any, ...]:
         return (

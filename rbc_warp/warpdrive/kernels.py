@@ -6,7 +6,7 @@ from the data manager or from :meth:`Kernels.pointer`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -21,10 +21,14 @@ THREADS_PER_BLOCK = 128
 RESET_KERNEL, ENCODE_KERNEL, SAMPLE_KERNEL = "CudaRbcReset", "CudaRbcEncode", "CudaRbcSample"
 RETURNS_KERNEL, LOSS_KERNEL = "CudaRbcReturns", "CudaRbcLoss"
 DEFAULT_KERNELS = [RESET_KERNEL, ENCODE_KERNEL, SAMPLE_KERNEL, RETURNS_KERNEL, LOSS_KERNEL]
+ADD_RELU_KERNEL, MASK_KERNEL = "CudaRbcAddRelu", "CudaRbcMaskAndSum"
+LAYER_KERNELS = [ADD_RELU_KERNEL, MASK_KERNEL]  # the host has torch's instead
 
 LOSS_STATISTICS = tuple(name.lower() for name in tables.names("LOSS_STATISTICS"))
 DRAW_GREEDY, DRAW_FROM_PROBABILITIES = (tables.values("DRAW_FLAGS")[name] for name in ("GREEDY", "FROM_PROBABILITIES"))
-LOSS_ROWS_PER_BLOCK = 32
+LOSS_BLOCKS = 4096  # at most, of the loss kernel; each adds to statistics of its own
+MOST_BLOCK_ROWS = 32  # of a kernel that works on rows of logits; a power of 2
+FEWEST_ROW_THREADS, MOST_ROW_THREADS = 256, 512
 MOST_WORD_BYTES = 1 << 20
 WORD_ARRAYS = ("stage", "draw_words")
 SHARED_BYTES = 48 * 1024  # of a block on a GPU, without asking
@@ -41,7 +45,9 @@ class Loss:
     sample: Mapping[str, torch.Tensor]
     """By SAMPLE_COLUMNS: ``actions`` (rows, heads) int32, the others (rows,) float32."""
     weights: torch.Tensor  #: (6,) float32, in the order of RBC_LOSS.
-    statistics: torch.Tensor  #: (5,) float32, in the order of LOSS_STATISTICS: a kernel adds the sums over its rows.
+    statistics: torch.Tensor
+    """(``Kernels.loss_parts``, 5) float32, in the order of LOSS_STATISTICS: a kernel adds the sums over its rows,
+    always the same rows to the same part."""
 
     def of(self, rows: slice) -> Loss:
         """Return the loss of some of the rows."""
@@ -62,11 +68,24 @@ class Layers:
 
 
 class Kernels(Protocol):
-    """The methods that a backend's function manager adds to WarpDrive's."""
+    """What a backend's function manager adds to WarpDrive's."""
+
+    loss_parts: int  #: Rows of a loss's statistics.
+    draws_from_rounded: bool  #: Whether the sampler is to be given logits in the products' precision, else float32.
 
     def pointer(self, tensor: torch.Tensor) -> Any: ...
     def loss(self, logits: torch.Tensor, loss: Loss) -> None:
-        """Replace ``logits`` (rows, actions+1) by the loss gradient; add the loss statistics."""
+        """Replace ``logits`` (rows, actions+1) by the loss gradient; add to the loss statistics."""
+
+    def add_relu(self, x: torch.Tensor, shared: torch.Tensor) -> None:
+        """Make x (rows, columns) max(x + shared, 0), rounded after the sum.
+
+        shared: (groups, columns) float32, a row to each group of rows; rounded to x's precision before.
+        """
+
+    def mask_and_sum(self, gradient: torch.Tensor, activation: torch.Tensor, sums: torch.Tensor) -> None:
+        """Set the gradient (rows, columns) to 0 where the activation is not positive; put its sums over each group of
+        rows into ``sums`` (groups, columns) float32."""
 
     def network(self, dtype: torch.dtype, hidden: int) -> Any:
         """Return what runs a whole network with such products and hidden layers as one kernel (``host.py``); None."""
@@ -132,12 +151,40 @@ class Heads:
         self.allowed = words.take(everything) if words else torch.from_numpy(everything).to(device)
 
 
-def loss_block(width: int, num_heads: int) -> tuple[int, int]:
-    """Rows of a block of the loss kernel, and its shared memory in bytes; fewer rows where they are very long."""
-    rows, per_row = LOSS_ROWS_PER_BLOCK, 4 * (2 * width + num_heads)
-    while rows > 1 and rows * per_row > SHARED_BYTES:
-        rows //= 2
-    return rows, rows * per_row
+@dataclass(frozen=True)
+class RowBlock:
+    """A block of a kernel that works on rows of logits: how many rows, how many threads, and shared memory in bytes.
+
+    A thread takes one head of a row; where there are few heads, more threads than that load the rows.
+    """
+
+    rows: int
+    threads: int
+    shared: int
+
+    @classmethod
+    def of(cls, numbers: int, num_heads: int) -> RowBlock:
+        """Return the block that keeps so many numbers of each row; fewer rows where they are very long."""
+        rows = MOST_BLOCK_ROWS
+        while rows > 1 and cls._bytes(rows, numbers) > SHARED_BYTES:
+            rows //= 2
+        threads = min(max(FEWEST_ROW_THREADS, (rows * num_heads + 31) // 32 * 32), MOST_ROW_THREADS)
+        return cls(rows, threads, cls._bytes(rows, numbers))
+
+    @staticmethod
+    def _bytes(rows: int, numbers: int) -> int:
+        return 4 * rows * (numbers | 1)  # an odd number of words from row to row: another bank for each
+
+
+def loss_block(num_actions: int, num_heads: int) -> RowBlock:
+    """A block of the loss kernel: logits and value, weights and a gradient, and the terms of each head's softmax."""
+    return RowBlock.of(2 * (num_actions + 1) + len(tables.names("SOFTMAX")) * num_heads, num_heads)
+
+
+def sample_block(heads: Iterable[Heads]) -> RowBlock:
+    """A block of the sampler, which takes rows of any type: logits and value, and a draw of each head."""
+    numbers = max(each.num_actions + 1 + 2 * len(each.sizes) for each in heads)
+    return RowBlock.of(numbers, max(len(each.sizes) for each in heads))
 
 
 class TensorData(CUDADataManager):
@@ -293,12 +340,16 @@ class RbcSampler(CUDASampler):
     ) -> None:
         """Draw into ``sampled_actions_<type>`` and, if ``record``, into the period's slot of ``*_batch_<type>``.
 
-        distribution: per type (E·n, actions+1) logits of all heads, then the value; worked on in place.
+        distribution: per type (E·n, actions+1) logits of all heads, then the value, float32 or all bfloat16.
         heads: per type the head table and mask. The other coordinates stand in the array ``draw_words``.
         """
-        manager = self._function_manager
+        manager, shape = self._function_manager, sample_block(heads.values())
+        (is_rounded,) = {rows.dtype == torch.bfloat16 for rows in distribution.values()}
         arguments = [data_manager.device_data(name) for name in ("sizes", "draw_words", "_timestep_")]
+        arguments += [np.int32(is_rounded), np.int32(shape.rows)]
+        blocks = 0
         for agent in heads:
+            blocks += -(-len(distribution[agent]) // shape.rows)
             arguments += [
                 np.int32(len(distribution[agent]) // self._num_envs),
                 np.int32(len(heads[agent].sizes)),
@@ -311,4 +362,5 @@ class RbcSampler(CUDASampler):
                     for name in ("sampled_actions", "log_probabilities", "values")
                 ),
             ]
-        self._kernel(*arguments, block=self._block, grid=self._grid)
+        grid = self._num_envs, -(-blocks // self._num_envs)
+        self._kernel(*arguments, block=(shape.threads, 1, 1), grid=grid, shared=shape.shared)

@@ -20,17 +20,20 @@ from rbc_warp.errors import BackendError
 from rbc_warp.warpdrive import tables
 from rbc_warp.warpdrive.build import build_device
 from rbc_warp.warpdrive.kernels import (
+    ADD_RELU_KERNEL,
     DEFAULT_KERNELS,
+    LAYER_KERNELS,
+    LOSS_BLOCKS,
     LOSS_KERNEL,
-    LOSS_STATISTICS,
+    MASK_KERNEL,
     SAMPLE_COLUMNS,
-    SHARED_BYTES,
     THREADS_PER_BLOCK,
     Loss,
     TensorData,
     loss_block,
 )
 
+LAYER_THREADS = 256
 FIRM_SCRATCH_BYTES = 4 * len(tables.names("SCRATCH"))
 
 
@@ -81,15 +84,12 @@ class Gpu:
         return torch.cuda.ExternalStream(stream.handle)
 
     def load(self, name: str) -> None:
-        """Find a kernel; its name is then known to :meth:`launch`."""
+        """Find a kernel; its name is then known to :meth:`launch`. Its blocks may have all shared memory there is."""
         if name not in self.functions:
             with self.current_here():
-                self.functions[name] = self._module.get_function(name)
-
-    def allow_shared(self, name: str, size: int) -> None:
-        """Let a kernel's blocks have more shared memory than all have."""
-        with self.current_here():
-            self.functions[name].set_attribute(driver.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, size)
+                most = autoinit_pycuda.device.get_attribute(driver.device_attribute.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
+                self.functions[name] = function = self._module.get_function(name)
+                function.set_attribute(driver.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, most)
 
     def launch(self, name: str, arguments: tuple[Any, ...], block: tuple, grid: tuple, shared: int) -> None:
         """Launch a kernel after what torch's current stream was given before, and before what it is given after."""
@@ -133,6 +133,8 @@ class RbcFunctionManager(PyCUDAFunctionManager):
     """
 
     device = torch.device("cuda")
+    loss_parts = LOSS_BLOCKS
+    draws_from_rounded = True
 
     def __init__(self, *, num_firms: int, **sizes: int):
         with GPU.current_here():
@@ -143,7 +145,7 @@ class RbcFunctionManager(PyCUDAFunctionManager):
         self.initialize_default_functions()
 
     def initialize_default_functions(self) -> None:
-        self.initialize_functions(DEFAULT_KERNELS)
+        self.initialize_functions([*DEFAULT_KERNELS, *LAYER_KERNELS])
         self._default_functions_initialized = True
 
     def initialize_functions(self, func_names: list[str] | None = None) -> None:
@@ -172,13 +174,10 @@ class RbcFunctionManager(PyCUDAFunctionManager):
     def loss(self, logits: torch.Tensor, loss: Loss) -> None:
         rows, width = logits.shape
         heads = loss.heads
-        rows_per_block, shared = loss_block(width, len(heads.sizes))
-        blocks = (rows + rows_per_block - 1) // rows_per_block
-        if shared > SHARED_BYTES:
-            GPU.allow_shared(LOSS_KERNEL, shared)
-        partial = torch.empty(blocks, len(LOSS_STATISTICS), device=logits.device)
+        shape = loss_block(width - 1, len(heads.sizes))
         self.get_function(LOSS_KERNEL)(
             np.int32(rows),
+            np.int32(shape.rows),
             np.int32(len(heads.sizes)),
             self.pointer(heads.offsets),
             self.pointer(heads.allowed),
@@ -186,9 +185,35 @@ class RbcFunctionManager(PyCUDAFunctionManager):
             np.int32(logits.dtype == torch.bfloat16),
             *(self.pointer(loss.sample[name]) for name in SAMPLE_COLUMNS),
             self.pointer(loss.weights),
-            self.pointer(partial),
-            block=(rows_per_block, 1, 1),
-            grid=(blocks, 1),
-            shared=shared,
+            self.pointer(loss.statistics),
+            block=(shape.threads, 1, 1),
+            grid=(min(-(-rows // shape.rows), self.loss_parts), 1),
+            shared=shape.shared,
         )
-        loss.statistics.add_(partial.sum(0))
+
+    def add_relu(self, x: torch.Tensor, shared: torch.Tensor) -> None:
+        rows, columns = x.shape
+        self.get_function(ADD_RELU_KERNEL)(
+            np.int32(rows),
+            np.int32(rows // len(shared)),
+            np.int32(columns),
+            self.pointer(x),
+            np.int32(x.dtype == torch.bfloat16),
+            self.pointer(shared),
+            block=(LAYER_THREADS, 1, 1),
+            grid=(-(-rows // (LAYER_THREADS // 8)), 1),  # a warp takes four rows
+        )
+
+    def mask_and_sum(self, gradient: torch.Tensor, activation: torch.Tensor, sums: torch.Tensor) -> None:
+        groups, columns = sums.shape
+        self.get_function(MASK_KERNEL)(
+            np.int32(len(gradient) // groups),
+            np.int32(columns),
+            self.pointer(gradient),
+            self.pointer(activation),
+            np.int32(gradient.dtype == torch.bfloat16),
+            self.pointer(sums),
+            block=(LAYER_THREADS, 1, 1),
+            grid=(groups, -(-columns // 32)),
+            shared=4 * 16 * 32,
+        )

@@ -83,7 +83,7 @@ def check_rows(agents: Mapping[str, AgentType], backend: str) -> None:
     if torch.cuda.is_available():
         most = getattr(torch.cuda.get_device_properties(), "shared_memory_per_block_optin", most)
     for agent in agents.values():
-        _, needed = loss_block(agent.num_actions + 1, len(agent.head_sizes))
+        needed = loss_block(agent.num_actions, len(agent.head_sizes)).shared
         if needed > most:
             grids = " or ".join(f"agents.{name}_choices" for name in agent.choice_names)
             if agent.name == "consumer":

@@ -65,8 +65,8 @@ Floats gather(const float* from, int rows) {
 }
 
 // Draws for all agents of a type in environment e, sixteen rows at a time.
-void sample_type(Rows& rows, int e, int num_envs, int period, const int* draw_words, int& first_agent, int num_agents,
-                 const Heads& heads, const float* logits, int* actions, int* actions_batch,
+void sample_type(Rows& rows, int e, int num_envs, int period, const int* draw_words, int bfloat16, int& first_agent,
+                 int num_agents, const Heads& heads, const void* logits, int* actions, int* actions_batch,
                  float* log_probabilities_batch, float* values_batch) {
   const int width = heads.num_actions() + 1, flags = draw_words[DRAW_FLAGS];
   const DrawKey key = {static_cast<uint32_t>(draw_words[DRAW_SEED]), static_cast<uint32_t>(draw_words[DRAW_ITERATION]),
@@ -77,17 +77,21 @@ void sample_type(Rows& rows, int e, int num_envs, int period, const int* draw_wo
   rows.widen(width);
   for (int i = 0; i < num_agents; i += kLanes) {
     const int count = num_agents - i < kLanes ? num_agents - i : kLanes;
-    rows.load(logits, false, row + i, count, width);
+    rows.load(logits, bfloat16, row + i, count, width);
     const Floats value = rows.x[heads.num_actions()];
     Unsigneds agent;
     for (int lane = 0; lane < kLanes; ++lane) agent[lane] = static_cast<uint32_t>(first_agent + i + lane);
-    const Floats log_probability =
-        draw_actions<Floats>(rows.x.data(), 1, heads, key, agent, environment, flags, [&](int h, Ints chosen) {
-          for (int lane = 0; lane < count; ++lane) {
-            actions[(row + i + lane) * heads.num_heads + h] = chosen[lane];
-            if (actions_batch) actions_batch[(slot + i + lane) * heads.num_heads + h] = chosen[lane];
-          }
-        });
+    Floats log_probability = {};
+    Philox<Unsigneds> random = {};
+    for (int h = 0; h < heads.num_heads; ++h) {
+      if (h % 4 == 0) random = random_words(key, agent, environment, h / 4);
+      Ints chosen;
+      log_probability += draw_head<Floats>(rows.x.data() + heads.offsets[h], heads[h], flags, random.word[h % 4], chosen);
+      for (int lane = 0; lane < count; ++lane) {
+        actions[(row + i + lane) * heads.num_heads + h] = chosen[lane];
+        if (actions_batch) actions_batch[(slot + i + lane) * heads.num_heads + h] = chosen[lane];
+      }
+    }
     for (int lane = 0; lane < count && actions_batch; ++lane) {
       log_probabilities_batch[slot + i + lane] = log_probability[lane];
       values_batch[slot + i + lane] = value[lane];
@@ -102,7 +106,7 @@ class LossRows {
   LossRows(const Heads& heads, const int* actions, const float* old_log_probability, const float* advantage,
            const float* target, const float* old_value, const float* loss)
       : heads_(heads), actions_(actions), columns_{old_log_probability, advantage, target, old_value}, loss_(loss),
-        scratch_(heads.num_actions() + 1), chosen_(heads.num_heads) {}
+        weights_(heads.num_actions()), terms_(NUM_SOFTMAX_TERMS * heads.num_heads), chosen_(heads.num_heads) {}
 
   // Turns up to sixteen rows of outputs side by side into their gradient, 0 in unused lanes; adds their statistics.
   void operator()(Floats* x, size_t row, int count, double* statistics) {
@@ -113,7 +117,17 @@ class LossRows {
     const Sample<Floats> sample = {gather(columns_[0] + row, count), gather(columns_[1] + row, count),
                                    gather(columns_[2] + row, count), gather(columns_[3] + row, count)};
     Floats sums[NUM_LOSS_STATISTICS] = {};
-    loss_gradient<Floats>(x, scratch_.data(), 1, heads_, sample, loss_, [&](int h) { return chosen_[h]; }, sums);
+    for (int h = 0; h < heads_.num_heads; ++h) {
+      const int first = heads_.offsets[h];
+      softmax<Floats>(x + first, &weights_[first], heads_[h], chosen_[h], &terms_[h * NUM_SOFTMAX_TERMS]);
+    }
+    const Floats gradient =
+        row_gradient<Floats>(x[heads_.num_actions()], terms_.data(), heads_.num_heads, sample, loss_, sums);
+    for (int h = 0; h < heads_.num_heads; ++h) {
+      const int first = heads_.offsets[h];
+      head_gradient<Floats>(x + first, &weights_[first], heads_[h], chosen_[h], &terms_[h * NUM_SOFTMAX_TERMS], gradient,
+                            entropy_weight(loss_, heads_, h), loss_[LOSS_ROW_WEIGHT]);
+    }
     for (int s = 0; s < NUM_LOSS_STATISTICS; ++s) {
       for (int lane = 0; lane < count; ++lane) statistics[s] += sums[s][lane];
     }
@@ -128,7 +142,7 @@ class LossRows {
   const int* actions_;
   const float* columns_[4];
   const float* loss_;
-  std::vector<Floats> scratch_;
+  std::vector<Floats> weights_, terms_;
   std::vector<Ints> chosen_;
 };
 
@@ -272,6 +286,7 @@ void CudaRbcReturns(int num_envs, int num_threads, RBC_RETURNS_ARGUMENTS) {
 }
 
 void CudaRbcSample(int num_envs, int num_threads, RBC_SAMPLE_ARGUMENTS) {
+  (void)rows_of_block;
 #pragma omp parallel num_threads(num_threads)
   {
     Rows rows;
@@ -279,7 +294,7 @@ void CudaRbcSample(int num_envs, int num_threads, RBC_SAMPLE_ARGUMENTS) {
     for (int e = 0; e < num_envs; ++e) {
       const int period = recorded_period(timestep[e], sizes[NUM_PERIODS]);
       int first = 0;
-#define RBC_SAMPLE(type) sample_type(rows, e, num_envs, period, draw_words, first, RBC_SAMPLE_VALUES(type))
+#define RBC_SAMPLE(type) sample_type(rows, e, num_envs, period, draw_words, bfloat16, first, RBC_SAMPLE_VALUES(type))
       RBC_AGENT_TYPES(RBC_SAMPLE, ;);
 #undef RBC_SAMPLE
     }
