@@ -38,7 +38,7 @@ int main() {
   const float loss[] = {0.1f, 0.5f, 0.5f, 1.0f, 0.01f, 1.0f};
   std::vector<float> logits(rows * 13, 0.3f), figures(rows, 0.1f), statistics(2 * 5), log_probabilities(T * rows);
   std::vector<int> chosen(rows * heads, 1), recorded(T * rows * heads);
-  emulate_CudaRbcLoss(2, 1, 64, rows, 16, heads, offsets, allowed.data(), logits.data(), 0, chosen.data(),
+  emulate_CudaRbcLoss(2, 1, 64, rows, 16, heads, offsets, allowed.data(), logits.data(), 13, 0, chosen.data(),
                       figures.data(), figures.data(), figures.data(), figures.data(), loss, statistics.data());
   std::vector<float> values(log_probabilities);
 #define DRAW(count)                                                                                             \
@@ -47,6 +47,6 @@ int main() {
   emulate_CudaRbcSample(E, 2, 64, sizes, draw_words, started, 0, 16, DRAW(rows / E), DRAW(1), DRAW(0));
   std::vector<float> gradient(20 * 40, 1.0f), sums(2 * 40);
   emulate_CudaRbcAddRelu(3, 1, 64, 20, 10, 40, gradient.data(), 0, sums.data());
-  emulate_CudaRbcMaskAndSum(2, 2, 64, 10, 40, gradient.data(), gradient.data(), 0, sums.data());
+  emulate_CudaRbcMaskAndSum(2, 2, 64, 10, 40, 40, gradient.data(), gradient.data(), 0, sums.data());
   return 0;
 }

@@ -127,16 +127,18 @@ def test_device_loss_equals_host(emulator: ctypes.CDLL, use_ppo: float, dtype: t
     manager.loss(expected, Loss(heads, sample, weights, statistics))
 
     # In two passes, by two blocks that take several times as many rows as fit at once.
-    found, parts = logits.clone(), torch.zeros(2, len(LOSS_STATISTICS))
+    pitch = logits.shape[1] + 3
+    wide, parts = torch.full((rows, pitch), 7.0, dtype=dtype), torch.zeros(2, len(LOSS_STATISTICS))
+    found = wide[:, :-3].copy_(logits)
     kernel = Emulated(emulator, "CudaRbcLoss")
     for part in (slice(0, 40), slice(40, rows)):
-        arrays = [found[part], *(sample[name][part] for name in SAMPLE_COLUMNS), weights, parts]
+        arrays = [wide[part], *(sample[name][part] for name in SAMPLE_COLUMNS), weights, parts]
         logits_at, *rest = map(manager.pointer, arrays)
         sizes = [np.int32(size) for size in (part.stop - part.start, 8, len(heads.sizes))]
         heads_at = map(manager.pointer, (heads.offsets, heads.allowed))
-        is_rounded = np.int32(dtype == torch.bfloat16)
-        kernel(*sizes, *heads_at, logits_at, is_rounded, *rest, block=(64, 1, 1), grid=(2, 1), shared=1)
-    assert torch.equal(found, expected)
+        lie = np.int32(pitch), np.int32(dtype == torch.bfloat16)
+        kernel(*sizes, *heads_at, logits_at, *lie, *rest, block=(64, 1, 1), grid=(2, 1), shared=1)
+    assert torch.equal(found, expected) and (wide[:, -3:] == 7.0).all()
     np.testing.assert_allclose(parts.sum(0), statistics[0], rtol=1e-5)
 
 
@@ -158,7 +160,7 @@ def test_device_layers_equal_host(
     at = manager.pointer
     arguments = [np.int32(len(x)), *sizes, at(active[1]), is_rounded, at(shared)]
     Emulated(emulator, "CudaRbcAddRelu")(*arguments, grid=(-(-len(x) // (THREADS // 8)), 1))
-    arguments = [*sizes, at(masked[1]), at(active[1]), is_rounded, at(sums[1])]
+    arguments = [*sizes, np.int32(columns), at(masked[1]), at(active[1]), is_rounded, at(sums[1])]
     Emulated(emulator, "CudaRbcMaskAndSum")(*arguments, grid=(groups, -(-columns // 32)))
     for expected, found in (active, masked):
         np.testing.assert_array_equal(found.float(), expected.float())

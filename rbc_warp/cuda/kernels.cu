@@ -88,6 +88,8 @@ template <class F> __device__ void with_type(void* array, int bfloat16, F f) {
   }
 }
 
+template <class T> __device__ const T* same_type(const T*, const void* array) { return static_cast<const T*>(array); }
+
 // Rows of a network's outputs that a block works on, in shared memory, each with `numbers` of which the first `width` are
 // loaded and stored. A warp loads and stores a row at a time; a thread works on one head of one row, its neighbors on the
 // same head of the next rows. These lie an odd number of words apart, in different banks.
@@ -101,9 +103,10 @@ struct Rows {
 
   __device__ float* operator[](int r) const { return memory + r * stride; }
 
-  template <class T> __device__ void load(const T* from) {
+  // Rows lie `pitch` numbers apart there.
+  template <class T> __device__ void load(const T* from, int pitch) {
     for (int r = team.warp; r < count; r += team.num_warps) {
-      const T* const source = from + static_cast<size_t>(r) * width;
+      const T* const source = from + static_cast<size_t>(r) * pitch;
 #pragma unroll 1
       for (int k = team.lane; k < width; k += 32 * kAtOnce) {
         float loaded[kAtOnce];
@@ -116,9 +119,9 @@ struct Rows {
       }
     }
   }
-  template <class T> __device__ void store(T* to) {
+  template <class T> __device__ void store(T* to, int pitch) {
     for (int r = team.warp; r < count; r += team.num_warps) {
-      for (int k = team.lane; k < width; k += 32) set_number(to[static_cast<size_t>(r) * width + k], (*this)[r][k]);
+      for (int k = team.lane; k < width; k += 32) set_number(to[static_cast<size_t>(r) * pitch + k], (*this)[r][k]);
     }
   }
   template <class F> __device__ void each_head(int num_heads, F f) {
@@ -161,16 +164,16 @@ __device__ void add_relu(int num_rows, int rows_of_group, int columns, T* x, con
   }
 }
 
-// Sets 32 columns of one group's gradient to 0 where the activation is not positive, and sums them up over the group's
-// rows: sixteen rows in order, then sixteen such sums, then those; up to 4,096 rows, torch's order on a CPU. `parts` holds
+// Sets 32 columns of one group's gradient to 0 where the activation is not positive, if there is one, and sums them up
+// over the group's rows: sixteen rows in order, then sixteen such sums, then those; up to 4,096 rows, torch's order on a CPU. `parts` holds
 // 16 × 32 numbers.
 template <class T>
-__device__ void mask_and_sum(int rows_of_group, int columns, T* gradient, const T* activation, float* sums,
+__device__ void mask_and_sum(int rows_of_group, int columns, int pitch, T* gradient, const T* activation, float* sums,
                              float* parts) {
   constexpr int kRows = 16, kParts = 16;
   const BlockTeam team;
   const int column = blockIdx.y * 32 + team.lane;
-  const size_t start = static_cast<size_t>(blockIdx.x) * rows_of_group * columns + column;
+  const size_t start = static_cast<size_t>(blockIdx.x) * rows_of_group * pitch + column;
   float total[3] = {};  // of less than sixteen rows, of less than sixteen times sixteen, and of all before
   for (int first = 0; first < rows_of_group; first += kRows * kParts) {
     const int left = rows_of_group - first, rows = left < kRows * kParts ? left : kRows * kParts;
@@ -178,20 +181,20 @@ __device__ void mask_and_sum(int rows_of_group, int columns, T* gradient, const 
       const int end = rows < (part + 1) * kRows ? rows : (part + 1) * kRows;
       float sum = 0.0f;
       for (int row = part * kRows; row < end; row += kAtOnce) {
-        const size_t at = start + static_cast<size_t>(first + row) * columns;
+        const size_t at = start + static_cast<size_t>(first + row) * pitch;
         T masked[kAtOnce];
         float active[kAtOnce];
 #pragma unroll
         for (int n = 0; n < kAtOnce; ++n) {
-          const size_t own = at + (row + n < end ? static_cast<size_t>(n) * columns : 0);
+          const size_t own = at + (row + n < end ? static_cast<size_t>(n) * pitch : 0);
           masked[n] = gradient[own];
-          active[n] = to_number(activation[own]);
+          active[n] = activation ? to_number(activation[own]) : 1.0f;
         }
 #pragma unroll
         for (int n = 0; n < kAtOnce; ++n) {
           if (active[n] <= 0.0f) masked[n] = T(0);
           if (row + n < end) {
-            gradient[at + static_cast<size_t>(n) * columns] = masked[n];
+            if (activation) gradient[at + static_cast<size_t>(n) * pitch] = masked[n];
             sum += to_number(masked[n]);
           }
         }
@@ -268,7 +271,7 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksAtOnce) CudaRbcSample(RBC
   const auto period_of = [&](int row) { return recorded_period(timestep[row / count], sizes[NUM_PERIODS]); };
   const auto slot_of = [&](int row) { return static_cast<size_t>(period_of(row)) * num_rows + row; };
 
-  with_type(RBC_OF_TYPE(logits), bfloat16, [&](auto* logits) { rows.load(logits + static_cast<size_t>(first) * width); });
+  with_type(RBC_OF_TYPE(logits), bfloat16, [&](auto* logits) { rows.load(logits + static_cast<size_t>(first) * width, width); });
   __syncthreads();
   rows.each_head(num_heads, [&](int r, int h) {
     const int row = first + r, e = row / count, agent = first_agent + row - e * count;
@@ -305,7 +308,7 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksAtOnce) CudaRbcSample(RBC
 // the caller's.
 __global__ void __launch_bounds__(kMostThreads, kBlocksAtOnce)
     CudaRbcLoss(int num_rows, int rows_of_block, int num_heads, const int* offsets, const unsigned char* allowed,
-                void* logits, int bfloat16, const int* actions, const float* old_log_probability,
+                void* logits, int pitch, int bfloat16, const int* actions, const float* old_log_probability,
                 const float* advantage, const float* target, const float* old_value, const float* loss,
                 float* block_statistics) {
   extern __shared__ float memory[];
@@ -319,9 +322,9 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksAtOnce)
   float sums[NUM_LOSS_STATISTICS] = {};
   for (int first = blockIdx.x * rows_of_block; first < num_rows; first += gridDim.x * rows_of_block) {
     rows.count = num_rows - first < rows_of_block ? num_rows - first : rows_of_block;
-    const size_t start = static_cast<size_t>(first) * width;
+    const size_t start = static_cast<size_t>(first) * pitch;
     const auto chosen = [&](int r, int h) { return actions[static_cast<size_t>(first + r) * num_heads + h]; };
-    with_type(static_cast<const void*>(logits), bfloat16, [&](auto* from) { rows.load(from + start); });
+    with_type(static_cast<const void*>(logits), bfloat16, [&](auto* from) { rows.load(from + start, pitch); });
     __syncthreads();
     rows.each_head(num_heads, [&](int r, int h) {
       const int action = heads.offsets[h];
@@ -340,7 +343,7 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksAtOnce)
                            entropy_weight(loss, heads, h), loss[LOSS_ROW_WEIGHT]);
     });
     __syncthreads();
-    with_type(logits, bfloat16, [&](auto* to) { rows.store(to + start); });
+    with_type(logits, bfloat16, [&](auto* to) { rows.store(to + start, pitch); });
     __syncthreads();
   }
   if (team.warp > 0) return;
@@ -357,16 +360,12 @@ __global__ void CudaRbcAddRelu(int num_rows, int rows_of_group, int columns, voi
 }
 
 // A block takes 32 columns, by the grid's second axis, of one group, by its first.
-__global__ void CudaRbcMaskAndSum(int rows_of_group, int columns, void* gradient, const void* activation, int bfloat16,
-                                  float* sums) {
+__global__ void CudaRbcMaskAndSum(int rows_of_group, int columns, int pitch, void* gradient, const void* activation,
+                                  int bfloat16, float* sums) {
   extern __shared__ float memory[];
-  if (bfloat16) {
-    mask_and_sum(rows_of_group, columns, static_cast<uint16_t*>(gradient), static_cast<const uint16_t*>(activation),
-                 sums, memory);
-  } else {
-    mask_and_sum(rows_of_group, columns, static_cast<float*>(gradient), static_cast<const float*>(activation), sums,
-                 memory);
-  }
+  with_type(gradient, bfloat16, [&](auto* rows) {
+    mask_and_sum(rows_of_group, columns, pitch, rows, same_type(rows, activation), sums, memory);
+  });
 }
 
 }  // extern "C"

@@ -22,14 +22,13 @@ from rbc_warp.warpdrive.kernels import SAMPLE_COLUMNS, Heads, Kernels, Layers, L
 BLOCK_BYTES = {"cpu": 800 * 1024, "cuda": 128 * 1024 * 1024}
 
 
+ALIGNED = {"cpu": 1, "cuda": 16}
+"""Rows of logits begin at multiples of so many numbers: a GPU's fast products want that."""
+
+
 def block_rows(device: torch.device, dtype: torch.dtype, hidden: int) -> int:
     """Return how many rows a block of the forward and backward passes has."""
     return BLOCK_BYTES[device.type] // (hidden * dtype.itemsize)
-
-
-def mask(gradient: torch.Tensor, activation: torch.Tensor) -> None:
-    """Set the gradient to 0 where the activation is not positive."""
-    torch.ops.aten.threshold_backward.grad_input(gradient, activation, 0.0, grad_input=gradient)
 
 
 def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -207,23 +206,31 @@ class FusedLearner(Learner):
         torch.mm(shared_grad.T, batch.public, out=grad.public)
         torch.sum(shared_grad, 0, out=grad.bias1)
 
+    def _take_masked_sum(
+        self, rows: torch.Tensor, activation: torch.Tensor | None, agents: int, total: torch.Tensor, is_first: bool
+    ) -> None:
+        """Mask rows as ``Kernels.mask_and_sum`` does, and put their sum into a total, or add it."""
+        sums = torch.empty(len(rows) // agents, rows.shape[1], device=self.device)
+        self.kernels.mask_and_sum(rows, activation, sums)
+        take_sum(sums, total, is_first)
+
     def _gradient_by_blocks(
         self, batch: Batch, shared: torch.Tensor, loss: Loss, grad: Layers, shared_grad: torch.Tensor
     ) -> None:
         """Put all into ``grad`` but the first layer's public part, whose gradient goes to ``shared_grad``."""
         layers, agents = self._rounded_layers(), len(batch.actions) // len(batch.public)
+        width, kind = self.policy.num_actions + 1, self.device.type
         for observations, rows in self._blocks(len(batch.public), agents):
             private, is_first = batch.private[rows], rows.start == 0
             first, second = self._hidden(shared[observations], private, layers)
-            logits = self._buffer("logits", len(second), self.policy.num_actions + 1)
+            logits = self._buffer("logits", len(second), -(-width // ALIGNED[kind]) * ALIGNED[kind])[:, :width]
             torch.addmm(layers.bias3, second, layers.weight3.T, out=logits)
             self.kernels.loss(logits, loss.of(rows))  # logits now hold their gradient
             take_product(logits.T, second, grad.weight3, is_first)
-            take_sum(logits, grad.bias3, is_first)
+            self._take_masked_sum(logits, None, agents, grad.bias3, is_first)
             second_grad, first_grad = self._buffer("second_grad", len(second)), self._buffer("first_grad", len(first))
             torch.mm(logits, layers.weight3, out=second_grad)
-            mask(second_grad, second)
-            take_sum(second_grad, grad.bias2, is_first)
+            self._take_masked_sum(second_grad, second, agents, grad.bias2, is_first)
             take_product(second_grad.T, first, grad.weight2, is_first)
             torch.mm(second_grad, layers.weight2, out=first_grad)
             self.kernels.mask_and_sum(first_grad, first, shared_grad[observations])

@@ -98,8 +98,9 @@ class HostFunctionManager(CUDAFunctionManager):
     def add_relu(self, x: torch.Tensor, shared: torch.Tensor) -> None:
         x.view(len(shared), -1, x.shape[1]).add_(shared.to(x.dtype).unsqueeze(1)).relu_()
 
-    def mask_and_sum(self, gradient: torch.Tensor, activation: torch.Tensor, sums: torch.Tensor) -> None:
-        torch.ops.aten.threshold_backward.grad_input(gradient, activation, 0.0, grad_input=gradient)
+    def mask_and_sum(self, gradient: torch.Tensor, activation: torch.Tensor | None, sums: torch.Tensor) -> None:
+        if activation is not None:
+            torch.ops.aten.threshold_backward.grad_input(gradient, activation, 0.0, grad_input=gradient)
         groups = gradient.view(len(sums), -1, gradient.shape[1])
         torch.sum(groups, dim=1, dtype=torch.float32, out=sums)
 

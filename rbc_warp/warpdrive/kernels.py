@@ -75,7 +75,8 @@ class Kernels(Protocol):
 
     def pointer(self, tensor: torch.Tensor) -> Any: ...
     def loss(self, logits: torch.Tensor, loss: Loss) -> None:
-        """Replace ``logits`` (rows, actions+1) by the loss gradient; add to the loss statistics."""
+        """Replace ``logits`` (rows, actions+1) by the loss gradient; add to the loss statistics. On a GPU rows may lie
+        further apart."""
 
     def add_relu(self, x: torch.Tensor, shared: torch.Tensor) -> None:
         """Make x (rows, columns) max(x + shared, 0), rounded after the sum.
@@ -83,9 +84,9 @@ class Kernels(Protocol):
         shared: (groups, columns) float32, a row to each group of rows; rounded to x's precision before.
         """
 
-    def mask_and_sum(self, gradient: torch.Tensor, activation: torch.Tensor, sums: torch.Tensor) -> None:
-        """Set the gradient (rows, columns) to 0 where the activation is not positive; put its sums over each group of
-        rows into ``sums`` (groups, columns) float32."""
+    def mask_and_sum(self, gradient: torch.Tensor, activation: torch.Tensor | None, sums: torch.Tensor) -> None:
+        """Set the gradient (rows, columns) to 0 where there is an activation that is not positive; put its sums over
+        each group of rows into ``sums`` (groups, columns) float32."""
 
     def network(self, dtype: torch.dtype, hidden: int) -> Any:
         """Return what runs a whole network with such products and hidden layers as one kernel (``host.py``); None."""

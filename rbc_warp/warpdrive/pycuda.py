@@ -26,6 +26,7 @@ from rbc_warp.warpdrive.kernels import (
     LOSS_BLOCKS,
     LOSS_KERNEL,
     MASK_KERNEL,
+    NULL,
     SAMPLE_COLUMNS,
     THREADS_PER_BLOCK,
     Loss,
@@ -181,7 +182,8 @@ class RbcFunctionManager(PyCUDAFunctionManager):
             np.int32(len(heads.sizes)),
             self.pointer(heads.offsets),
             self.pointer(heads.allowed),
-            self.pointer(logits),
+            CudaTensorHolder(logits),
+            np.int32(logits.stride(0)),
             np.int32(logits.dtype == torch.bfloat16),
             *(self.pointer(loss.sample[name]) for name in SAMPLE_COLUMNS),
             self.pointer(loss.weights),
@@ -204,13 +206,14 @@ class RbcFunctionManager(PyCUDAFunctionManager):
             grid=(-(-rows // (LAYER_THREADS // 8)), 1),  # a warp takes four rows
         )
 
-    def mask_and_sum(self, gradient: torch.Tensor, activation: torch.Tensor, sums: torch.Tensor) -> None:
+    def mask_and_sum(self, gradient: torch.Tensor, activation: torch.Tensor | None, sums: torch.Tensor) -> None:
         groups, columns = sums.shape
         self.get_function(MASK_KERNEL)(
             np.int32(len(gradient) // groups),
             np.int32(columns),
-            self.pointer(gradient),
-            self.pointer(activation),
+            np.int32(gradient.stride(0)),
+            CudaTensorHolder(gradient),
+            NULL if activation is None else self.pointer(activation),
             np.int32(gradient.dtype == torch.bfloat16),
             self.pointer(sums),
             block=(LAYER_THREADS, 1, 1),
