@@ -357,8 +357,9 @@ __global__ void CudaRbcAddRelu(int num_rows, int rows_of_group, int columns, voi
 }
 
 // A block takes 32 columns, by the grid's second axis, of one group, by its first.
-__global__ void CudaRbcMaskAndSum(int rows_of_group, int columns, void* gradient, const void* activation, int bfloat16,
-                                  float* sums) {
+__global__ void __launch_bounds__(kMostThreads / 2, 2 * kBlocksAtOnce - 1)
+    CudaRbcMaskAndSum(int rows_of_group, int columns, void* gradient, const void* activation, int bfloat16,
+                      float* sums) {
   extern __shared__ float memory[];
   if (bfloat16) {
     mask_and_sum(rows_of_group, columns, static_cast<uint16_t*>(gradient), static_cast<const uint16_t*>(activation),
