@@ -102,28 +102,42 @@ struct Rows {
   __device__ float* operator[](int r) const { return memory + r * stride; }
 
   template <class T> __device__ void load(const T* from) {
-    for (int r = team.warp; r < count; r += team.num_warps) {
-      const T* const source = from + static_cast<size_t>(r) * width;
-#pragma unroll 1
-      for (int k = team.lane; k < width; k += 32 * kAtOnce) {
-        float loaded[kAtOnce];
+    each_part(from, [](const T* outside, float* inside, int left) {
+      float loaded[kAtOnce];
 #pragma unroll
-        for (int n = 0; n < kAtOnce; ++n) loaded[n] = k + 32 * n < width ? to_number(source[k + 32 * n]) : 0.0f;
-#pragma unroll
-        for (int n = 0; n < kAtOnce; ++n) {
-          if (k + 32 * n < width) (*this)[r][k + 32 * n] = loaded[n];
-        }
+      for (int n = 0; n < kAtOnce; ++n) {
+        if (32 * n < left) loaded[n] = to_number(outside[32 * n]);
       }
-    }
+#pragma unroll
+      for (int n = 0; n < kAtOnce; ++n) {
+        if (32 * n < left) inside[32 * n] = loaded[n];
+      }
+    });
   }
   template <class T> __device__ void store(T* to) {
+    each_part(to, [](T* outside, const float* inside, int left) {
+#pragma unroll
+      for (int n = 0; n < kAtOnce; ++n) {
+        if (32 * n < left) set_number(outside[32 * n], inside[32 * n]);
+      }
+    });
+  }
+  // Calls f with a thread's places in a row outside and inside, every 32nd number for the next kAtOnce, and how many
+  // numbers are left from there.
+  template <class T, class F> __device__ void each_part(T* outside, F f) {
+    outside += static_cast<size_t>(team.warp) * width + team.lane;
+    float* inside = (*this)[team.warp] + team.lane;
     for (int r = team.warp; r < count; r += team.num_warps) {
-      for (int k = team.lane; k < width; k += 32) set_number(to[static_cast<size_t>(r) * width + k], (*this)[r][k]);
+#pragma unroll 1
+      for (int k = 0; k < width - team.lane; k += 32 * kAtOnce) f(outside + k, inside + k, width - team.lane - k);
+      outside += team.num_warps * width;
+      inside += team.num_warps * stride;
     }
   }
   template <class F> __device__ void each_head(int num_heads, F f) {
-    const int r = team.thread % rows;
-    for (int h = team.thread / rows; h < num_heads && r < count; h += team.num_threads / rows) f(r, h);
+    const unsigned thread = team.thread, step = rows;
+    const int r = thread % step;
+    for (int h = thread / step; h < num_heads && r < count; h += team.num_threads / step) f(r, h);
   }
 };
 
@@ -300,8 +314,8 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksAtOnce) CudaRbcSample(RBC
   }
 }
 
-// Loss gradient in place of the logits, `rows_of_block` rows at a time; shared memory holds their logits, weights and
-// softmax terms. A block adds its statistics to its own row of block_statistics, in a fixed order; adding the rows up is
+// Loss gradient in place of the logits, `rows_of_block` rows at a time; shared memory holds their logits, weights,
+// softmax terms and statistics. A block adds its statistics to its own row of block_statistics, in a fixed order; adding the rows up is
 // the caller's.
 __global__ void __launch_bounds__(kMostThreads, kBlocksAtOnce)
     CudaRbcLoss(int num_rows, int rows_of_block, int num_heads, const int* offsets, const unsigned char* allowed,
@@ -311,12 +325,15 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksAtOnce)
   extern __shared__ float memory[];
   const Heads heads = {num_heads, offsets, allowed};
   const int num_actions = heads.num_actions(), width = num_actions + 1;
-  Rows rows(memory, rows_of_block, 2 * width + NUM_SOFTMAX_TERMS * num_heads, width);
+  Rows rows(memory, rows_of_block, 2 * width + NUM_SOFTMAX_TERMS * num_heads + NUM_LOSS_STATISTICS, width);
   const BlockTeam& team = rows.team;
   const auto weights = [&](int r) { return rows[r] + width; };
   const auto gradient = [&](int r) -> float& { return weights(r)[num_actions]; };  // the policy's; a value has no weight
   const auto terms = [&](int r, int h) { return rows[r] + 2 * width + h * NUM_SOFTMAX_TERMS; };
-  float sums[NUM_LOSS_STATISTICS] = {};
+  const auto sums = [&](int r) { return terms(r, num_heads); };
+  if (team.thread < rows_of_block) {
+    for (int s = 0; s < NUM_LOSS_STATISTICS; ++s) sums(team.thread)[s] = 0.0f;
+  }
   for (int first = blockIdx.x * rows_of_block; first < num_rows; first += gridDim.x * rows_of_block) {
     rows.count = num_rows - first < rows_of_block ? num_rows - first : rows_of_block;
     const size_t start = static_cast<size_t>(first) * width;
@@ -331,7 +348,7 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksAtOnce)
     if (team.thread < rows.count) {
       const int r = team.thread, row = first + r;
       const Sample<float> sample = {old_log_probability[row], advantage[row], target[row], old_value[row]};
-      gradient(r) = row_gradient<float>(rows[r][num_actions], terms(r, 0), num_heads, sample, loss, sums);
+      gradient(r) = row_gradient<float>(rows[r][num_actions], terms(r, 0), num_heads, sample, loss, sums(r));
     }
     __syncthreads();
     rows.each_head(num_heads, [&](int r, int h) {
@@ -345,7 +362,7 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksAtOnce)
   }
   if (team.warp > 0) return;
   for (int s = 0; s < NUM_LOSS_STATISTICS; ++s) {
-    const float total = team.sum_over_warp(sums[s]);
+    const float total = team.sum_over_warp(team.lane < rows_of_block ? sums(team.lane)[s] : 0.0f);
     if (team.leads()) block_statistics[blockIdx.x * NUM_LOSS_STATISTICS + s] += total;
   }
 }
