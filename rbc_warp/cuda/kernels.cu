@@ -12,7 +12,7 @@ namespace {
 
 // Of a kernel that works on rows: the threads of a block, and how many such blocks are to fit into a multiprocessor.
 constexpr int kMostThreads = 512;
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 860
 constexpr int kBlocksAtOnce = 2;
 #else
 constexpr int kBlocksAtOnce = 3;
@@ -153,7 +153,8 @@ __device__ void add_relu(int num_rows, int rows_of_group, int columns, T* x, con
   const BlockTeam team;
   const int first = (blockIdx.x * team.num_warps + team.warp) * kAtOnce, group = first / rows_of_group;
   const float* common = shared + static_cast<size_t>(group) * columns;
-  for (int row = first, left = (group + 1) * rows_of_group - first; row < first + kAtOnce && row < num_rows; ++row, --left) {
+  int left = (group + 1) * rows_of_group - first;  // rows of the group
+  for (int row = first; row < first + kAtOnce && row < num_rows; ++row, --left) {
     if (left == 0) common += columns, left = rows_of_group;
     T* const own = x + static_cast<size_t>(row) * columns;
     for (int start = team.lane; start < columns; start += 32 * kAtOnce) {
@@ -312,11 +313,12 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksAtOnce) CudaRbcSample(RBC
     RBC_OF_TYPE(log_probabilities_batch)[slot] = log_probability;
     RBC_OF_TYPE(values_batch)[slot] = rows[r][width - 1];
   }
+#undef RBC_OF_TYPE
 }
 
-// Loss gradient in place of the logits, `rows_of_block` rows at a time; shared memory holds their logits, weights,
-// softmax terms and statistics. A block adds its statistics to its own row of block_statistics, in a fixed order; adding the rows up is
-// the caller's.
+// Loss gradient in place of the logits, `rows_of_block` rows at a time; shared memory holds their logits, weights, softmax
+// terms and statistics. A block adds its statistics to its own row of block_statistics, in a fixed order; adding the rows
+// up is the caller's.
 __global__ void __launch_bounds__(kMostThreads, kBlocksAtOnce)
     CudaRbcLoss(int num_rows, int rows_of_block, int num_heads, const int* offsets, const unsigned char* allowed,
                 void* logits, int bfloat16, const int* actions, const float* old_log_probability,
