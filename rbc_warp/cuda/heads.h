@@ -103,9 +103,9 @@ RBC_FN int recorded_period(int timestep, int num_periods) {
   return timestep < num_periods ? timestep : num_periods - 1;
 }
 
-// The agent types in the order in which agents are numbered, and what a draw takes of each: n agents, h heads, a actions
-// of all heads, E environments; `*_batch` begin with T and may all be null: nothing is recorded then. Logits are float32,
-// or all bfloat16. A GPU's block takes so many rows at a time.
+// The agent types in the order in which agents are numbered, and what a draw takes of each: n agents, h heads, a
+// actions of all heads, E environments; `*_batch` begin with T and may all be null: nothing is recorded then. Logits
+// are float32, or all bfloat16. A GPU's block takes so many rows at a time.
 #define RBC_AGENT_TYPES(X, AND) X(consumer) AND X(firm) AND X(government)
 #define RBC_SAMPLE_TYPE(type)                                                                                    \
   int type##_count, int type##_heads, const int *type##_offsets, const unsigned char *type##_allowed,           \

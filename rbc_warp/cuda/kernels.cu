@@ -1,5 +1,5 @@
-// WarpDrive's CUDA entry points: threads, shared memory and barriers for the functions of economy.h and heads.h.
-// One block per environment, unless a kernel says otherwise; agents are looped with the block's stride, so any number of
+// WarpDrive's CUDA entry points: threads, shared memory and barriers for the functions of economy.h and heads.h. One
+// block per environment, unless a kernel says otherwise; agents are looped with the block's stride, so any number of
 // agents fits any block size, which must be a multiple of 32. The number of environments is the grid's size.
 #include "economy.h"
 #include "encode.h"
@@ -88,9 +88,9 @@ template <class F> __device__ void with_type(void* array, int bfloat16, F f) {
   }
 }
 
-// Rows of a network's outputs that a block works on, in shared memory, each with `numbers` of which the first `width` are
-// loaded and stored. A warp loads and stores a row at a time; a thread works on one head of one row, its neighbors on the
-// same head of the next rows. These lie an odd number of words apart, in different banks.
+// Rows of a network's outputs that a block works on, in shared memory, each with `numbers` of which the first `width`
+// are loaded and stored. A warp loads and stores a row at a time; a thread works on one head of one row, its
+// neighbors on the same head of the next rows. These lie an odd number of words apart, in different banks.
 struct Rows {
   BlockTeam team;
   float* memory;
@@ -176,9 +176,9 @@ __device__ void add_relu(int num_rows, int rows_of_group, int columns, T* x, con
   }
 }
 
-// Sets 32 columns of one group's gradient to 0 where the activation is not positive, and sums them up over the group's
-// rows: sixteen rows in order, then sixteen such sums, then those; up to 4,096 rows, torch's order on a CPU. `parts` holds
-// 16 × 32 numbers.
+// Sets 32 columns of one group's gradient to 0 where the activation is not positive, and sums them up over the
+// group's rows: sixteen rows in order, then sixteen such sums, then those; up to 4,096 rows, torch's order on a CPU.
+// `parts` holds 16 × 32 numbers.
 template <class T>
 __device__ void mask_and_sum(int rows_of_group, int columns, T* gradient, const T* activation, float* sums,
                              float* parts) {
@@ -283,7 +283,8 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksAtOnce) CudaRbcSample(RBC
   const auto period_of = [&](int row) { return recorded_period(timestep[row / count], sizes[NUM_PERIODS]); };
   const auto slot_of = [&](int row) { return static_cast<size_t>(period_of(row)) * num_rows + row; };
 
-  with_type(RBC_OF_TYPE(logits), bfloat16, [&](auto* logits) { rows.load(logits + static_cast<size_t>(first) * width); });
+  const size_t start = static_cast<size_t>(first) * width;
+  with_type(RBC_OF_TYPE(logits), bfloat16, [&](auto* logits) { rows.load(logits + start); });
   __syncthreads();
   rows.each_head(num_heads, [&](int r, int h) {
     const int row = first + r, e = row / count, agent = first_agent + row - e * count;
@@ -316,9 +317,9 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksAtOnce) CudaRbcSample(RBC
 #undef RBC_OF_TYPE
 }
 
-// Loss gradient in place of the logits, `rows_of_block` rows at a time; shared memory holds their logits, weights, softmax
-// terms and statistics. A block adds its statistics to its own row of block_statistics, in a fixed order; adding the rows
-// up is the caller's.
+// Loss gradient in place of the logits, `rows_of_block` rows at a time; shared memory holds their logits, weights,
+// softmax terms and statistics. A block adds its statistics to its own row of block_statistics, in a fixed order;
+// adding the rows up is the caller's.
 __global__ void __launch_bounds__(kMostThreads, kBlocksAtOnce)
     CudaRbcLoss(int num_rows, int rows_of_block, int num_heads, const int* offsets, const unsigned char* allowed,
                 void* logits, int bfloat16, const int* actions, const float* old_log_probability,
@@ -330,7 +331,8 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksAtOnce)
   Rows rows(memory, rows_of_block, 2 * width + NUM_SOFTMAX_TERMS * num_heads + NUM_LOSS_STATISTICS, width);
   const BlockTeam& team = rows.team;
   const auto weights = [&](int r) { return rows[r] + width; };
-  const auto gradient = [&](int r) -> float& { return weights(r)[num_actions]; };  // the policy's; a value has no weight
+  // The policy's, in the place of the value's weight, which has none.
+  const auto gradient = [&](int r) -> float& { return weights(r)[num_actions]; };
   const auto terms = [&](int r, int h) { return rows[r] + 2 * width + h * NUM_SOFTMAX_TERMS; };
   const auto sums = [&](int r) { return terms(r, num_heads); };
   if (team.thread < rows_of_block) {
