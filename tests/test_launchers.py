@@ -383,7 +383,7 @@ def test_rows_too_long_for_a_gpu_are_refused_before_anything_is_written(
     """A row with its gradient and its heads fills the 227 KB that a block can have: 58,112 words."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(backends, "choose_backend", lambda name: "pycuda")
-    # 38 firms: 38 c + 1 + 38 logits and the value, twice, and five words for each of 40 heads; c = 760 still fits.
+    # 38 firms: 38 c + 1 + 38 logits and the value, twice, five words for each of 40 heads and five more; 760 fits.
     fitting, too_many = (
         {"num_firms": 38, "work_choices": [1], "consumption_choices": list(range(c))} for c in (760, 761)
     )
@@ -391,7 +391,7 @@ def test_rows_too_long_for_a_gpu_are_refused_before_anything_is_written(
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({"agents": too_many}))
     refused = (
-        r"28957 logits of a consumer need 232468 bytes .* at most 232448; shorten agents.consumption_choices \(761\)"
+        r"28957 logits of a consumer need 232484 bytes .* at most 232448; shorten agents.consumption_choices \(761\)"
     )
     with pytest.raises(ConfigError, match=refused):
         run_training.main(["--config", str(config), "--experiment-dir", str(tmp_path / "runs")])

@@ -103,9 +103,9 @@ RBC_FN int recorded_period(int timestep, int num_periods) {
   return timestep < num_periods ? timestep : num_periods - 1;
 }
 
-// The agent types in the order in which agents are numbered, and what a draw takes of each: n agents, h heads, a actions
-// of all heads, E environments; `*_batch` begin with T and may all be null: nothing is recorded then. Logits are float32,
-// or all bfloat16. A GPU's block takes so many rows at a time.
+// The agent types in the order in which agents are numbered, and what a draw takes of each: n agents, h heads, a
+// actions of all heads, E environments; `*_batch` begin with T and may all be null: nothing is recorded then. Logits
+// are float32, or all bfloat16. A GPU's block takes so many rows at a time.
 #define RBC_AGENT_TYPES(X, AND) X(consumer) AND X(firm) AND X(government)
 #define RBC_SAMPLE_TYPE(type)                                                                                    \
   int type##_count, int type##_heads, const int *type##_offsets, const unsigned char *type##_allowed,           \
@@ -176,19 +176,15 @@ template <class V> RBC_FN V huber_gradient(V error) {
 enum SoftmaxTerm { RBC_SOFTMAX(RBC_ENUMERATOR) NUM_SOFTMAX_TERMS };
 #undef RBC_ENUMERATOR
 
-template <class V> RBC_FN V log_p(V x, V weight, V top, V log_total) {
-  return select(weight > 0.0f, x - top - log_total, splat<V>(0.0f));
-}
-
 template <class V> RBC_FN void softmax(const V* x, V* weight, Head head, typename Types<V>::Int chosen, V* terms) {
   const V top = max_allowed(x, head), total = to_weights(x, weight, head, top);
   const V log_total = log(total), scale = 1.0f / total;
-  V entropy = splat<V>(0.0f), of_chosen = splat<V>(0.0f);
-  RBC_UNROLL for (int k = 0; k < head.size; ++k) {
-    const V p = weight[k] * scale, lp = log_p(x[k], weight[k], top, log_total);
-    entropy = fma(-p, lp, entropy);
-    of_chosen = select(chosen == typename Types<V>::Int{} + k, lp, of_chosen);
+  V entropy = splat<V>(0.0f);
+  RBC_UNROLL for (int k = 0; k < head.size; ++k) {  // a masked action adds 0
+    entropy = fma(-(weight[k] * scale), x[k] - top - log_total, entropy);
   }
+  const V log_p = pick(x, head.size, chosen) - top - log_total;
+  const V of_chosen = select(pick(weight, head.size, chosen) > 0.0f, log_p, splat<V>(0.0f));
   terms[SOFTMAX_TOP] = top;
   terms[SOFTMAX_LOG_TOTAL] = log_total;
   terms[SOFTMAX_SCALE] = scale;
@@ -249,9 +245,9 @@ RBC_FN void head_gradient(V* x, const V* weight, Head head, typename Types<V>::I
   const V top = terms[SOFTMAX_TOP], log_total = terms[SOFTMAX_LOG_TOTAL], scale = terms[SOFTMAX_SCALE];
   const V entropy = terms[SOFTMAX_ENTROPY];
   RBC_UNROLL for (int k = 0; k < head.size; ++k) {
-    const V p = weight[k] * scale, lp = log_p(x[k], weight[k], top, log_total);
+    const V p = weight[k] * scale, log_p = x[k] - top - log_total;
     const V taken = select(chosen == typename Types<V>::Int{} + k, policy_gradient, splat<V>(0.0f));
-    x[k] = row_weight * fma(p, fma(splat<V>(entropy_weight), lp + entropy, -policy_gradient), taken);
+    x[k] = row_weight * fma(p, fma(splat<V>(entropy_weight), log_p + entropy, -policy_gradient), taken);
   }
 }
 

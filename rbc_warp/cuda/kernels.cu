@@ -1,5 +1,5 @@
-// WarpDrive's CUDA entry points: threads, shared memory and barriers for the functions of economy.h and heads.h.
-// One block per environment, unless a kernel says otherwise; agents are looped with the block's stride, so any number of
+// WarpDrive's CUDA entry points: threads, shared memory and barriers for the functions of economy.h and heads.h. One
+// block per environment, unless a kernel says otherwise; agents are looped with the block's stride, so any number of
 // agents fits any block size, which must be a multiple of 32. The number of environments is the grid's size.
 #include "economy.h"
 #include "encode.h"
@@ -12,7 +12,7 @@ namespace {
 
 // Of a kernel that works on rows: the threads of a block, and how many such blocks are to fit into a multiprocessor.
 constexpr int kMostThreads = 512;
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 860
 constexpr int kBlocksAtOnce = 2;
 #else
 constexpr int kBlocksAtOnce = 3;
@@ -90,9 +90,9 @@ template <class F> __device__ void with_type(void* array, int bfloat16, F f) {
 
 template <class T> __device__ const T* same_type(const T*, const void* array) { return static_cast<const T*>(array); }
 
-// Rows of a network's outputs that a block works on, in shared memory, each with `numbers` of which the first `width` are
-// loaded and stored. A warp loads and stores a row at a time; a thread works on one head of one row, its neighbors on the
-// same head of the next rows. These lie an odd number of words apart, in different banks.
+// Rows of a network's outputs that a block works on, in shared memory, each with `numbers` of which the first `width`
+// are loaded and stored. A warp loads and stores a row at a time; a thread works on one head of one row, its
+// neighbors on the same head of the next rows. These lie an odd number of words apart, in different banks.
 struct Rows {
   BlockTeam team;
   float* memory;
@@ -103,30 +103,44 @@ struct Rows {
 
   __device__ float* operator[](int r) const { return memory + r * stride; }
 
-  // Rows lie `pitch` numbers apart there.
+  // Outside, rows lie `pitch` numbers apart.
   template <class T> __device__ void load(const T* from, int pitch) {
-    for (int r = team.warp; r < count; r += team.num_warps) {
-      const T* const source = from + static_cast<size_t>(r) * pitch;
-#pragma unroll 1
-      for (int k = team.lane; k < width; k += 32 * kAtOnce) {
-        float loaded[kAtOnce];
+    each_part(from, pitch, [](const T* outside, float* inside, int left) {
+      float loaded[kAtOnce];
 #pragma unroll
-        for (int n = 0; n < kAtOnce; ++n) loaded[n] = k + 32 * n < width ? to_number(source[k + 32 * n]) : 0.0f;
-#pragma unroll
-        for (int n = 0; n < kAtOnce; ++n) {
-          if (k + 32 * n < width) (*this)[r][k + 32 * n] = loaded[n];
-        }
+      for (int n = 0; n < kAtOnce; ++n) {
+        if (32 * n < left) loaded[n] = to_number(outside[32 * n]);
       }
-    }
+#pragma unroll
+      for (int n = 0; n < kAtOnce; ++n) {
+        if (32 * n < left) inside[32 * n] = loaded[n];
+      }
+    });
   }
   template <class T> __device__ void store(T* to, int pitch) {
+    each_part(to, pitch, [](T* outside, const float* inside, int left) {
+#pragma unroll
+      for (int n = 0; n < kAtOnce; ++n) {
+        if (32 * n < left) set_number(outside[32 * n], inside[32 * n]);
+      }
+    });
+  }
+  // Calls f with a thread's places in a row outside and inside, every 32nd number for the next kAtOnce, and how many
+  // numbers are left from there.
+  template <class T, class F> __device__ void each_part(T* outside, int pitch, F f) {
+    outside += static_cast<size_t>(team.warp) * pitch + team.lane;
+    float* inside = (*this)[team.warp] + team.lane;
     for (int r = team.warp; r < count; r += team.num_warps) {
-      for (int k = team.lane; k < width; k += 32) set_number(to[static_cast<size_t>(r) * pitch + k], (*this)[r][k]);
+#pragma unroll 1
+      for (int k = 0; k < width - team.lane; k += 32 * kAtOnce) f(outside + k, inside + k, width - team.lane - k);
+      outside += team.num_warps * pitch;
+      inside += team.num_warps * stride;
     }
   }
   template <class F> __device__ void each_head(int num_heads, F f) {
-    const int r = team.thread % rows;
-    for (int h = team.thread / rows; h < num_heads && r < count; h += team.num_threads / rows) f(r, h);
+    const unsigned thread = team.thread, step = rows;
+    const int r = thread % step;
+    for (int h = thread / step; h < num_heads && r < count; h += team.num_threads / step) f(r, h);
   }
 };
 
@@ -142,7 +156,8 @@ __device__ void add_relu(int num_rows, int rows_of_group, int columns, T* x, con
   const BlockTeam team;
   const int first = (blockIdx.x * team.num_warps + team.warp) * kAtOnce, group = first / rows_of_group;
   const float* common = shared + static_cast<size_t>(group) * columns;
-  for (int row = first, left = (group + 1) * rows_of_group - first; row < first + kAtOnce && row < num_rows; ++row, --left) {
+  int left = (group + 1) * rows_of_group - first;  // rows of the group
+  for (int row = first; row < first + kAtOnce && row < num_rows; ++row, --left) {
     if (left == 0) common += columns, left = rows_of_group;
     T* const own = x + static_cast<size_t>(row) * columns;
     for (int start = team.lane; start < columns; start += 32 * kAtOnce) {
@@ -164,9 +179,9 @@ __device__ void add_relu(int num_rows, int rows_of_group, int columns, T* x, con
   }
 }
 
-// Sets 32 columns of one group's gradient to 0 where the activation is not positive, if there is one, and sums them up
-// over the group's rows: sixteen rows in order, then sixteen such sums, then those; up to 4,096 rows, torch's order on a CPU. `parts` holds
-// 16 × 32 numbers.
+// Sets 32 columns of one group's gradient to 0 where the activation, if given, is not positive, and sums them up over the
+// group's rows: sixteen rows in order, then sixteen such sums, then those; up to 4,096 rows, torch's order on a CPU.
+// `parts` holds 16 × 32 numbers.
 template <class T>
 __device__ void mask_and_sum(int rows_of_group, int columns, int pitch, T* gradient, const T* activation, float* sums,
                              float* parts) {
@@ -271,7 +286,8 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksAtOnce) CudaRbcSample(RBC
   const auto period_of = [&](int row) { return recorded_period(timestep[row / count], sizes[NUM_PERIODS]); };
   const auto slot_of = [&](int row) { return static_cast<size_t>(period_of(row)) * num_rows + row; };
 
-  with_type(RBC_OF_TYPE(logits), bfloat16, [&](auto* logits) { rows.load(logits + static_cast<size_t>(first) * width, width); });
+  const size_t start = static_cast<size_t>(first) * width;
+  with_type(RBC_OF_TYPE(logits), bfloat16, [&](auto* logits) { rows.load(logits + start, width); });
   __syncthreads();
   rows.each_head(num_heads, [&](int r, int h) {
     const int row = first + r, e = row / count, agent = first_agent + row - e * count;
@@ -301,11 +317,12 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksAtOnce) CudaRbcSample(RBC
     RBC_OF_TYPE(log_probabilities_batch)[slot] = log_probability;
     RBC_OF_TYPE(values_batch)[slot] = rows[r][width - 1];
   }
+#undef RBC_OF_TYPE
 }
 
-// Loss gradient in place of the logits, `rows_of_block` rows at a time; shared memory holds their logits, weights and
-// softmax terms. A block adds its statistics to its own row of block_statistics, in a fixed order; adding the rows up is
-// the caller's.
+// Loss gradient in place of the logits, `rows_of_block` rows at a time; shared memory holds their logits, weights,
+// softmax terms and statistics. A block adds its statistics to its own row of block_statistics, in a fixed order;
+// adding the rows up is the caller's.
 __global__ void __launch_bounds__(kMostThreads, kBlocksAtOnce)
     CudaRbcLoss(int num_rows, int rows_of_block, int num_heads, const int* offsets, const unsigned char* allowed,
                 void* logits, int pitch, int bfloat16, const int* actions, const float* old_log_probability,
@@ -314,12 +331,16 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksAtOnce)
   extern __shared__ float memory[];
   const Heads heads = {num_heads, offsets, allowed};
   const int num_actions = heads.num_actions(), width = num_actions + 1;
-  Rows rows(memory, rows_of_block, 2 * width + NUM_SOFTMAX_TERMS * num_heads, width);
+  Rows rows(memory, rows_of_block, 2 * width + NUM_SOFTMAX_TERMS * num_heads + NUM_LOSS_STATISTICS, width);
   const BlockTeam& team = rows.team;
   const auto weights = [&](int r) { return rows[r] + width; };
-  const auto gradient = [&](int r) -> float& { return weights(r)[num_actions]; };  // the policy's; a value has no weight
+  // The policy's, in the place of the value's weight, which has none.
+  const auto gradient = [&](int r) -> float& { return weights(r)[num_actions]; };
   const auto terms = [&](int r, int h) { return rows[r] + 2 * width + h * NUM_SOFTMAX_TERMS; };
-  float sums[NUM_LOSS_STATISTICS] = {};
+  const auto sums = [&](int r) { return terms(r, num_heads); };
+  if (team.thread < rows_of_block) {
+    for (int s = 0; s < NUM_LOSS_STATISTICS; ++s) sums(team.thread)[s] = 0.0f;
+  }
   for (int first = blockIdx.x * rows_of_block; first < num_rows; first += gridDim.x * rows_of_block) {
     rows.count = num_rows - first < rows_of_block ? num_rows - first : rows_of_block;
     const size_t start = static_cast<size_t>(first) * pitch;
@@ -334,7 +355,7 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksAtOnce)
     if (team.thread < rows.count) {
       const int r = team.thread, row = first + r;
       const Sample<float> sample = {old_log_probability[row], advantage[row], target[row], old_value[row]};
-      gradient(r) = row_gradient<float>(rows[r][num_actions], terms(r, 0), num_heads, sample, loss, sums);
+      gradient(r) = row_gradient<float>(rows[r][num_actions], terms(r, 0), num_heads, sample, loss, sums(r));
     }
     __syncthreads();
     rows.each_head(num_heads, [&](int r, int h) {
@@ -348,7 +369,7 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksAtOnce)
   }
   if (team.warp > 0) return;
   for (int s = 0; s < NUM_LOSS_STATISTICS; ++s) {
-    const float total = team.sum_over_warp(sums[s]);
+    const float total = team.sum_over_warp(team.lane < rows_of_block ? sums(team.lane)[s] : 0.0f);
     if (team.leads()) block_statistics[blockIdx.x * NUM_LOSS_STATISTICS + s] += total;
   }
 }
@@ -360,8 +381,9 @@ __global__ void CudaRbcAddRelu(int num_rows, int rows_of_group, int columns, voi
 }
 
 // A block takes 32 columns, by the grid's second axis, of one group, by its first.
-__global__ void CudaRbcMaskAndSum(int rows_of_group, int columns, int pitch, void* gradient, const void* activation,
-                                  int bfloat16, float* sums) {
+__global__ void __launch_bounds__(kMostThreads / 2, 2 * kBlocksAtOnce - 1)
+    CudaRbcMaskAndSum(int rows_of_group, int columns, int pitch, void* gradient, const void* activation, int bfloat16,
+                      float* sums) {
   extern __shared__ float memory[];
   with_type(gradient, bfloat16, [&](auto* rows) {
     mask_and_sum(rows_of_group, columns, pitch, rows, same_type(rows, activation), sums, memory);

@@ -39,7 +39,7 @@ RBC_FN float sqrt(float x) { return sqrtf(x); }
 RBC_FN float from_bfloat16(uint16_t x) { return bits<float>(static_cast<uint32_t>(x) << 16); }
 // bfloat16's bits, rounded to nearest even; of any number.
 RBC_FN uint16_t rounded_to_bfloat16(float x) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800  // one instruction; what is not a number has other bits, and stays so
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800  // one instruction; only the bits of a NaN differ
   uint16_t rounded;
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(rounded) : "f"(x));
   return rounded;

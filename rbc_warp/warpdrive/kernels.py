@@ -178,8 +178,9 @@ class RowBlock:
 
 
 def loss_block(num_actions: int, num_heads: int) -> RowBlock:
-    """A block of the loss kernel: logits and value, weights and a gradient, and the terms of each head's softmax."""
-    return RowBlock.of(2 * (num_actions + 1) + len(tables.names("SOFTMAX")) * num_heads, num_heads)
+    """A block of the loss kernel: logits and value, weights and a gradient, each head's softmax terms, statistics."""
+    terms = len(tables.names("SOFTMAX")) * num_heads + len(LOSS_STATISTICS)
+    return RowBlock.of(2 * (num_actions + 1) + terms, num_heads)
 
 
 def sample_block(heads: Iterable[Heads]) -> RowBlock:

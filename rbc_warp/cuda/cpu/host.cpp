@@ -86,7 +86,8 @@ void sample_type(Rows& rows, int e, int num_envs, int period, const int* draw_wo
     for (int h = 0; h < heads.num_heads; ++h) {
       if (h % 4 == 0) random = random_words(key, agent, environment, h / 4);
       Ints chosen;
-      log_probability += draw_head<Floats>(rows.x.data() + heads.offsets[h], heads[h], flags, random.word[h % 4], chosen);
+      Floats* const x = &rows.x[heads.offsets[h]];
+      log_probability += draw_head<Floats>(x, heads[h], flags, random.word[h % 4], chosen);
       for (int lane = 0; lane < count; ++lane) {
         actions[(row + i + lane) * heads.num_heads + h] = chosen[lane];
         if (actions_batch) actions_batch[(slot + i + lane) * heads.num_heads + h] = chosen[lane];
@@ -125,8 +126,8 @@ class LossRows {
         row_gradient<Floats>(x[heads_.num_actions()], terms_.data(), heads_.num_heads, sample, loss_, sums);
     for (int h = 0; h < heads_.num_heads; ++h) {
       const int first = heads_.offsets[h];
-      head_gradient<Floats>(x + first, &weights_[first], heads_[h], chosen_[h], &terms_[h * NUM_SOFTMAX_TERMS], gradient,
-                            entropy_weight(loss_, heads_, h), loss_[LOSS_ROW_WEIGHT]);
+      head_gradient<Floats>(x + first, &weights_[first], heads_[h], chosen_[h], &terms_[h * NUM_SOFTMAX_TERMS],
+                            gradient, entropy_weight(loss_, heads_, h), loss_[LOSS_ROW_WEIGHT]);
     }
     for (int s = 0; s < NUM_LOSS_STATISTICS; ++s) {
       for (int lane = 0; lane < count; ++lane) statistics[s] += sums[s][lane];
