@@ -47,6 +47,6 @@ int main() {
   emulate_CudaRbcSample(E, 2, 64, sizes, draw_words, started, 0, 16, DRAW(rows / E), DRAW(1), DRAW(0));
   std::vector<float> gradient(20 * 40, 1.0f), sums(2 * 40);
   emulate_CudaRbcAddRelu(3, 1, 64, 20, 10, 40, gradient.data(), 0, sums.data());
-  emulate_CudaRbcMaskAndSum(2, 2, 64, 10, 40, 40, gradient.data(), gradient.data(), 0, sums.data());
+  emulate_CudaRbcMaskAndSum(2, 1, 64, 10, 40, 40, 1, gradient.data(), gradient.data(), 0, sums.data());
   return 0;
 }

@@ -96,7 +96,7 @@ class Setting:
 
 def read(tensors: dict[str, torch.Tensor]) -> Left:
     """In main memory, bit by bit where NumPy lacks the type."""
-    on_host = {name: tensor.cpu() for name, tensor in tensors.items()}
+    on_host = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
     return {n: (t.view(torch.int16) if t.dtype == torch.bfloat16 else t).numpy() for n, t in on_host.items()}
 
 

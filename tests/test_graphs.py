@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from trainers import as_a_gpu_multiplies
 
 from rbc_warp.config import load_config
 from rbc_warp.equilibrium.fine_tuning import fine_tune
@@ -24,7 +25,6 @@ from rbc_warp.training import learner
 from rbc_warp.training.graphs import Capture, Graphs
 from rbc_warp.training.recorder import Recorder
 from rbc_warp.training.trainer import RbcTrainer
-from rbc_warp.warpdrive import host
 
 SETTINGS = {
     "agents": {
@@ -114,9 +114,9 @@ class _Library:
 
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The learning rate lies in the words, and torch multiplies, by weights that are rounded beforehand."""
+    """The learning rate lies in the words, and torch multiplies, by weights that are copied beforehand."""
     monkeypatch.setattr(learner, "FUSED_ADAM", ["cpu"])
-    monkeypatch.setattr(host.HostFunctionManager, "network", lambda *unused: None)
+    as_a_gpu_multiplies(monkeypatch)
 
 
 def trainers(*overrides: str) -> tuple[RbcTrainer, RbcTrainer, Kept]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 from torch.nn.functional import huber_loss
-from trainers import play_iteration
+from trainers import as_a_gpu_multiplies, play_iteration
 
 from rbc_warp.config import load_config
 from rbc_warp.economy.agents import AGENT_TYPES
@@ -517,3 +517,22 @@ def test_the_fused_adam_of_gpus_takes_the_steps_of_torch_s(
             assert kept["param_groups"] == expected.state_dict()["param_groups"]
             fused = Adam(parameters[1], 1.0, Words(torch.device("cpu"), is_apart=False))
             fused.load_state_dict(kept)
+
+
+def test_factors_that_are_filled_up_with_zeros_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for is_filled_up in (False, True):
+        with monkeypatch.context() as patched:
+            patched.setattr(HostFunctionManager, "network", lambda *unused: None)
+            if is_filled_up:
+                as_a_gpu_multiplies(patched)
+            trainer = RbcTrainer(load_config(SETTINGS, ["train.precision=float32"]), "host")
+            play_iteration(trainer, 0)
+            trainer.update(trainer.schedule.update_of(trainer.economy.agents["consumer"], 0), 0)
+            trainer.update(trainer.schedule.update_of(trainer.economy.agents["firm"], 0), 0)
+            found.append((trainer, trainer.rollout.private["consumer"].shape[-1]))
+    (plain, width), (filled, wider) = found
+    assert width % 8 and wider == -(-width // 8) * 8
+    for agent in AGENT_TYPES:
+        assert torch.equal(plain.rollout.actions(agent), filled.rollout.actions(agent))
+        torch.testing.assert_close(filled.models[agent].flat, plain.models[agent].flat, rtol=0.0, atol=1e-5)

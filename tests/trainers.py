@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from rbc_warp.config import Config, load_config
@@ -11,6 +12,8 @@ from rbc_warp.runs.folder import RunDir
 from rbc_warp.runs.run import prepare_run, train_run
 from rbc_warp.training.rollout import Draw
 from rbc_warp.training.trainer import RbcTrainer
+from rbc_warp.warpdrive.host import HostFunctionManager
+from rbc_warp.warpdrive.kernels import ALIGNED, Loss
 
 
 def play_iteration(trainer: RbcTrainer, iteration: int, keep_consumption: bool = False) -> None:
@@ -37,3 +40,18 @@ def trained_run(folder: Path, *overrides: str) -> RunDir:
     run = new_run(folder, config)
     train_run(run, config, "host", quiet=True)
     return run
+
+
+def as_a_gpu_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let torch multiply on the host, by factors that are filled up with zeros."""
+    plain = HostFunctionManager.loss
+
+    def loss(self: HostFunctionManager, logits: torch.Tensor, of: Loss) -> None:
+        dense = logits.contiguous()
+        plain(self, dense, of)
+        outputs = logits.as_strided((len(logits), logits.stride(0)), (logits.stride(0), 1))
+        outputs.copy_(torch.nn.functional.pad(dense, (0, outputs.shape[1] - dense.shape[1])))
+
+    monkeypatch.setattr(HostFunctionManager, "network", lambda *unused: None)
+    monkeypatch.setattr(HostFunctionManager, "loss", loss)
+    monkeypatch.setitem(ALIGNED, "cpu", 8)

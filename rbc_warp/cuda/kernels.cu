@@ -103,7 +103,7 @@ struct Rows {
 
   __device__ float* operator[](int r) const { return memory + r * stride; }
 
-  // Outside, rows lie `pitch` numbers apart.
+  // Outside, rows lie `pitch` numbers apart; what is between them becomes 0.
   template <class T> __device__ void load(const T* from, int pitch) {
     each_part(from, pitch, [](const T* outside, float* inside, int left) {
       float loaded[kAtOnce];
@@ -124,6 +124,9 @@ struct Rows {
         if (32 * n < left) set_number(outside[32 * n], inside[32 * n]);
       }
     });
+    for (int r = team.warp; r < count; r += team.num_warps) {
+      for (int k = width + team.lane; k < pitch; k += 32) to[static_cast<size_t>(r) * pitch + k] = T(0);
+    }
   }
   // Calls f with a thread's places in a row outside and inside, every 32nd number for the next kAtOnce, and how many
   // numbers are left from there.
@@ -179,54 +182,67 @@ __device__ void add_relu(int num_rows, int rows_of_group, int columns, T* x, con
   }
 }
 
-// Sets 32 columns of one group's gradient to 0 where the activation, if given, is not positive, and sums them up over the
-// group's rows: sixteen rows in order, then sixteen such sums, then those; up to 4,096 rows, torch's order on a CPU.
-// `parts` holds 16 × 32 numbers.
-template <class T>
+// Neighboring numbers of a row, loaded and stored at once.
+template <int kWide, class T> struct alignas(kWide * sizeof(T)) Wide {
+  T at[kWide];
+};
+
+// Sets 32 · kWide columns of one group's gradient to 0 where the activation, if given, is not positive, and sums them up
+// over the group's rows: sixteen rows in order, then sixteen such sums, then those; up to 4,096 rows, torch's order on a
+// CPU. `parts` holds 16 × 32 · kWide numbers; columns and pitch are multiples of kWide.
+template <int kWide, class T>
 __device__ void mask_and_sum(int rows_of_group, int columns, int pitch, T* gradient, const T* activation, float* sums,
                              float* parts) {
-  constexpr int kRows = 16, kParts = 16;
+  constexpr int kRows = 16, kParts = 16, kColumns = 32 * kWide;
+  using Numbers = Wide<kWide, T>;
   const BlockTeam team;
-  const int column = blockIdx.y * 32 + team.lane;
+  const int inside = team.lane * kWide, column = blockIdx.y * kColumns + inside;
   const size_t start = static_cast<size_t>(blockIdx.x) * rows_of_group * pitch + column;
-  float total[3] = {};  // of less than sixteen rows, of less than sixteen times sixteen, and of all before
+  const auto numbers_at = [](auto* array, size_t at) { return reinterpret_cast<Numbers*>(array + at); };
+  float total[3][kWide] = {};  // of less than sixteen rows, of less than sixteen times sixteen, and of all before
   for (int first = 0; first < rows_of_group; first += kRows * kParts) {
     const int left = rows_of_group - first, rows = left < kRows * kParts ? left : kRows * kParts;
     for (int part = team.warp; part * kRows < rows && column < columns; part += team.num_warps) {
       const int end = rows < (part + 1) * kRows ? rows : (part + 1) * kRows;
-      float sum = 0.0f;
+      float sum[kWide] = {};
       for (int row = part * kRows; row < end; row += kAtOnce) {
         const size_t at = start + static_cast<size_t>(first + row) * pitch;
-        T masked[kAtOnce];
-        float active[kAtOnce];
+        Numbers masked[kAtOnce], active[kAtOnce];
 #pragma unroll
         for (int n = 0; n < kAtOnce; ++n) {
           const size_t own = at + (row + n < end ? static_cast<size_t>(n) * pitch : 0);
-          masked[n] = gradient[own];
-          active[n] = activation ? to_number(activation[own]) : 1.0f;
+          masked[n] = *numbers_at(gradient, own);
+          if (activation) active[n] = *reinterpret_cast<const Numbers*>(activation + own);
         }
 #pragma unroll
         for (int n = 0; n < kAtOnce; ++n) {
-          if (active[n] <= 0.0f) masked[n] = T(0);
-          if (row + n < end) {
-            if (activation) gradient[at + static_cast<size_t>(n) * pitch] = masked[n];
-            sum += to_number(masked[n]);
+          if (row + n >= end) break;
+#pragma unroll
+          for (int k = 0; k < kWide; ++k) {
+            if (activation && to_number(active[n].at[k]) <= 0.0f) masked[n].at[k] = T(0);
+            sum[k] += to_number(masked[n].at[k]);
           }
+          if (activation) *numbers_at(gradient, at + static_cast<size_t>(n) * pitch) = masked[n];
         }
       }
-      parts[part * 32 + team.lane] = sum;
+      for (int k = 0; k < kWide; ++k) parts[part * kColumns + inside + k] = sum[k];
     }
     team.barrier();
     if (team.warp == 0) {
       const int full = rows / kRows;
-      RBC_UNROLL for (int part = 0; part < full; ++part) total[1] += parts[part * 32 + team.lane];
-      if (full * kRows < rows) total[0] = parts[full * 32 + team.lane];
-      if (full == kParts) total[2] += total[1], total[1] = 0.0f;
+#pragma unroll
+      for (int k = 0; k < kWide; ++k) {
+        RBC_UNROLL for (int part = 0; part < full; ++part) total[1][k] += parts[part * kColumns + inside + k];
+        if (full * kRows < rows) total[0][k] = parts[full * kColumns + inside + k];
+        if (full == kParts) total[2][k] += total[1][k], total[1][k] = 0.0f;
+      }
     }
     team.barrier();
   }
   if (team.warp == 0 && column < columns) {
-    sums[static_cast<size_t>(blockIdx.x) * columns + column] = total[0] + total[1] + total[2];
+    for (int k = 0; k < kWide; ++k) {
+      sums[static_cast<size_t>(blockIdx.x) * columns + column + k] = total[0][k] + total[1][k] + total[2][k];
+    }
   }
 }
 
@@ -380,13 +396,17 @@ __global__ void CudaRbcAddRelu(int num_rows, int rows_of_group, int columns, voi
   with_type(x, bfloat16, [&](auto* rows) { add_relu(num_rows, rows_of_group, columns, rows, shared); });
 }
 
-// A block takes 32 columns, by the grid's second axis, of one group, by its first.
+// A block takes 32 columns, or `wide` ones 64, by the grid's second axis, of one group, by its first.
 __global__ void __launch_bounds__(kMostThreads / 2, 2 * kBlocksAtOnce - 1)
-    CudaRbcMaskAndSum(int rows_of_group, int columns, int pitch, void* gradient, const void* activation, int bfloat16,
-                      float* sums) {
+    CudaRbcMaskAndSum(int rows_of_group, int columns, int pitch, int wide, void* gradient, const void* activation,
+                      int bfloat16, float* sums) {
   extern __shared__ float memory[];
   with_type(gradient, bfloat16, [&](auto* rows) {
-    mask_and_sum(rows_of_group, columns, pitch, rows, same_type(rows, activation), sums, memory);
+    if (wide) {
+      mask_and_sum<2>(rows_of_group, columns, pitch, rows, same_type(rows, activation), sums, memory);
+    } else {
+      mask_and_sum<1>(rows_of_group, columns, pitch, rows, same_type(rows, activation), sums, memory);
+    }
   });
 }
 

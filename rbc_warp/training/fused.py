@@ -16,14 +16,10 @@ from rbc_warp.training.losses import Batch, LossWeights
 from rbc_warp.training.policy import Policy
 from rbc_warp.training.processes import Processes
 from rbc_warp.warpdrive import tables
-from rbc_warp.warpdrive.kernels import SAMPLE_COLUMNS, Heads, Kernels, Layers, Loss, Words
+from rbc_warp.warpdrive.kernels import SAMPLE_COLUMNS, Heads, Kernels, Layers, Loss, Words, aligned
 
 # Bytes of one layer's activations in a block: a processor core's cache, or a part of a GPU's memory.
 BLOCK_BYTES = {"cpu": 800 * 1024, "cuda": 128 * 1024 * 1024}
-
-
-ALIGNED = {"cpu": 1, "cuda": 16}
-"""Rows of logits begin at multiples of so many numbers: a GPU's fast products want that."""
 
 
 def block_rows(device: torch.device, dtype: torch.dtype, hidden: int) -> int:
@@ -84,9 +80,9 @@ class FusedLearner(Learner):
         self._words = words
         self._tables: dict[int, torch.Tensor] = {}  # by the rows of a batch, its loss's figures on the device
         self._figures: dict[int, dict[str, float]] = {}
-        is_rounded = self.network is None and dtype != torch.float32
-        self._rounded = policy.flat.detach().to(dtype) if is_rounded else None
-        self._version = policy.flat._version  # of the parameters that are rounded
+        self._copied: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._layers = self._layers_for_products()
+        self._version = -1  # of the parameters that were copied last
 
     def copy(self, policy: Policy) -> FusedLearner:
         rate = self.optimizer.learning_rate
@@ -103,10 +99,30 @@ class FusedLearner(Learner):
             held = self._buffers[key] = torch.empty(rows, columns, dtype=self.dtype, device=self.device)
         return held[:rows]
 
-    def _rounded_layers(self) -> Layers:
-        """The parameters in the products' precision."""
-        self.refresh()
-        return self.policy.layers(self.policy.flat.detach() if self._rounded is None else self._rounded)
+    def _layers_for_products(self) -> Layers:
+        """The parameters, or where need be their copy: in the products' precision, and filled up with zeros."""
+        exact, hidden = self.policy.layers(self.policy.flat.detach()), self.policy.hidden
+        width, num_private = len(exact.bias3), exact.private.shape[1]
+        outputs, inputs = aligned(width, self.device), aligned(num_private, self.device)
+        is_filled_up = (outputs, inputs) != (width, num_private)
+        if self.network is not None or (self.dtype == torch.float32 and not is_filled_up):
+            return exact
+
+        def zeros(*shape: int) -> torch.Tensor:
+            return torch.zeros(shape, dtype=self.dtype, device=self.device)
+
+        # Between the private weights and the last biases the copy lies as the parameters do.
+        private, bias3, sizes = zeros(hidden, inputs), zeros(outputs), [hidden, hidden**2, hidden, outputs * hidden]
+        between, count = zeros(sum(sizes)), sum(sizes) - (outputs - width) * hidden
+        first = exact.public.numel() + exact.private.numel()
+        self._copied = [
+            (private[:, :num_private], exact.private),
+            (between[:count], self.policy.flat.detach()[first : first + count]),
+            (bias3[:width], exact.bias3),
+        ]
+        bias1, weight2, bias2, weight3 = between.split(sizes)
+        middle = weight2.view(hidden, hidden)
+        return Layers(exact.public, private, bias1, middle, bias2, weight3.view(outputs, hidden), bias3)
 
     def refresh(self) -> None:
         if self._version != self.policy.flat._version:
@@ -114,8 +130,8 @@ class FusedLearner(Learner):
 
     @torch.no_grad()
     def _stepped(self) -> None:
-        if self._rounded is not None:
-            self._rounded.copy_(self.policy.flat)
+        for copy, exact in self._copied:
+            copy.copy_(exact)
         self._version = self.policy.flat._version
 
     def _blocks(self, num_observations: int, agents: int) -> Iterator[tuple[slice, slice]]:
@@ -145,13 +161,15 @@ class FusedLearner(Learner):
         if self.network is not None:
             self.network.network_logits(exact, shared, private, out)
             return
-        layers = self._rounded_layers()
+        self.refresh()
+        layers, width = self._layers, self.policy.num_actions + 1
+        bias3, weight3 = layers.bias3[:width], layers.weight3[:width]
         for observations, rows in self._blocks(len(public), agents):
             _, second = self._hidden(shared[observations], private[rows], layers)
             if out.dtype == self.dtype:
-                torch.addmm(layers.bias3, second, layers.weight3.T, out=out[rows])
+                torch.addmm(bias3, second, weight3.T, out=out[rows])
             else:
-                out[rows] = torch.addmm(layers.bias3, second, layers.weight3.T)
+                out[rows] = torch.addmm(bias3, second, weight3.T)
 
     def expect(self, weights: LossWeights) -> None:
         for rows in self._tables if self._words else ():
@@ -218,23 +236,25 @@ class FusedLearner(Learner):
         self, batch: Batch, shared: torch.Tensor, loss: Loss, grad: Layers, shared_grad: torch.Tensor
     ) -> None:
         """Put all into ``grad`` but the first layer's public part, whose gradient goes to ``shared_grad``."""
-        layers, agents = self._rounded_layers(), len(batch.actions) // len(batch.public)
-        width, kind = self.policy.num_actions + 1, self.device.type
+        self.refresh()
+        layers, agents = self._layers, len(batch.actions) // len(batch.public)
+        width, num_private = self.policy.num_actions + 1, grad.private.shape[1]
         for observations, rows in self._blocks(len(batch.public), agents):
             private, is_first = batch.private[rows], rows.start == 0
             first, second = self._hidden(shared[observations], private, layers)
-            logits = self._buffer("logits", len(second), -(-width // ALIGNED[kind]) * ALIGNED[kind])[:, :width]
-            torch.addmm(layers.bias3, second, layers.weight3.T, out=logits)
+            outputs = self._buffer("logits", len(second), len(layers.bias3))
+            logits = outputs[:, :width]
+            torch.addmm(layers.bias3, second, layers.weight3.T, out=outputs)
             self.kernels.loss(logits, loss.of(rows))  # logits now hold their gradient
             take_product(logits.T, second, grad.weight3, is_first)
             self._take_masked_sum(logits, None, agents, grad.bias3, is_first)
             second_grad, first_grad = self._buffer("second_grad", len(second)), self._buffer("first_grad", len(first))
-            torch.mm(logits, layers.weight3, out=second_grad)
+            torch.mm(outputs, layers.weight3, out=second_grad)
             self._take_masked_sum(second_grad, second, agents, grad.bias2, is_first)
             take_product(second_grad.T, first, grad.weight2, is_first)
             torch.mm(second_grad, layers.weight2, out=first_grad)
             self.kernels.mask_and_sum(first_grad, first, shared_grad[observations])
             if private.shape[1]:
                 # This way round the narrow product is four times faster.
-                narrow = product(private.T, first_grad).T
+                narrow = product(private.T, first_grad).T[:, :num_private]
                 (grad.private.copy_ if is_first else grad.private.add_)(narrow)

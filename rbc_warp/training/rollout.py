@@ -3,6 +3,7 @@
 T periods, E environments, n agents of a type, I consumers, J firms.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from rbc_warp.training import losses
 from rbc_warp.training.losses import Batch, standardize
 from rbc_warp.training.policy import Encoder
 from rbc_warp.training.processes import Processes
-from rbc_warp.warpdrive.kernels import Encoding, RbcEncoder, advantages_and_targets
+from rbc_warp.warpdrive.kernels import Encoding, RbcEncoder, advantages_and_targets, aligned
 from rbc_warp.warpdrive.wrapper import RbcEnvWrapper
 
 # Streams of random numbers: training and evaluation never share a draw.
@@ -88,11 +89,14 @@ class Rollout:
 
         self.public = zeros(periods, num_envs, next(iter(encoders.values())).num_public)
         """(T, E, num_public) encoded public states."""
+        widths = {name: encoder.num_private for name, encoder in encoders.items()}
+        if by_kernel:
+            widths = {name: aligned(width, device) for name, width in widths.items()}
         self.private = {
-            name: zeros(periods, num_envs * agent.count, encoders[name].num_private, dtype=dtype)
+            name: zeros(periods, num_envs * agent.count, widths[name], dtype=dtype)
             for name, agent in economy.agents.items()
         }
-        """Per type (T, E·n, num_private) encoded private states."""
+        """Per type (T, E·n, num_private) encoded private states, for kernels filled up with zeros."""
         self._exports, self._sales = zeros(periods, num_envs, firms), zeros(periods, num_envs, firms)
         self._consumption = zeros(0)
         encoder = next(iter(encoders.values()))
@@ -100,6 +104,7 @@ class Rollout:
         self._private_types = [name for name, agent in economy.agents.items() if agent.private.size]
         for name in self._private_types:
             inputs = encoders[name].inputs(encoders[name].private)
+            inputs += [(0, math.inf)] * (widths[name] - len(inputs))
             parts.append(Encoding(self._array(f"observations_{name}"), inputs))
         self._encoder = RbcEncoder(wrapper.cuda_function_manager, parts)
 

@@ -29,6 +29,7 @@ DRAW_GREEDY, DRAW_FROM_PROBABILITIES = (tables.values("DRAW_FLAGS")[name] for na
 LOSS_BLOCKS = 4096  # at most, of the loss kernel; each adds to statistics of its own
 MOST_BLOCK_ROWS = 32  # of a kernel that works on rows of logits; a power of 2
 FEWEST_ROW_THREADS, MOST_ROW_THREADS = 256, 512
+ALIGNED = {"cpu": 1, "cuda": 8}  # numbers: a GPU's fast products want rows to begin at multiples of it
 MOST_WORD_BYTES = 1 << 20
 WORD_ARRAYS = ("stage", "draw_words")
 SHARED_BYTES = 48 * 1024  # of a block on a GPU, without asking
@@ -76,7 +77,7 @@ class Kernels(Protocol):
     def pointer(self, tensor: torch.Tensor) -> Any: ...
     def loss(self, logits: torch.Tensor, loss: Loss) -> None:
         """Replace ``logits`` (rows, actions+1) by the loss gradient; add to the loss statistics. On a GPU rows may lie
-        further apart."""
+        further apart; what is between them becomes 0."""
 
     def add_relu(self, x: torch.Tensor, shared: torch.Tensor) -> None:
         """Make x (rows, columns) max(x + shared, 0), rounded after the sum.
@@ -175,6 +176,11 @@ class RowBlock:
     @staticmethod
     def _bytes(rows: int, numbers: int) -> int:
         return 4 * rows * (numbers | 1)  # an odd number of words from row to row: another bank for each
+
+
+def aligned(number: int, device: torch.device) -> int:
+    """Return to how many private inputs, or outputs, a network's are filled up with zeros on a device."""
+    return -(-number // ALIGNED[device.type]) * ALIGNED[device.type]
 
 
 def loss_block(num_actions: int, num_heads: int) -> RowBlock:

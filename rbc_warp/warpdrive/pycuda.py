@@ -207,16 +207,18 @@ class RbcFunctionManager(PyCUDAFunctionManager):
         )
 
     def mask_and_sum(self, gradient: torch.Tensor, activation: torch.Tensor | None, sums: torch.Tensor) -> None:
-        groups, columns = sums.shape
+        (groups, columns), pitch = sums.shape, gradient.stride(0)
+        is_wide = columns % 2 == pitch % 2 == 0
         self.get_function(MASK_KERNEL)(
             np.int32(len(gradient) // groups),
             np.int32(columns),
-            np.int32(gradient.stride(0)),
+            np.int32(pitch),
+            np.int32(is_wide),
             CudaTensorHolder(gradient),
             NULL if activation is None else self.pointer(activation),
             np.int32(gradient.dtype == torch.bfloat16),
             self.pointer(sums),
             block=(LAYER_THREADS, 1, 1),
-            grid=(groups, -(-columns // 32)),
-            shared=4 * 16 * 32,
+            grid=(groups, -(-columns // (32 << is_wide))),
+            shared=4 * 16 * (32 << is_wide),
         )
