@@ -41,6 +41,7 @@ PRECISIONS = ("float32", "bfloat16")
 CALLED = "iteration, not replayed"
 ROLLOUT_PARTS = ("forward", "sampling", "step")
 PARTS = ("iteration", "rollout", *ROLLOUT_PARTS, *(f"update {agent}" for agent in AGENT_TYPES))
+GPU_ITERATIONS = 10
 MOST_ENVS = 16_384
 COPY_BYTES = 1 << 30
 
@@ -57,17 +58,21 @@ def published_config(
     return load_config(PUBLISHED, [f"{key}={value}" for key, value in settings.items()])
 
 
-def fastest(parts: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
-    """Seconds of each part, the least over the rounds; a first round does not count."""
+Part = tuple[Callable[[], object], int]
+"""Something to time, and how many of its kind it does."""
+
+
+def fastest(parts: Mapping[str, Part], rounds: int, device: torch.device) -> dict[str, float]:
+    """Seconds of one of each part, the least over the rounds; a first round does not count."""
     least = dict.fromkeys(parts, math.inf)
     for number in range(rounds + 1):
-        for name, run in parts.items():
+        for name, (run, count) in parts.items():
             _wait(device)
             start = time.perf_counter()
             run()
             _wait(device)
             if number:
-                least[name] = min(least[name], time.perf_counter() - start)
+                least[name] = min(least[name], (time.perf_counter() - start) / count)
     return least
 
 
@@ -85,8 +90,8 @@ def random_actions(economy: Economy, num_envs: int, seed: int = 0) -> dict[str, 
     }
 
 
-def step_part(economy: Economy, num_envs: int, backend: str) -> tuple[Callable[[], None], int]:
-    """The economy alone at random actions: something to time, and how many env-steps it makes."""
+def step_part(economy: Economy, num_envs: int, backend: str) -> Part:
+    """Env-steps of the economy alone, at random actions."""
     envs = make_envs(economy, num_envs, backend)
     data = envs.cuda_data_manager.data_on_device_via_torch
     for agent, indices in random_actions(economy, num_envs).items():
@@ -112,11 +117,11 @@ def step_bandwidth(economy: Economy, num_envs: int, rounds: int) -> dict[str, fl
         if shape[0] == num_envs:
             one_way = name.startswith(("sampled_actions", "rewards")) or name in ("consumption", "exports", "sales")
             moved += 4 * math.prod(shape[1:]) * (1 if one_way else 2)
-    step, count = step_part(economy, num_envs, "pycuda")
+    step = step_part(economy, num_envs, "pycuda")
     source = torch.empty(COPY_BYTES, dtype=torch.uint8, device=envs.device)
     target = torch.empty_like(source)
-    seconds = fastest({"step": step, "copy": lambda: target.copy_(source)}, rounds, envs.device)
-    rate = count / seconds["step"]
+    seconds = fastest({"step": step, "copy": (lambda: target.copy_(source), 1)}, rounds, envs.device)
+    rate = 1 / seconds["step"]
     return {
         "environments": num_envs,
         "env_steps_per_second": rate,
@@ -126,7 +131,7 @@ def step_bandwidth(economy: Economy, num_envs: int, rounds: int) -> dict[str, fl
     }
 
 
-def interface_part(economy_config: Config, num_envs: int, backend: str) -> tuple[Callable[[], None], int]:
+def interface_part(economy_config: Config, num_envs: int, backend: str) -> Part:
     """The same through ``rbc_warp.vector_env``, every step's actions handed over and checked."""
     env = VectorEnv(economy_config, num_envs, backend)
     actions = {name: torch.from_numpy(rows) for name, rows in random_actions(env.economy, num_envs).items()}
@@ -140,7 +145,7 @@ def interface_part(economy_config: Config, num_envs: int, backend: str) -> tuple
     return run, env.num_periods * num_envs
 
 
-def reference_part(economy: Economy, num_envs: int) -> tuple[Callable[[], None], int]:
+def reference_part(economy: Economy, num_envs: int) -> Part:
     """The NumPy reference, its environments in one array operation each."""
     actions = random_actions(economy, num_envs)
     state = reference.initial_state(economy, num_envs)
@@ -153,18 +158,20 @@ def reference_part(economy: Economy, num_envs: int) -> tuple[Callable[[], None],
     return run, steps * num_envs
 
 
-def iteration_parts(config: Config, backend: str) -> tuple[RbcTrainer, dict[str, Callable[[], object]]]:
-    """One whole training iteration in which every type learns, and its parts.
+def iteration_parts(config: Config, backend: str) -> tuple[RbcTrainer, dict[str, Part]]:
+    """Whole training iterations in which every type learns, and the parts of one.
 
-    ``forward``, ``sampling`` and ``step`` are those of the rollout's T periods.
+    ``forward``, ``sampling`` and ``step`` are those of the T periods. A GPU is waited for after GPU_ITERATIONS,
+    as a run waits when it writes a line.
     """
+    iterations = GPU_ITERATIONS if backend == "pycuda" else 1
     trainer = RbcTrainer(config, backend, recorder=Recorder())
     periods = trainer.economy.num_periods
     trainer.set_iteration(0)
     logits = trainer.forward(0)
 
     def iteration() -> None:
-        trainer.train(0, 1)
+        trainer.train(0, iterations)
 
     def forward() -> None:
         for t in range(periods):
@@ -185,9 +192,9 @@ def iteration_parts(config: Config, backend: str) -> tuple[RbcTrainer, dict[str,
     def update(agent: str) -> Callable[[], object]:
         return lambda: trainer.update(due[agent], 0)
 
-    parts: dict[str, Callable[[], object]] = {"iteration": iteration, "rollout": lambda: trainer.play(Draw(0))}
-    parts |= {f"update {agent}": update(agent) for agent in AGENT_TYPES}
-    return trainer, parts | {"forward": forward, "step": step, "sampling": sampling}
+    once: dict[str, Callable[[], object]] = {f"update {agent}": update(agent) for agent in AGENT_TYPES}
+    once |= {"rollout": lambda: trainer.play(Draw(0)), "forward": forward, "step": step, "sampling": sampling}
+    return trainer, {"iteration": (iteration, iterations), **{name: (run, 1) for name, run in once.items()}}
 
 
 def peak_memory(device: torch.device) -> int:
@@ -218,7 +225,7 @@ def run_benchmark(backend: str, quick: bool, published_only: bool, show: Callabl
     result: dict = {"machine": machine(backend)}
     show("  ".join(f"{name} {value}" for name, value in result["machine"].items()))
 
-    parts: dict[str, Callable[[], object]] = {}
+    parts: dict[str, Part] = {}
     for precision in PRECISIONS:
         trainer, timed = iteration_parts(published_config(precision=precision), backend)
         if backend == "pycuda":
@@ -228,11 +235,10 @@ def run_benchmark(backend: str, quick: bool, published_only: bool, show: Callabl
             timed[CALLED] = iteration_parts(as_called, backend)[1]["iteration"]
         parts |= {f"{precision} {name}": run for name, run in timed.items()}
     economy = Economy.from_config(published_config())
-    counts = {}
-    parts["step alone"], counts["step alone"] = step_part(economy, 128, backend)
-    parts["interface"], counts["interface"] = interface_part(published_config(), 128, backend)
-    parts["reference"], counts["reference"] = reference_part(economy, 1)
-    parts["batched reference"], counts["batched reference"] = reference_part(economy, 128)
+    parts["step alone"] = step_part(economy, 128, backend)
+    parts["interface"] = interface_part(published_config(), 128, backend)
+    parts["reference"] = reference_part(economy, 1)
+    parts["batched reference"] = reference_part(economy, 128)
     seconds = fastest(parts, rounds, device)
 
     result["parts_seconds"] = {
@@ -250,7 +256,7 @@ def run_benchmark(backend: str, quick: bool, published_only: bool, show: Callabl
         ("reference", "reference_"),
         ("batched reference", "batched_reference_"),
     ):
-        result[f"{key}env_steps_per_second"] = counts[name] / seconds[name]
+        result[f"{key}env_steps_per_second"] = 1 / seconds[name]
     result["step_over_reference"] = result["env_steps_per_second"] / result["reference_env_steps_per_second"]
     show(_iteration_table(result))
     show(
@@ -308,11 +314,11 @@ def scaling(backend: str, quick: bool, show: Callable[[str], None]) -> dict:
 
 def _scaling_row(config: Config, num_envs: int, backend: str, quick: bool) -> dict[str, float]:
     trainer, parts = iteration_parts(config, backend)
-    step, count = step_part(trainer.economy, num_envs, backend)
+    step = step_part(trainer.economy, num_envs, backend)
     rounds = 1 if quick or num_envs > 512 else 3
     seconds = fastest({"iteration": parts["iteration"], "step": step}, rounds, trainer.device)
     iteration_us = 1e6 * seconds["iteration"] / (num_envs * trainer.economy.num_periods)
-    return {"step_us": 1e6 * seconds["step"] / count, "iteration_us": iteration_us}
+    return {"step_us": 1e6 * seconds["step"], "iteration_us": iteration_us}
 
 
 def main(arguments: list[str] | None = None) -> int:

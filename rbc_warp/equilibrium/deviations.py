@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -45,25 +46,39 @@ class Deviation:
 
 
 class ForcedEach(Intervention):
-    """In every environment e, the plans of ``groups[e]``, each of another agent; environments beyond them play on."""
+    """In every environment, plans of some agents of one type, which :meth:`follow` sets."""
 
-    def __init__(self, groups: Sequence[Sequence[Deviation]], trainer: RbcTrainer):
-        self._plans = {}
-        for agent in dict.fromkeys(deviation.agent for group in groups for deviation in group):
-            kind = trainer.economy.agents[agent]
-            shape = (trainer.economy.num_periods, trainer.num_local_envs, kind.count, len(kind.head_sizes))
-            plans = np.full(shape, FREE, dtype=np.int32)
-            for e, group in enumerate(groups):
-                for deviation in group:
-                    if deviation.agent == agent:
-                        who = slice(None) if deviation.index is None else slice(deviation.index, deviation.index + 1)
-                        plans[:, e, who] = deviation.actions[:, None]
-            self._plans[agent] = torch.as_tensor(plans, device=trainer.device)
+    repeats = True
+
+    def __init__(self, agent: str, trainer: RbcTrainer):
+        self.agent, kind = agent, trainer.economy.agents[agent]
+        shape = (trainer.economy.num_periods, trainer.num_local_envs, kind.count, len(kind.head_sizes))
+        self._given = np.empty(shape, dtype=np.int32)
+        self._plans = torch.empty(shape, dtype=torch.int32, device=trainer.device)
+
+    @classmethod
+    def of(cls, agent: str, trainer: RbcTrainer) -> ForcedEach:
+        """Return the one of this type and trainer: graphs replay it with other plans."""
+        held = _FORCED.setdefault(trainer, {})
+        if agent not in held:
+            held[agent] = cls(agent, trainer)
+        return held[agent]
+
+    def follow(self, groups: Sequence[Sequence[Deviation]]) -> None:
+        """In environment e, set the plans of ``groups[e]``, each of another agent; others play on."""
+        self._given.fill(FREE)
+        for e, group in enumerate(groups):
+            for deviation in group:
+                who = slice(None) if deviation.index is None else slice(deviation.index, deviation.index + 1)
+                self._given[:, e, who] = deviation.actions[:, None]
+        self._plans.copy_(torch.from_numpy(self._given))
 
     def change_actions(self, period: int, actions: Mapping[str, torch.Tensor]) -> None:
-        for agent, plans in self._plans.items():
-            drawn, given = actions[agent], plans[period]
-            drawn.copy_(torch.where(given != FREE, given, drawn))
+        drawn, given = actions[self.agent], self._plans[period]
+        drawn.copy_(torch.where(given != FREE, given, drawn))
+
+
+_FORCED: WeakKeyDictionary[RbcTrainer, dict[str, ForcedEach]] = WeakKeyDictionary()
 
 
 def played(
@@ -83,7 +98,10 @@ def played(
         for first in range(0, len(groups), side_by_side):
             chosen = groups[first : first + side_by_side]
             each = [group for group in chosen for _ in range(together)]
-            with game.changed(ForcedEach(each, trainer)):
+            forced = [ForcedEach.of(agent, trainer) for agent in dict.fromkeys(d.agent for g in groups for d in g)]
+            for one in forced:
+                one.follow([[deviation for deviation in group if deviation.agent == one.agent] for group in each])
+            with game.changed(*forced):
                 trainer.play(Draw(game.iteration, stream, game.greedy, first_episode, repeat=together))
             rewards = {
                 agent: trainer.rollout.rewards(agent).double().mean(dim=0).cpu().numpy()
