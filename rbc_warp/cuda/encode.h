@@ -22,23 +22,24 @@ RBC_FN float remainder(float x, float m) {
 
 // A part of the state, (E, rows, columns), and where it goes; `encoded` and `copy` may be null.
 struct Seen {
-  int rows, columns, inputs, bfloat16;
+  int rows, columns, inputs, pitch, bfloat16;
   const float* state;
   const int* sources;     // (inputs,) the column that an input is computed from
   const float* divisors;  // (inputs,) its scale; for digits −10^(k+1): the number mod 10^(k+1), over it
-  void* encoded;          // (E, rows, inputs) float32 or bfloat16
+  void* encoded;          // (E, rows, pitch) float32 or bfloat16; what follows the inputs in a row is left alone
   float* copy;            // (E, rows, columns)
 };
 
 // The parts in the order in which an entry point takes them.
 #define RBC_SEEN(X, AND) X(open) AND X(consumer) AND X(firm)
 #define RBC_SEEN_PART(part)                                                                                          \
-  int part##_rows, int part##_columns, int part##_inputs, int part##_bfloat16, const float *part##_state,            \
-      const int *part##_sources, const float *part##_divisors, void *part##_encoded, float *part##_copy
+  int part##_rows, int part##_columns, int part##_inputs, int part##_pitch, int part##_bfloat16,                     \
+      const float *part##_state, const int *part##_sources, const float *part##_divisors, void *part##_encoded,     \
+      float *part##_copy
 #define RBC_ENCODE_ARGUMENTS RBC_SEEN(RBC_SEEN_PART, RBC_COMMA)
 #define RBC_SEEN_VALUES(part)                                                                            \
-  part##_rows, part##_columns, part##_inputs, part##_bfloat16, part##_state, part##_sources, part##_divisors, \
-      part##_encoded, part##_copy
+  part##_rows, part##_columns, part##_inputs, part##_pitch, part##_bfloat16, part##_state, part##_sources, \
+      part##_divisors, part##_encoded, part##_copy
 #define RBC_ENCODE_VALUES RBC_SEEN(RBC_SEEN_VALUES, RBC_COMMA)
 
 template <class Team> RBC_FN void encode_part(Team& team, int e, const Seen& seen) {
@@ -49,15 +50,15 @@ template <class Team> RBC_FN void encode_part(Team& team, int e, const Seen& see
     team.each(seen.rows * seen.columns, [&](int n) { copy[n] = state[n]; });
   }
   if (!seen.encoded) return;
-  float* const exact = static_cast<float*>(seen.encoded) + (seen.bfloat16 ? 0 : row * seen.inputs);
-  uint16_t* const rounded = static_cast<uint16_t*>(seen.encoded) + (seen.bfloat16 ? row * seen.inputs : 0);
+  float* const exact = static_cast<float*>(seen.encoded) + (seen.bfloat16 ? 0 : row * seen.pitch);
+  uint16_t* const rounded = static_cast<uint16_t*>(seen.encoded) + (seen.bfloat16 ? row * seen.pitch : 0);
   team.each_pair(seen.rows, seen.inputs, [&](int i, int n) {
     const float x = state[i * seen.columns + seen.sources[n]], divisor = seen.divisors[n];
     const float input = divisor > 0.0f ? x / divisor : remainder(x, -divisor) / -divisor;
     if (seen.bfloat16) {
-      rounded[i * seen.inputs + n] = rounded_to_bfloat16(input);
+      rounded[i * seen.pitch + n] = rounded_to_bfloat16(input);
     } else {
-      exact[i * seen.inputs + n] = input;
+      exact[i * seen.pitch + n] = input;
     }
   });
 }

@@ -86,7 +86,9 @@ class FusedLearner(Learner):
 
     def copy(self, policy: Policy) -> FusedLearner:
         rate = self.optimizer.learning_rate
-        return FusedLearner(policy, self.heads, rate, self.dtype, kernels=self.kernels, words=self._words)
+        copy = FusedLearner(policy, self.heads, rate, self.dtype, kernels=self.kernels, words=self._words)
+        copy.branches = self.branches
+        return copy
 
     def _buffer(self, name: str, rows: int, columns: int | None = None) -> torch.Tensor:
         """A block's working memory; on the host it is kept between calls, on a GPU torch does that."""
@@ -221,16 +223,16 @@ class FusedLearner(Learner):
             self.network.network_gradient(exact, shared, batch.private, loss, grad, shared_grad)
         else:
             self._gradient_by_blocks(batch, shared, loss, grad, shared_grad)
-        torch.mm(shared_grad.T, batch.public, out=grad.public)
-        torch.sum(shared_grad, 0, out=grad.bias1)
+        with self.branches() as branch:
+            with branch():
+                torch.sum(shared_grad, 0, out=grad.bias1)
+            torch.mm(shared_grad.T, batch.public, out=grad.public)
 
-    def _take_masked_sum(
-        self, rows: torch.Tensor, activation: torch.Tensor | None, agents: int, total: torch.Tensor, is_first: bool
-    ) -> None:
-        """Mask rows as ``Kernels.mask_and_sum`` does, and put their sum into a total, or add it."""
+    def _masked_sums(self, rows: torch.Tensor, activation: torch.Tensor | None, agents: int) -> torch.Tensor:
+        """Mask rows, and return their sums over each group, as ``Kernels.mask_and_sum`` does."""
         sums = torch.empty(len(rows) // agents, rows.shape[1], device=self.device)
         self.kernels.mask_and_sum(rows, activation, sums)
-        take_sum(sums, total, is_first)
+        return sums
 
     def _gradient_by_blocks(
         self, batch: Batch, shared: torch.Tensor, loss: Loss, grad: Layers, shared_grad: torch.Tensor
@@ -246,15 +248,20 @@ class FusedLearner(Learner):
             logits = outputs[:, :width]
             torch.addmm(layers.bias3, second, layers.weight3.T, out=outputs)
             self.kernels.loss(logits, loss.of(rows))  # logits now hold their gradient
-            take_product(logits.T, second, grad.weight3, is_first)
-            self._take_masked_sum(logits, None, agents, grad.bias3, is_first)
             second_grad, first_grad = self._buffer("second_grad", len(second)), self._buffer("first_grad", len(first))
-            torch.mm(outputs, layers.weight3, out=second_grad)
-            self._take_masked_sum(second_grad, second, agents, grad.bias2, is_first)
-            take_product(second_grad.T, first, grad.weight2, is_first)
-            torch.mm(second_grad, layers.weight2, out=first_grad)
-            self.kernels.mask_and_sum(first_grad, first, shared_grad[observations])
-            if private.shape[1]:
-                # This way round the narrow product is four times faster.
-                narrow = product(private.T, first_grad).T[:, :num_private]
-                (grad.private.copy_ if is_first else grad.private.add_)(narrow)
+            with self.branches() as branch:
+                with branch():
+                    take_product(logits.T, second, grad.weight3, is_first)
+                with branch():
+                    take_sum(self._masked_sums(logits, None, agents), grad.bias3, is_first)
+                torch.mm(outputs, layers.weight3, out=second_grad)
+                sums = self._masked_sums(second_grad, second, agents)
+                with branch():
+                    take_sum(sums, grad.bias2, is_first)
+                    take_product(second_grad.T, first, grad.weight2, is_first)
+                torch.mm(second_grad, layers.weight2, out=first_grad)
+                self.kernels.mask_and_sum(first_grad, first, shared_grad[observations])
+                if private.shape[1]:
+                    # This way round the narrow product is four times faster.
+                    narrow = product(private.T, first_grad).T[:, :num_private]
+                    (grad.private.copy_ if is_first else grad.private.add_)(narrow)

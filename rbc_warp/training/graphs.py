@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 MOST_GRAPHS = 32
+Branches = Callable[[], AbstractContextManager[Callable[[], AbstractContextManager]]]
 Replay = Callable[[], object]
 
 
@@ -48,12 +49,13 @@ class CudaCapture(Capture):
     def __init__(self, new_stream: Callable[[], torch.cuda.Stream]):
         self._new_stream = new_stream
         self._branches: list[torch.cuda.Stream] | None = None  # while a call is recorded
+        self._used = 0  # of the branches, also of those around these
         self._start: torch.cuda.Event | None = None  # while replays run side by side
         self._busy: list[torch.cuda.Stream] = []
 
     def record(self, call: Callable[[], Any]) -> tuple[Replay, Any]:
         graph, stream = torch.cuda.CUDAGraph(), self._new_stream()
-        self._branches = []
+        self._branches, self._used = [], 0
         try:
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 result = call()
@@ -87,21 +89,20 @@ class CudaCapture(Capture):
         if self._branches is None:
             yield nullcontext
             return
-        main, used = torch.cuda.current_stream(), 0
+        main, streams, first = torch.cuda.current_stream(), self._branches, self._used
 
         def branch() -> AbstractContextManager:
-            nonlocal used
-            assert self._branches is not None
-            if used == len(self._branches):
-                self._branches.append(self._new_stream())
-            stream = self._branches[used]
+            if self._used == len(streams):
+                streams.append(self._new_stream())
+            stream = streams[self._used]
             stream.wait_stream(main)
-            used += 1
+            self._used += 1
             return torch.cuda.stream(stream)
 
         yield branch
-        for stream in self._branches[:used]:
+        for stream in streams[first : self._used]:
             main.wait_stream(stream)
+        self._used = first
 
 
 @dataclass

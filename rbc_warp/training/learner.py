@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from rbc_warp.training import losses
+from rbc_warp.training.graphs import Branches, Capture
 from rbc_warp.training.losses import Batch, LossWeights
 from rbc_warp.training.policy import Policy
 from rbc_warp.training.processes import Processes
@@ -22,8 +23,8 @@ from rbc_warp.warpdrive.kernels import LOSS_STATISTICS, Heads, Words
 AUTOGRAD_BLOCK_ROWS = 1 << 16
 FUSED_ADAM = ["cuda"]
 """Types of device where Adam is one kernel. Elsewhere its steps are rounded one by one, the same on all processors."""
-FUSED_PART = 512
-"""Parameters per block of threads: torch gives each tensor of less than 65,536 numbers to one."""
+FUSED_PART = 2048
+"""Parameters per block of threads: torch gives each tensor of less than 65,536 numbers to one, 36 in a launch."""
 
 
 class Adam(torch.optim.Adam):
@@ -129,6 +130,8 @@ class Learner(ABC):
         """Means of the loss's parts over the rows of the last update, in the order of LOSS_STATISTICS."""
         self.sums = self.statistics.new_zeros(1, len(LOSS_STATISTICS))
         """Their sums so far, in parts that are to be added up."""
+        self.branches: Branches = Capture().branches
+        """For what may run side by side in a graph."""
         policy.flat.grad = torch.zeros_like(policy.flat)
 
     @abstractmethod

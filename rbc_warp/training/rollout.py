@@ -3,7 +3,6 @@
 T periods, E environments, n agents of a type, I consumers, J firms.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -104,7 +103,6 @@ class Rollout:
         self._private_types = [name for name, agent in economy.agents.items() if agent.private.size]
         for name in self._private_types:
             inputs = encoders[name].inputs(encoders[name].private)
-            inputs += [(0, math.inf)] * (widths[name] - len(inputs))
             parts.append(Encoding(self._array(f"observations_{name}"), inputs))
         self._encoder = RbcEncoder(wrapper.cuda_function_manager, parts)
 

@@ -146,6 +146,8 @@ class RbcTrainer(TrainerA2C):
         manager = self.cuda_envs.cuda_function_manager
         self.numbers = Numbers(list(agents), self.processes, self.device)
         self.graphs = Graphs(CudaCapture(manager.new_stream) if self._may_replay() else None)
+        for learner in self.learners.values():
+            learner.branches = self.graphs.branches
         self.set_iteration(0)
 
     def _warpdrive_config(self, folder: Path) -> dict:

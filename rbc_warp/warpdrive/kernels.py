@@ -287,13 +287,15 @@ class RbcEncoder:
         self._kernel = function_manager.get_function(ENCODE_KERNEL)
 
     def encode(self, encoded: Sequence[torch.Tensor | None], copies: Sequence[torch.Tensor | None]) -> None:
-        """Put the inputs of each part into ``encoded``, float32 or bfloat16, and its numbers into ``copies``."""
+        """Put the inputs of each part into ``encoded``, float32 or bfloat16, whose rows may be longer, and its numbers
+        into ``copies``."""
         arguments: list[Any] = []
         for part, inputs, copy in zip(self.parts, encoded, copies, strict=True):
             columns = part.state.shape[-1]
             rows = part.state.numel() // (columns * self._manager._num_envs)
             is_rounded = inputs is not None and inputs.dtype == torch.bfloat16
-            arguments += [np.int32(number) for number in (rows, columns, len(part.sources), is_rounded)]
+            pitch = 0 if inputs is None else inputs.shape[-1]
+            arguments += [np.int32(number) for number in (rows, columns, len(part.sources), pitch, is_rounded)]
             given = (part.state, part.sources, part.divisors, inputs, copy)
             arguments += [NULL if tensor is None else self._manager.pointer(tensor) for tensor in given]
         self._kernel(*arguments, block=self._manager.block, grid=self._manager.grid)
