@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import io
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
+from trainers import new_run
 
 from rbc_warp.config import Config, load_config
 from rbc_warp.economy import curriculum
 from rbc_warp.economy.parameters import Economy
+from rbc_warp.runs import live
 from rbc_warp.runs.live import LiveView, Status, plain_line, sparkline, view
+from rbc_warp.runs.run import train_run
 from rbc_warp.training.trainer import RbcTrainer
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -149,3 +154,22 @@ def test_the_times_of_parts_add_up_to_the_time_that_has_passed(capsys: pytest.Ca
     assert look.env_steps == 2 * 3 * 8 * 10  # of episodes and trials
     assert "13/40" in drawn.getvalue() and "trials" in drawn.getvalue()
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_training_lets_go_of_its_trainer(quiet: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainers = []
+    look = LiveView._look
+    monkeypatch.setattr(LiveView, "_look", lambda self: (trainers.append(weakref.ref(self._trainer)), look(self))[1])
+    terminal = Console(file=io.StringIO(), force_terminal=True, force_interactive=True, width=80)
+    monkeypatch.setattr(live, "Console", lambda **_: terminal)
+    config = load_config(CONFIGS / "smoke.yaml", ["train.num_episodes=2"])
+    RbcTrainer(config, "host")  # the first one of a process imports a part of torch that keeps its frames for a while
+    run = new_run(tmp_path, config)
+    gc.disable()
+    try:
+        train_run(run, config, "host", quiet=quiet)
+        assert trainers and not any(trainer() for trainer in trainers), "its arrays stay until a full collection"
+    finally:
+        gc.enable()
+    assert bool(terminal.file.getvalue()) is not quiet

@@ -212,6 +212,7 @@ class LiveView:
         if self._live:
             self.looks.append(self._look())
             self._live.stop()
+            self._live = None  # it draws by this view: a cycle, by which the trainer would outlive the training
 
     def note(self, record: dict) -> None:
         """Show a line of metrics from now on."""

@@ -115,8 +115,10 @@ def train_run(
         interrupt = Interrupt(parent)
         records = run.read_metrics() if start and not quiet and processes.is_first else []
         view = LiveView(trainer, start, end, quiet or not processes.is_first, records)
-        trainer.recorder = recorder = RunRecorder(run, trainer, end, interrupt, trackers, view)
-        with interrupt.watching(), view:
+        recorder = RunRecorder(run, trainer, end, interrupt, trackers, view)
+        # Not beyond the training: the recorder leads back to the trainer, and within a cycle the trainer's arrays would
+        # stay until Python's next full collection, which may be hundreds of runs away.
+        with trainer.under(trainer.schedule, recorder), interrupt.watching(), view:
             return _train(run, trainer, start, end, recorder)
 
 

@@ -1,4 +1,4 @@
-"""NaN and infinity from twelve places; the identities of the model; sanitizers; memory over time."""
+"""NaN and infinity from twelve places; the identities of the model; sanitizers."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ import math
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 from economies import check_identities, make_economy, observed_outcome, random_actions
 
-from rbc_warp.config import load_config
 from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.training.trainer import RbcTrainer
 from rbc_warp.warpdrive.build import find_host_compiler
@@ -182,33 +179,3 @@ def sanitized(count: int) -> list[str]:
     if done[-1:] == ["sound"] and "runtime error" not in result.stderr:
         return []
     return [f"{done[-1] if done else 'at the start'}: {result.stderr.strip()[-600:]}"]
-
-
-def soak(seconds: float) -> list[str]:
-    """Train, save and start anew for so long; after a third of the time, memory must not grow by 1 MiB per hour."""
-    began, samples = time.monotonic(), []
-    config = load_config(CONFIG, settings(40))
-    from rbc_warp.runs.folder import RunDir
-    from rbc_warp.runs.run import prepare_run, train_run
-
-    with room() as folder:
-        while (now := time.monotonic() - began) < seconds:
-            box = folder / str(len(samples))
-            run = RunDir.create(box)
-            prepare_run(run, config)
-            train_run(run, config, "host", quiet=True)
-            subprocess.run(["rm", "-rf", str(box)], check=True)
-            pages = int(Path("/proc/self/statm").read_text().split()[1])
-            samples.append((now / 3600.0, pages * os.sysconf("SC_PAGE_SIZE") / 2**20))
-    hours, sizes = np.array([sample for sample in samples if sample[0] * 3600.0 > seconds / 3]).T
-    slope, error = _slope(hours, sizes)
-    print(
-        f"  {len(samples)} runs, {sizes[0]:.1f} to {sizes[-1]:.1f} MiB, {slope:+.2f} ± {2 * error:.2f} MiB per hour",
-        flush=True,
-    )
-    return [] if slope < 1.0 else [f"memory grows by {slope:.2f} ± {2 * error:.2f} MiB per hour"]
-
-
-def _slope(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    (slope, _), covariance = np.polyfit(x, y, 1, cov=True)
-    return float(slope), float(covariance[0, 0] ** 0.5)
