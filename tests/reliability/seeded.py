@@ -79,9 +79,9 @@ SEEDS = (
     ),
     Seed(
         "sampler: heads repeat one random word",
-        DEVICE,
-        "uniform(random.word[h % 4])",
-        "uniform(random.word[0])",
+        "rbc_warp/cuda/cpu/host.cpp",
+        "flags, random.word[h % 4], chosen",
+        "flags, random.word[0], chosen",
         SAMPLING,
     ),
     Seed(
