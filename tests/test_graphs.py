@@ -7,6 +7,7 @@ kernels with their arguments as they were, so that a number that changes, but is
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -89,6 +90,7 @@ class Kept(Capture):
 
     def record(self, call: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
         self.recordings += 1
+        assert not gc.isenabled()  # another trainer's graphs would be let go of
         self.recording = Calls()
         with self.recording:
             result = call()
@@ -163,6 +165,7 @@ def test_a_loaded_state_is_what_is_replayed_on() -> None:
         trainer.models["firm"].load_state_dict(trainer.models["firm"].state_dict())
         trainer.train(9, 14)
     assert_equal(called, replayed)
+    assert gc.isenabled()
     assert capture.recordings > 10  # what a loaded state moved
 
 

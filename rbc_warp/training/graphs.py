@@ -7,6 +7,7 @@ was read back.
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
@@ -105,6 +106,19 @@ class CudaCapture(Capture):
         self._used = first
 
 
+@contextmanager
+def _nothing_is_collected() -> Iterator[None]:
+    """Keep Python from collecting garbage: a graph that is let go of while another is recorded breaks that."""
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 @dataclass
 class _Recorded:
     addresses: tuple[int, ...]
@@ -157,7 +171,8 @@ class Graphs:
         self._recorded.move_to_end(key)
         if recorded.replay is None:
             try:
-                recorded.replay, recorded.result = self._capture.record(call)
+                with _nothing_is_collected():
+                    recorded.replay, recorded.result = self._capture.record(call)
             except RuntimeError as error:
                 self._capture = None
                 self._recorded.clear()
