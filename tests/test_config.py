@@ -516,7 +516,7 @@ BAD_VALUES = [
     ("train.digit_representation_size=11", "train.digit_representation_size = 11", "1 to 10"),
     ("train.clip_grad_norm=0", "train.clip_grad_norm = 0", "or null"),
     ("train.consumer_update_fraction=0", "train.consumer_update_fraction = 0", "> 0 and <= 1"),
-    ("train.precision=float16", "train.precision = 'float16'", "allowed: auto, float32, bfloat16"),
+    ("train.precision=float16", "train.precision = 'float16'", "allowed: auto, float32, tf32, bfloat16"),
     ("train=3", "'train=3'", "not of the form section.key=value"),
     ("lr", "'lr'", "write for example"),
     ("train.lr.x.y=3", "train.lr", "is a mapping"),

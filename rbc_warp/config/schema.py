@@ -260,7 +260,7 @@ class Train(_Section):
     digit_representation_size: Int = key(10, "Digits per inventory or budget [count]", ge=1, le=10)
     hidden_size: Int = key(128, "Width of both hidden layers [count]", ge=8, le=1024)
     learner: Literal["fused", "autograd"] = key("fused", "Who computes losses and gradients")
-    precision: Literal["auto", "float32", "bfloat16"] = key("auto", "Arithmetic of the networks")
+    precision: Literal["auto", "float32", "tf32", "bfloat16"] = key("auto", "Arithmetic of the networks")
     graphs: Literal["auto", "off"] = key("auto", "Whether a GPU replays an iteration as CUDA graphs")
     should_boost_firm_reward: Bool = key(False, "Whether solvent firms' rewards include revenue")
     boost_firm_reward_factor: Float = amount(1.0, "Weight of that revenue [1]")

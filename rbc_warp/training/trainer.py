@@ -118,6 +118,7 @@ class RbcTrainer(TrainerA2C):
         wrapper = RbcEnvWrapper(self.env, num_envs=self.num_local_envs, env_backend=self.backend)
         self.device = wrapper.device
         self.precision = choose_precision(config, self.device)
+        torch.backends.cuda.matmul.allow_tf32 = config.train.precision == "tf32"
         self.words = wrapper.cuda_data_manager.words
         self.heads = {name: Heads(agent.head_sizes, self.device, self.words) for name, agent in agents.items()}
         self.learners: dict[str, Learner] = {}

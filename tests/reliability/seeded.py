@@ -87,11 +87,11 @@ SEEDS = (
     Seed(
         "sampler: the mask is ignored",
         DEVICE,
-        "x[k * stride] = allowed[k] ? exp(x[k * stride] - top) : splat<V>(0.0f);\n    total",
-        "x[k * stride] = exp(x[k * stride] - top);\n    total",
+        "weight[k] = head.allowed[k] ? w : splat<V>(0.0f);",
+        "weight[k] = w;",
         SAMPLING,
     ),
-    Seed("sampler: equal draws in each period", DEVICE, "Unsigned{} + key.period, lane", "Unsigned{}, lane", SAMPLING),
+    Seed("sampler: equal draws in each period", DEVICE, "U{} + key.period, lane", "U{}, lane", SAMPLING),
     Seed(
         "fused loss: the clip is one-sided",
         DEVICE,
@@ -102,8 +102,8 @@ SEEDS = (
     Seed(
         "fused loss: the entropy's sign",
         DEVICE,
-        "fma(splat<V>(entropy_weight), x[k * stride], -policy_gradient)",
-        "fma(splat<V>(-entropy_weight), x[k * stride], -policy_gradient)",
+        "fma(splat<V>(entropy_weight), log_p + entropy, -policy_gradient)",
+        "fma(splat<V>(-entropy_weight), log_p + entropy, -policy_gradient)",
         LEARNING,
     ),
     Seed(
@@ -130,7 +130,7 @@ SEEDS = (
     Seed(
         "trainer: the learning rate never falls",
         "rbc_warp/training/trainer.py",
-        'learner.optimizer.param_groups[0]["lr"] = update.learning_rate',
+        "learner.optimizer.learning_rate = update.learning_rate",
         "pass",
         (
             "tests/test_training.py",
@@ -149,8 +149,8 @@ SEEDS = (
     Seed(
         "trials: what did not pay is learned, too",
         "rbc_warp/training/trials.py",
-        "torch.nonzero(gains > 0.0, as_tuple=True)",
-        "torch.nonzero(gains == gains, as_tuple=True)",
+        "paid = gains > 0.0",
+        "paid = gains == gains",
         ("tests/test_trials.py",),
     ),
     Seed(
