@@ -201,7 +201,11 @@ API int standin_count(const char* name) { return driver.counts[name]; }
 API int standin_captured() { return static_cast<int>(driver.captured.size()); }
 API void standin_run_kernels(int yes) { driver.runs_kernels = yes; }
 // From now on, a pointer that no operation of torch's has reported before is a fault.
-API void standin_knows_memory(int yes) { driver.knows_memory = yes; }
+API void standin_knows_memory(int yes) {
+  std::lock_guard<std::recursive_mutex> guard(driver.lock);
+  driver.knows_memory = yes;
+  driver.buffers.clear();  // what is freed while nobody tells is soon another's
+}
 API void standin_use(CUstream stream, int known) {
   in_use = stream_of(stream);
   knows_stream = known;
