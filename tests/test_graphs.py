@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -156,8 +157,11 @@ def test_replayed_training_equals_called_training(precision: str) -> None:
 def test_a_loaded_state_is_what_is_replayed_on() -> None:
     called, replayed, capture = trainers()
     for trainer in (called, replayed):
-        trainer.train(0, 6)
-        kept = trainer.state()
+        trainer.train(0, 2)
+        trainer.load_state(trainer.state())  # before firms have learned
+        assert trainer.state()["optimizers"]["firm"]["state"] == {}
+        trainer.train(2, 6)
+        kept = copy.deepcopy(trainer.state())
         trainer.train(6, 9)
         trainer.load_state(kept)
         assert trainer.optimizers["firm"].state_dict()["param_groups"][0]["lr"] == pytest.approx(1e-3)  # of iteration 5
@@ -209,3 +213,29 @@ def test_one_agent_s_own_policy_is_replayed_too() -> None:
     np.testing.assert_array_equal(again[0], before)
     np.testing.assert_array_equal(again[1], after)
     assert again[2] == selection and torch.equal(again[3], flat)
+
+
+def test_weights_and_words_that_change_between_rollout_and_update_are_used() -> None:
+    called, replayed, _ = trainers("train.precision=bfloat16")
+    for trainer in (called, replayed):
+        trainer.train(0, 8)
+        trainer.iteration = 8
+        trainer._generate_rollout_batch()
+        with torch.no_grad():
+            trainer.models["firm"].flat.mul_(1.5)
+        trainer._update_model_params(11)  # at another learning rate
+    assert_equal(called, replayed)
+
+
+def test_a_finished_trainer_is_let_go_of_with_its_graphs() -> None:
+    _, replayed, _ = trainers()
+    replayed.train(0, 5)
+    gc.collect()
+    gone, learner_gone = weakref.ref(replayed), weakref.ref(replayed.learners["firm"])
+    gc.disable()
+    try:
+        replayed.graceful_close()
+        del replayed, _
+        assert gone() is None and learner_gone() is None
+    finally:
+        gc.enable()

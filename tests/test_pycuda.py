@@ -19,6 +19,7 @@ from rbc_warp.config import Config, load_config
 from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.runs import metrics
 from rbc_warp.runs.run import train_run
+from rbc_warp.training.recorder import Recorder
 from rbc_warp.training.rollout import Draw
 from rbc_warp.training.trainer import RbcTrainer
 from rbc_warp.warpdrive.simulation import play
@@ -153,6 +154,20 @@ def test_best_responses_agree_with_the_host_s(tmp_path: Path) -> None:
             assert got[name] == expected[name], name
         for name in ("before", "after"):
             assert got[name] == pytest.approx(expected[name], rel=0.02, abs=0.01), (name, expected, got)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_graphs_bring_what_calls_bring(precision: str) -> None:
+    trainers = []
+    for graphs in ("off", "auto"):
+        overrides = [*SMALL_RBC, f"train.precision={precision}", f"train.graphs={graphs}"]
+        settings = load_config(ROOT / "configs" / "rbc.yaml", overrides)
+        trainers.append(RbcTrainer(settings, "pycuda", recorder=Recorder()))
+        trainers[-1].train(0, 12)
+    called, replayed = trainers
+    assert not called.graphs.are_used and replayed.graphs.are_used == (replayed.device.type == "cuda")
+    for agent in AGENT_TYPES:
+        assert torch.equal(replayed.models[agent].flat, called.models[agent].flat), agent
 
 
 def test_auto_takes_the_gpu_where_there_is_one() -> None:

@@ -92,13 +92,13 @@ def played(
     trainer = game.trainer
     together = min(episodes, trainer.num_local_envs)
     side_by_side = trainer.num_local_envs // together
+    forced = [ForcedEach.of(agent, trainer) for agent in dict.fromkeys(d.agent for g in groups for d in g)]
     game.restore()
     for first_episode in range(0, episodes, together):
         wanted = min(together, episodes - first_episode)
         for first in range(0, len(groups), side_by_side):
             chosen = groups[first : first + side_by_side]
             each = [group for group in chosen for _ in range(together)]
-            forced = [ForcedEach.of(agent, trainer) for agent in dict.fromkeys(d.agent for g in groups for d in g)]
             for one in forced:
                 one.follow([[deviation for deviation in group if deviation.agent == one.agent] for group in each])
             with game.changed(*forced):

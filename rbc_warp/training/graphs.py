@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 MOST_GRAPHS = 32
-Branches = Callable[[], AbstractContextManager[Callable[[], AbstractContextManager]]]
 Replay = Callable[[], object]
 
 
@@ -41,69 +40,78 @@ class Capture:
 
 
 class CudaCapture(Capture):
-    """Records by CUDA's stream capture.
+    """Records by CUDA's stream capture. Every graph has memory of its own, also for cuBLAS: they may run side by side.
 
-    Graphs may run side by side: each has its own memory, and its own stream, by which cuBLAS chooses its own.
     ``new_stream``: makes one that our kernels can be launched on, too.
     """
 
     def __init__(self, new_stream: Callable[[], torch.cuda.Stream]):
         self._new_stream = new_stream
-        self._branches: list[torch.cuda.Stream] | None = None  # while a call is recorded
-        self._used = 0  # of the branches, also of those around these
-        self._start: torch.cuda.Event | None = None  # while replays run side by side
-        self._busy: list[torch.cuda.Stream] = []
+        self._stream = new_stream()  # of recordings
+        self._branches: list[torch.cuda.Stream] = []  # of recordings, beside that
+        self._used: int | None = None  # of the branches, while a call is recorded
+        self._sides: list[torch.cuda.Stream] = []  # of replays side by side
+        self._start: torch.cuda.Event | None = None  # while there are any
+        self._busy = 0  # of the sides
 
     def record(self, call: Callable[[], Any]) -> tuple[Replay, Any]:
-        graph, stream = torch.cuda.CUDAGraph(), self._new_stream()
-        self._branches, self._used = [], 0
+        graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        self._used = 0
+        torch._C._cuda_clearCublasWorkspaces()  # what cuBLAS works in shall lie in the graph's memory, and stay there
         try:
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 result = call()
         finally:
-            self._branches = None
+            self._used = None
+            torch._C._cuda_clearCublasWorkspaces()
+            torch.cuda.set_stream(before)  # which torch leaves where recording failed
 
         def replay() -> None:
             if self._start is None:
                 graph.replay()
                 return
+            if self._busy == len(self._sides):
+                self._sides.append(torch.cuda.Stream())
+            stream = self._sides[self._busy]
+            self._busy += 1
             stream.wait_event(self._start)
             with torch.cuda.stream(stream):
                 graph.replay()
-            self._busy.append(stream)
 
         return replay, result
 
     @contextmanager
     def beside(self) -> Iterator[None]:
-        self._start = torch.cuda.current_stream().record_event()
+        self._start, self._busy = torch.cuda.current_stream().record_event(), 0
         try:
             yield
         finally:
             self._start = None
-            for stream in self._busy:
+            for stream in self._sides[: self._busy]:
                 torch.cuda.current_stream().wait_stream(stream)
-            self._busy.clear()
 
     @contextmanager
     def branches(self) -> Iterator[Callable[[], AbstractContextManager]]:
-        if self._branches is None:
+        if self._used is None:
             yield nullcontext
             return
-        main, streams, first = torch.cuda.current_stream(), self._branches, self._used
+        main, first = torch.cuda.current_stream(), self._used
 
         def branch() -> AbstractContextManager:
-            if self._used == len(streams):
-                streams.append(self._new_stream())
-            stream = streams[self._used]
-            stream.wait_stream(main)
+            assert self._used is not None
+            if self._used == len(self._branches):
+                self._branches.append(self._new_stream())
+            stream = self._branches[self._used]
             self._used += 1
+            stream.wait_stream(main)
             return torch.cuda.stream(stream)
 
-        yield branch
-        for stream in streams[first : self._used]:
-            main.wait_stream(stream)
-        self._used = first
+        try:
+            yield branch
+        finally:
+            for stream in self._branches[first : self._used]:
+                main.wait_stream(stream)
+            self._used = first
 
 
 @contextmanager
@@ -134,23 +142,10 @@ class Graphs:
     ``capture``: how to record; None: never.
     """
 
-    def __init__(self, capture: Capture | None):
-        self._capture = capture
-        self._never = Capture()
+    def __init__(self, capture: Capture | None = None):
+        self.are_used = capture is not None  #: Whether calls are recorded.
+        self.capture = capture or Capture()
         self._recorded: OrderedDict[Hashable, _Recorded] = OrderedDict()
-
-    @property
-    def are_used(self) -> bool:
-        """Whether calls are recorded."""
-        return self._capture is not None
-
-    def beside(self) -> AbstractContextManager:
-        """See :meth:`Capture.beside`."""
-        return (self._capture or self._never).beside()
-
-    def branches(self) -> AbstractContextManager[Callable[[], AbstractContextManager]]:
-        """See :meth:`Capture.branches`."""
-        return (self._capture or self._never).branches()
 
     def run(self, key: Hashable, call: Callable[[], Any], addresses: Callable[[], tuple[int, ...]] = tuple) -> Any:
         """Make a call, or replay it; calls of equal keys ask the same of the device.
@@ -158,7 +153,7 @@ class Graphs:
         The next replay of a call changes the tensors that this one returned. ``addresses``: of arrays that may come to
         lie elsewhere; the call is then recorded anew.
         """
-        if self._capture is None:
+        if not self.are_used:
             return call()
         recorded = self._recorded.get(key)
         if recorded is None or recorded.addresses != addresses():
@@ -172,9 +167,11 @@ class Graphs:
         if recorded.replay is None:
             try:
                 with _nothing_is_collected():
-                    recorded.replay, recorded.result = self._capture.record(call)
+                    recorded.replay, recorded.result = self.capture.record(call)
             except RuntimeError as error:
-                self._capture = None
+                if isinstance(error.__context__, KeyboardInterrupt):
+                    raise error.__context__ from None
+                self.are_used = False
                 self._recorded.clear()
                 print(f"note: not replayed as CUDA graphs: {str(error).splitlines()[0]}", file=sys.stderr)
                 return call()

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from rbc_warp.training import losses
-from rbc_warp.training.graphs import Branches, Capture
+from rbc_warp.training.graphs import Capture
 from rbc_warp.training.losses import Batch, LossWeights
 from rbc_warp.training.policy import Policy
 from rbc_warp.training.processes import Processes
@@ -44,19 +44,18 @@ class Adam(torch.optim.Adam):
     @property
     def learning_rate(self) -> float:
         """On a GPU in force from the next :meth:`Words.send` on."""
-        return self._learning_rate
+        return self.param_groups[0]["lr"]
 
     @learning_rate.setter
     def learning_rate(self, rate: float) -> None:
-        self._learning_rate = rate
+        self.param_groups[0]["lr"] = rate
         if self._words and self._rate is not None:
             self._words.set(self._rate, np.full((), rate, np.float32))
-        self.param_groups[0]["lr"] = rate
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self.learning_rate = self.param_groups[0]["lr"]
-        moments = self.state[self._parameter]
+        moments = self.state.get(self._parameter)
         if self._is_fused and moments:
             moments["step"] = moments["step"].to(self._parameter.device)
 
@@ -130,13 +129,13 @@ class Learner(ABC):
         """Means of the loss's parts over the rows of the last update, in the order of LOSS_STATISTICS."""
         self.sums = self.statistics.new_zeros(1, len(LOSS_STATISTICS))
         """Their sums so far, in parts that are to be added up."""
-        self.branches: Branches = Capture().branches
+        self.branches = Capture().branches
         """For what may run side by side in a graph."""
         policy.flat.grad = torch.zeros_like(policy.flat)
 
     @abstractmethod
     def logits(self, public: torch.Tensor, private: torch.Tensor, out: torch.Tensor) -> None:
-        """Put logits and values of encoded states into ``out`` (rows, actions+1) float32."""
+        """Put logits and values of encoded states into ``out`` (rows, actions+1), float32 or rounded as products."""
 
     @abstractmethod
     def take_gradient(self, batch: Batch, weights: LossWeights) -> None:

@@ -25,7 +25,8 @@ class Batch:
     """The data of an update. N = T·E observations of a type with n agents each, rows = N·n in that order."""
 
     public: torch.Tensor  #: (N, num_public) encoded public states, float32.
-    private: torch.Tensor  #: (rows, num_private) encoded private states, in the learner's precision.
+    private: torch.Tensor
+    """(rows, num_private) encoded private states, in the learner's precision; on a GPU filled up with zeros."""
     actions: torch.Tensor  #: (rows, heads) int32.
     log_probability: torch.Tensor  #: (rows,) of the joint action when it was drawn.
     value: torch.Tensor  #: (rows,) predicted when it was drawn.

@@ -118,7 +118,6 @@ class RbcTrainer(TrainerA2C):
         wrapper = RbcEnvWrapper(self.env, num_envs=self.num_local_envs, env_backend=self.backend)
         self.device = wrapper.device
         self.precision = choose_precision(config, self.device)
-        torch.backends.cuda.matmul.allow_tf32 = config.train.precision == "tf32"
         self.words = wrapper.cuda_data_manager.words
         self.heads = {name: Heads(agent.head_sizes, self.device, self.words) for name, agent in agents.items()}
         self.learners: dict[str, Learner] = {}
@@ -148,7 +147,7 @@ class RbcTrainer(TrainerA2C):
         self.numbers = Numbers(list(agents), self.processes, self.device)
         self.graphs = Graphs(CudaCapture(manager.new_stream) if self._may_replay() else None)
         for learner in self.learners.values():
-            learner.branches = self.graphs.branches
+            learner.branches = self.graphs.capture.branches
         self.set_iteration(0)
 
     def _warpdrive_config(self, folder: Path) -> dict:
@@ -313,10 +312,12 @@ class RbcTrainer(TrainerA2C):
         """Update every type that is due and is to be trained; return its loss statistics as scalar tensors."""
         due = [u for u in self.schedule.updates(iteration) if self.config["policy"][u.agent]["to_train"]]
         figures = {}
-        with self.graphs.beside():
-            for update in due:
+        orders = [self._expect(update, iteration) for update in due]
+        self.words.send()
+        with self.graphs.capture.beside():
+            for update, order in zip(due, orders, strict=True):
                 with self._timed(f"{update.agent}_update_time"):
-                    figures[update.agent] = self._update(update, iteration)
+                    figures[update.agent] = self._update(update, iteration, order)
         for update in due:
             self.current_timestep[update.agent] += self.training_batch_size
             if self.schedule.raises_multipliers(iteration):
@@ -366,11 +367,16 @@ class RbcTrainer(TrainerA2C):
         else:
             self._play(keep_consumption)
 
+    def _set_products(self) -> None:
+        """Let torch multiply float32 as this trainer's precision says: the switch is the process's."""
+        torch.backends.cuda.matmul.allow_tf32 = self.settings.train.precision == "tf32"
+
     def _flat_addresses(self) -> tuple[int, ...]:
         return tuple(policy.flat.data_ptr() for policy in self.models.values())
 
     def _play(self, keep_consumption: bool) -> None:
         """Play from the words that are on the device."""
+        self._set_products()
         self.cuda_envs.reset_all_envs()
         for period in range(self.economy.num_periods):
             with self._timed("policy_eval_time"):
@@ -389,7 +395,8 @@ class RbcTrainer(TrainerA2C):
         """Add to one of WarpDrive's performance figures, or to one more beside them.
 
         On a GPU, whose calls return before the work is done, it is the time to issue the work, and to wait where a
-        part reads a result: figures of parts say where the host's time goes, not which kernels take it.
+        part reads a result: figures of parts say where the host's time goes, not which kernels take it. What is
+        replayed as a graph does not count.
         """
         began = time.perf_counter()
         yield
@@ -413,7 +420,7 @@ class RbcTrainer(TrainerA2C):
         return self._forward(self.rollout.public[period], private)
 
     def _forward(self, public: torch.Tensor, private: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        with self.graphs.branches() as branch:
+        with self.graphs.capture.branches() as branch:
             for name, agent in self.economy.agents.items():
                 if not agent.is_frozen:
                     with branch():
@@ -477,13 +484,13 @@ class RbcTrainer(TrainerA2C):
 
     def update(self, update: Update, iteration: int) -> dict[str, torch.Tensor]:
         """Take all passes over the last rollout for one type, or for one agent with a learner of its own."""
-        return self._losses(update, self._update(update, iteration))
-
-    @torch.no_grad()
-    def _update(self, update: Update, iteration: int) -> torch.Tensor:
-        """Make an update; return what :meth:`_losses` names, in memory that the next one may change."""
         orders = self._expect(update, iteration)
         self.words.send()
+        return self._losses(update, self._update(update, iteration, orders))
+
+    @torch.no_grad()
+    def _update(self, update: Update, iteration: int, orders: torch.Tensor | None) -> torch.Tensor:
+        """Make an update that is expected; return what :meth:`_losses` names, in memory that the next may change."""
         if self._takes_some(update):
             return self._learn(update, orders, self._some_consumers(iteration))
         learner = update.learner or self.learners[update.agent]
@@ -498,6 +505,7 @@ class RbcTrainer(TrainerA2C):
     def _expect(self, update: Update, iteration: int) -> torch.Tensor | None:
         """Set the words of an update, in force from the next send on; return the minibatches' orders among them."""
         learner, settings = update.learner or self.learners[update.agent], self.economy.agents[update.agent].settings
+        learner.refresh()
         learner.optimizer.learning_rate = update.learning_rate
         learner.expect(self._loss_weights(update))
         if settings.minibatches == 1:
@@ -521,6 +529,7 @@ class RbcTrainer(TrainerA2C):
 
     def _learn(self, update: Update, orders: torch.Tensor | None, chosen: torch.Tensor | None = None) -> torch.Tensor:
         """Take all passes, by the words that are on the device; return LOSSES, the gradient's norm, the other means."""
+        self._set_products()
         train = self.settings.train
         learner = update.learner or self.learners[update.agent]
         discounts = train.gamma, train.gae_lambda
@@ -623,6 +632,7 @@ class RbcTrainer(TrainerA2C):
 
     def graceful_close(self) -> None:
         """Let go of the sampler and of the temporary folder; a second time, do nothing."""
+        self.graphs = Graphs()
         if hasattr(self, "cuda_sample_controller"):
             super().graceful_close()
         if self._scratch:
