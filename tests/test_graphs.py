@@ -125,7 +125,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def trainers(*overrides: str) -> tuple[RbcTrainer, RbcTrainer, Kept]:
     called, replayed = (RbcTrainer(load_config(SETTINGS, list(overrides)), "host", recorder=Losses()) for _ in range(2))
     capture = Kept(replayed)
-    replayed.graphs = Graphs(capture)
+    replayed.graphs = replayed.updates.graphs = Graphs(capture)
     return called, replayed, capture
 
 
@@ -189,7 +189,7 @@ def test_where_recording_fails_calls_are_made(capsys: pytest.CaptureFixture) -> 
         def record(self, call: Callable) -> Any:
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
 
-    replayed.graphs = Graphs(Failing())
+    replayed.graphs = replayed.updates.graphs = Graphs(Failing())
     for trainer in (called, replayed):
         trainer.train(0, 6)
     assert_equal(called, replayed)

@@ -471,7 +471,10 @@ def test_a_fraction_of_the_consumers_is_learned_from(fraction: float, monkeypatc
         trainer.update(Update("consumer", 0.0, 0.0, 1e-3), iteration)
     kept = round(7 * fraction)
     assert [len(batch.actions) for batch in batches] == [3 * 4 * kept] * 4
-    chosen = [trainer._some_consumers(iteration).tolist() if fraction < 1 else list(range(7)) for iteration in range(3)]
+    chosen = [
+        trainer.updates._some_consumers(iteration).tolist() if fraction < 1 else list(range(7))
+        for iteration in range(3)
+    ]
     assert all(len(set(c)) == kept for c in chosen)
     assert fraction == 1.0 or len({tuple(c) for c in chosen}) > 1
     value = trainer._data("values_batch_consumer")

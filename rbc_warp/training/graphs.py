@@ -147,6 +147,10 @@ class Graphs:
         self.capture = capture or Capture()
         self._recorded: OrderedDict[Hashable, _Recorded] = OrderedDict()
 
+    def clear(self) -> None:
+        """Let go of what is recorded."""
+        self._recorded.clear()
+
     def run(self, key: Hashable, call: Callable[[], Any], addresses: Callable[[], tuple[int, ...]] = tuple) -> Any:
         """Make a call, or replay it; calls of equal keys ask the same of the device.
 

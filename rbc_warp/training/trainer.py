@@ -29,24 +29,20 @@ from rbc_warp.errors import ConfigError, RunFileError
 from rbc_warp.training.fused import FusedLearner
 from rbc_warp.training.graphs import CudaCapture, Graphs
 from rbc_warp.training.learner import AutogradLearner, Learner
-from rbc_warp.training.losses import LossWeights, minibatches, random_orders
 from rbc_warp.training.numbers import Numbers
 from rbc_warp.training.policy import Policy, make_policies
 from rbc_warp.training.processes import Processes
 from rbc_warp.training.recorder import Losses, Recorder, WarpDriveFiles
 from rbc_warp.training.rollout import EVALUATION_STREAM, Draw, Intervention, Rollout
 from rbc_warp.training.schedule import Schedule, Update
-from rbc_warp.training.trials import REACH, Trials, places_of_trials
+from rbc_warp.training.trials import Trials, places_of_trials
+from rbc_warp.training.updates import TRIALS, Updates, seed_of, set_products
 from rbc_warp.warpdrive import tables
 from rbc_warp.warpdrive.env import RbcEnv, stage_table
-from rbc_warp.warpdrive.kernels import DRAW_FROM_PROBABILITIES, DRAW_GREEDY, LOSS_STATISTICS, Heads, RbcSampler
+from rbc_warp.warpdrive.kernels import DRAW_FROM_PROBABILITIES, DRAW_GREEDY, Heads, RbcSampler
 from rbc_warp.warpdrive.wrapper import RbcEnvWrapper, check_rows, choose_backend
 
-# Purposes of an iteration's seeds on the host: which consumers learn, then minibatches by type, then trials by rank.
-SOME_CONSUMERS, MINIBATCHES, TRIALS = 0, 1, 1 << 4
 SCRATCH = "rbc_warp-"
-LOSSES = LOSS_STATISTICS[:3]
-"""Means that are finite where learning goes well: policy loss, value loss, entropy."""
 UNRECORDED = -1
 """WarpDrive's batch index of a period that is played but not kept."""
 HOOKS = ("forward", "draw_actions", "_evaluate_policies", "_sample_actions")
@@ -106,7 +102,6 @@ class RbcTrainer(TrainerA2C):
         self.iteration = 0  #: The iteration being trained, or trained last.
         self._trials: dict[str, Trials] = {}
         self._drawn_before: dict[tuple, dict[str, Trials]] = {}  # by their numbers
-        self._orders: dict[tuple, torch.Tensor] = {}  # of minibatches, by type and shape
         agents = self.economy.agents
         self.multipliers = {name: agent.settings.noponzi_start for name, agent in agents.items() if agent.penalty_scale}
         """Per type with a budget, the no-Ponzi term's Lagrange multiplier."""
@@ -148,6 +143,8 @@ class RbcTrainer(TrainerA2C):
         self.graphs = Graphs(CudaCapture(manager.new_stream) if self._may_replay() else None)
         for learner in self.learners.values():
             learner.branches = self.graphs.capture.branches
+        shared = (self.numbers, self.words, self.graphs, self.processes)
+        self.updates = Updates(config, self.economy, self.learners, self.rollout, *shared)
         self.set_iteration(0)
 
     def _warpdrive_config(self, folder: Path) -> dict:
@@ -273,7 +270,7 @@ class RbcTrainer(TrainerA2C):
         """Play the iteration's episodes into ``rollout``, at the schedule's stage; before it, its trials."""
         self._place_stage(self.schedule.stage(self.iteration, self.multipliers), self.schedule.allowed(self.iteration))
         for update in self.schedule.updates(self.iteration):  # one copy to the device brings all
-            self._expect(update, self.iteration)
+            self.updates.expect(update, self.iteration)
         draw = self.schedule.draw(self.iteration)
         self._trials = self._drawn_trials()
         if self._trials:
@@ -305,25 +302,26 @@ class RbcTrainer(TrainerA2C):
                 for name, where in places.items()
             }
         for order, trials in enumerate(self._drawn_before[key].values()):
-            trials.draw(self._seed_of(self.iteration, TRIALS + len(self.learners) * self.processes.rank + order))
+            purpose = TRIALS + len(self.learners) * self.processes.rank + order
+            trials.draw(seed_of(self.settings, self.iteration, purpose))
         return self._drawn_before[key]
 
     def _update_model_params(self, iteration: int) -> dict[str, dict[str, torch.Tensor]]:
         """Update every type that is due and is to be trained; return its loss statistics as scalar tensors."""
         due = [u for u in self.schedule.updates(iteration) if self.config["policy"][u.agent]["to_train"]]
         figures = {}
-        orders = [self._expect(update, iteration) for update in due]
+        orders = [self.updates.expect(update, iteration) for update in due]
         self.words.send()
         with self.graphs.capture.beside():
             for update, order in zip(due, orders, strict=True):
                 with self._timed(f"{update.agent}_update_time"):
-                    figures[update.agent] = self._update(update, iteration, order)
+                    figures[update.agent] = self.updates.make(update, iteration, order, self._trials)
         for update in due:
             self.current_timestep[update.agent] += self.training_batch_size
             if self.schedule.raises_multipliers(iteration):
                 self._raise_multiplier(update.agent)
         self.numbers.advance(iteration)
-        return {update.agent: self._losses(update, figures[update.agent]) for update in due}
+        return {update.agent: self.updates.losses(update, figures[update.agent]) for update in due}
 
     def _log_metrics(self, metrics: Losses, sample_params: Mapping[str, Any] | None = None) -> None:
         """Let the recorder keep what came of the iteration."""
@@ -367,16 +365,12 @@ class RbcTrainer(TrainerA2C):
         else:
             self._play(keep_consumption)
 
-    def _set_products(self) -> None:
-        """Let torch multiply float32 as this trainer's precision says: the switch is the process's."""
-        torch.backends.cuda.matmul.allow_tf32 = self.settings.train.precision == "tf32"
-
     def _flat_addresses(self) -> tuple[int, ...]:
         return tuple(policy.flat.data_ptr() for policy in self.models.values())
 
     def _play(self, keep_consumption: bool) -> None:
         """Play from the words that are on the device."""
-        self._set_products()
+        set_products(self.settings)
         self.cuda_envs.reset_all_envs()
         for period in range(self.economy.num_periods):
             with self._timed("policy_eval_time"):
@@ -484,90 +478,9 @@ class RbcTrainer(TrainerA2C):
 
     def update(self, update: Update, iteration: int) -> dict[str, torch.Tensor]:
         """Take all passes over the last rollout for one type, or for one agent with a learner of its own."""
-        orders = self._expect(update, iteration)
+        orders = self.updates.expect(update, iteration)
         self.words.send()
-        return self._losses(update, self._update(update, iteration, orders))
-
-    @torch.no_grad()
-    def _update(self, update: Update, iteration: int, orders: torch.Tensor | None) -> torch.Tensor:
-        """Make an update that is expected; return what :meth:`_losses` names, in memory that the next may change."""
-        if self._takes_some(update):
-            return self._learn(update, orders, self._some_consumers(iteration))
-        learner = update.learner or self.learners[update.agent]
-        key = ("update", update.agent, update.index, learner, self._trials.get(update.agent))
-        return self.graphs.run(key, lambda: self._learn(update, orders), learner.addresses)
-
-    def _losses(self, update: Update, figures: torch.Tensor) -> dict[str, torch.Tensor]:
-        names = (*LOSSES, "gradient_norm", *LOSS_STATISTICS[len(LOSSES) :])
-        losses = dict(zip(names, figures.clone(), strict=True))
-        return losses | {"entropy_coefficient": torch.tensor(update.entropy)}
-
-    def _expect(self, update: Update, iteration: int) -> torch.Tensor | None:
-        """Set the words of an update, in force from the next send on; return the minibatches' orders among them."""
-        learner, settings = update.learner or self.learners[update.agent], self.economy.agents[update.agent].settings
-        learner.refresh()
-        learner.optimizer.learning_rate = update.learning_rate
-        learner.expect(self._loss_weights(update))
-        if settings.minibatches == 1:
-            return None
-        count = 1 if update.index is not None else self.economy.agents[update.agent].count
-        if self._takes_some(update):
-            count = self._num_chosen()
-        generator = torch.Generator().manual_seed(
-            self._seed_of(iteration, MINIBATCHES + list(self.learners).index(update.agent))
-        )  # the same in all processes
-        orders = random_orders(count, self.num_local_envs, self._passes(update), generator).numpy()
-        key = update.agent, *orders.shape
-        if key not in self._orders:
-            self._orders[key] = self.words.take(orders)
-        self.words.set(self._orders[key], orders)
-        return self._orders[key]
-
-    def _passes(self, update: Update) -> int:
-        train, settings = self.settings.train, self.economy.agents[update.agent].settings
-        return (settings.passes or train.ppo_num_updates) if train.use_ppo else 1
-
-    def _learn(self, update: Update, orders: torch.Tensor | None, chosen: torch.Tensor | None = None) -> torch.Tensor:
-        """Take all passes, by the words that are on the device; return LOSSES, the gradient's norm, the other means."""
-        self._set_products()
-        train = self.settings.train
-        learner = update.learner or self.learners[update.agent]
-        discounts = train.gamma, train.gae_lambda
-        batch = self.rollout.batch(update.agent, *discounts, self.processes, update.index, chosen)
-        if update.agent in self._trials:
-            weight, reach = self.settings.agents.trials_weight, REACH if train.use_ppo else 0.0
-            batch = self._trials[update.agent].learned_from(batch, self.rollout, train.gamma, weight, reach)
-        parts = self.economy.agents[update.agent].settings.minibatches
-        steps = minibatches(batch, self.num_local_envs, self._passes(update), parts, orders)
-        norm = learner.update(steps, self._loss_weights(update), train.clip_grad_norm)
-        means = learner.statistics.split([len(LOSSES), len(LOSS_STATISTICS) - len(LOSSES)])
-        figures = torch.cat([means[0], norm.view(1), means[1]])
-        self.numbers.note("log-probabilities", update.agent, batch.log_probability)
-        self.numbers.note("losses", update.agent, figures[: len(LOSSES) + 1])  # kl may be infinite without harm
-        self.numbers.note("parameters", update.agent, learner.policy.flat)
-        return figures
-
-    def _loss_weights(self, update: Update) -> LossWeights:
-        train = self.settings.train
-        entropy = update.entropy, update.last_head_entropy
-        return LossWeights(train.use_ppo, train.ppo_clip_param, *entropy, train.value_loss_weight)
-
-    def _seed_of(self, iteration: int, purpose: int) -> int:
-        """Return the seed of an iteration's random choices on the host."""
-        return self.settings.train.base_seed * 1000003 + iteration + (purpose << 48)
-
-    def _takes_some(self, update: Update) -> bool:
-        is_part = self.settings.train.consumer_update_fraction < 1.0
-        return is_part and update.agent == "consumer" and update.index is None
-
-    def _num_chosen(self) -> int:
-        return max(1, round(self.settings.train.consumer_update_fraction * self.economy.num_consumers))
-
-    def _some_consumers(self, iteration: int) -> torch.Tensor:
-        """Return this iteration's random share of the consumers, the same in every environment and process."""
-        generator = torch.Generator().manual_seed(self._seed_of(iteration, SOME_CONSUMERS))
-        order = torch.randperm(self.economy.num_consumers, generator=generator)
-        return order[: self._num_chosen()].sort().values.to(self.device)
+        return self.updates.losses(update, self.updates.make(update, iteration, orders, self._trials))
 
     def _raise_multiplier(self, name: str) -> None:
         """Add eta · mean(debt / scale) at the end of the episode to a type's multiplier."""
@@ -632,7 +545,8 @@ class RbcTrainer(TrainerA2C):
 
     def graceful_close(self) -> None:
         """Let go of the sampler and of the temporary folder; a second time, do nothing."""
-        self.graphs = Graphs()
+        if hasattr(self, "graphs"):
+            self.graphs.clear()
         if hasattr(self, "cuda_sample_controller"):
             super().graceful_close()
         if self._scratch:

@@ -129,7 +129,7 @@ SEEDS = (
     ),
     Seed(
         "trainer: the learning rate never falls",
-        "rbc_warp/training/trainer.py",
+        "rbc_warp/training/updates.py",
         "learner.optimizer.learning_rate = update.learning_rate",
         "pass",
         (
