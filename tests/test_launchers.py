@@ -177,6 +177,12 @@ BAD_CALLS = {
 }
 
 
+def test_a_configuration_without_its_option_is_told_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run_training.main([str(SMOKE)])
+    assert f"a configuration is named by --config {SMOKE}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("fault", BAD_CALLS)
 def test_a_fault_of_the_user_is_one_clear_line(
     fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -258,7 +264,9 @@ def test_ctrl_c_saves_and_the_run_goes_on_from_there(tmp_path: Path, capsys: pyt
     end = status.iteration + 3
     more = ["--resume", str(run_dir.path), "--set", f"train.num_episodes={end}"]
     assert run_training.main(more) == 0
-    assert capsys.readouterr().out.startswith(f"finished after {end} iterations")
+    shown = capsys.readouterr()
+    assert shown.out.startswith(f"finished after {end} iterations")
+    assert shown.err.startswith(f"{run_dir.path}: goes on after {status.iteration} of {end} iterations\n")
     whole = run_dir.read_metrics()
     assert [record["iteration"] for record in whole] == list(range(end))
     assert whole[: len(records)] == records and run_dir.read_status().status == "finished"

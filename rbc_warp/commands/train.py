@@ -11,7 +11,10 @@ from rbc_warp.errors import DONE, INTERRUPTED
 def parse(arguments: list[str] | None = None, name: str = "python -m rbc_warp train") -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=name, description=__doc__.splitlines()[0])
     add_training_arguments(parser)
-    options = parser.parse_args(arguments)
+    options, others = parser.parse_known_args(arguments)
+    if others:
+        hint = f"; a configuration is named by --config {others[0]}" if others[0].endswith((".yaml", ".yml")) else ""
+        parser.error(f"unrecognized arguments: {' '.join(others)}{hint}")
     check_training_arguments(parser, options)
     return options
 

@@ -1,5 +1,6 @@
 """One training run from start to end: its files, interruption, exact resume and summary."""
 
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -11,7 +12,7 @@ from rbc_warp.config import Config
 from rbc_warp.config.shipped import launcher
 from rbc_warp.config.temporary import sweep
 from rbc_warp.economy.parameters import Economy
-from rbc_warp.errors import NumbersError, RunFileError, UserError
+from rbc_warp.errors import NumbersError, RunFileError, UserError, printable
 from rbc_warp.runs.folder import RunDir
 from rbc_warp.runs.interrupt import Interrupt
 from rbc_warp.runs.live import LiveView
@@ -108,6 +109,9 @@ def train_run(
         if processes.is_first:
             kept = restore_metrics(run, state)
             if resume:
+                if not quiet:
+                    length = "" if end is None else f" of {end}"
+                    print(f"{printable(str(run.path))}: goes on after {start}{length} iterations", file=sys.stderr)
                 run.write_hparams(config.to_dict(with_derived=True))
             trackers = open_trackers(track, run, config, kept)
             for tracker in trackers:
