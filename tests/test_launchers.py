@@ -266,7 +266,7 @@ def test_ctrl_c_saves_and_the_run_goes_on_from_there(tmp_path: Path, capsys: pyt
     assert run_training.main(more) == 0
     shown = capsys.readouterr()
     assert shown.out.startswith(f"finished after {end} iterations")
-    assert shown.err.startswith(f"{run_dir.path}: goes on after {status.iteration} of {end} iterations\n")
+    assert f"{run_dir.path}: goes on after {status.iteration} of {end} iterations" in shown.err
     whole = run_dir.read_metrics()
     assert [record["iteration"] for record in whole] == list(range(end))
     assert whole[: len(records)] == records and run_dir.read_status().status == "finished"
