@@ -118,7 +118,8 @@ def _rollouts(config: Config, economy: Economy, envs: int, private_bytes: int) -
 
 
 def _learning(config: Config, economy: Economy, envs: int, device: torch.device) -> Item:
-    """Return what an update takes beside the rollouts, of the type that takes most."""
+    """Return what an update takes beside the rollouts, of the type that takes most; or what all take, where each is
+    recorded as a graph, which keeps its memory."""
     sizes = []
     observations, hidden = envs * economy.num_periods, config.train.hidden_size
     for agent in economy.agents.values():
@@ -134,6 +135,9 @@ def _learning(config: Config, economy: Economy, envs: int, device: torch.device)
         else:
             block = BLOCK_BUFFERS * min(BLOCK_BYTES[device.type], FLOAT * hidden * rows)
         sizes.append(Item(f"an update of the {agent.name} type", batch + shared + block, _fewer_rows(config)))
+    if device.type == "cuda" and config.train.graphs == "auto":
+        remedy = f"{_fewer_rows(config)}, or set train.graphs=off"
+        return Item("updates, recorded as graphs", sum(item.size for item in sizes), remedy)
     return max(sizes, key=lambda item: item.size)
 
 
