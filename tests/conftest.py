@@ -25,3 +25,9 @@ def settings_of_the_process() -> Iterator[None]:
 def root() -> Path:
     """The folder of the project."""
     return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def one_thread(settings_of_the_process: None) -> None:
+    """Lets torch and the kernels run on one thread."""
+    torch.set_num_threads(1)

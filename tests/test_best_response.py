@@ -142,14 +142,6 @@ def files(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def content(run_dir: Path) -> dict[str, object]:
     """What a measurement leaves, besides the seconds it took."""
     found: dict[str, object] = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 import pytest
-import torch
 from damage import (
     RECORD,
     count_damage,
@@ -23,13 +22,7 @@ from rbc_warp.errors import ConfigError, RunFileError
 from rbc_warp.runs.folder import RunDir
 from rbc_warp.runs.run import train_run
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("public", [False, True], ids=["own", "public"])

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from stops import Killed, assert_equal, content, kill_at
-from trainers import new_run
+from trainers import TINY, new_run
 
 from rbc_warp.config import Config, load_config
 from rbc_warp.errors import ConfigError, ResumeError, RunFileError
@@ -27,15 +27,8 @@ from rbc_warp.runs.tracking import MLflow, WeightsAndBiases, check_trackers, fla
 ROOT = Path(__file__).parents[1]
 LENGTH = 12
 # Intervals that share no rhythm, so that stops fall between them in every way.
-TINY = [
-    "agents.num_consumers=6",
-    "agents.num_firms=2",
-    "agents.firm_training_start=2",
-    "agents.government_training_start=4",
-    "agents.consumer_noponzi_eta=0.1",
-    "agents.firm_noponzi_eta=0.1",
-    "world.maxtime=4",
-    "train.batch_size=4",
+SETTINGS = [
+    *TINY,
     "train.consumer_update_fraction=0.5",
     f"train.num_episodes={LENGTH}",
     "train.log_every=2",
@@ -45,16 +38,11 @@ TINY = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tiny(*overrides: str) -> Config:
-    return load_config(ROOT / "configs" / "smoke.yaml", [*TINY, *overrides])
+    return load_config(ROOT / "configs" / "smoke.yaml", [*SETTINGS, *overrides])
 
 
 def train(run: RunDir, config: Config, **options):

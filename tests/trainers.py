@@ -15,6 +15,18 @@ from rbc_warp.training.trainer import RbcTrainer
 from rbc_warp.warpdrive.host import HostFunctionManager
 from rbc_warp.warpdrive.kernels import ALIGNED, Loss
 
+TINY = [
+    "agents.num_consumers=6",
+    "agents.num_firms=2",
+    "agents.firm_training_start=2",
+    "agents.government_training_start=4",
+    "agents.consumer_noponzi_eta=0.1",
+    "agents.firm_noponzi_eta=0.1",
+    "world.maxtime=4",
+    "train.batch_size=4",
+]
+"""Settings of a run of moments in which every type learns."""
+
 
 def play_iteration(trainer: RbcTrainer, iteration: int, keep_consumption: bool = False) -> None:
     """Play an iteration's episodes at its stage."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from stops import values
+from trainers import TINY
 
 from rbc_warp.config import load_config
 from rbc_warp.errors import RunFileError
@@ -16,14 +17,7 @@ from rbc_warp.runs.run import prepare_run, train_run
 LENGTH = 8
 # Intervals that share no rhythm, so that stops fall between them in every way.
 SETTINGS = [
-    "agents.num_consumers=6",
-    "agents.num_firms=2",
-    "agents.firm_training_start=2",
-    "agents.government_training_start=4",
-    "agents.consumer_noponzi_eta=0.1",
-    "agents.firm_noponzi_eta=0.1",
-    "world.maxtime=4",
-    "train.batch_size=4",
+    *TINY,
     "train.log_every=2",
     "train.save_model_every=3",
     "train.save_dense_every=4",
