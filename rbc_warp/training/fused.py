@@ -70,14 +70,15 @@ class FusedLearner(Learner):
         kernels: Kernels,
         words: Words | None = None,
     ):
-        super().__init__(policy, heads, learning_rate, dtype, processes, words)
+        device = policy.flat.device
+        self._words = words or Words(device, is_apart=device.type == "cuda")
+        super().__init__(policy, heads, learning_rate, dtype, processes, self._words)
         self.kernels = kernels
         self.sums = self.statistics.new_zeros(kernels.loss_parts, len(self.statistics))
         self.network = kernels.network(dtype, policy.hidden)
         self._buffers: dict[tuple[str, int], torch.Tensor] = {}
         if self.device.type == "cuda":
             torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-        self._words = words
         self._tables: dict[int, torch.Tensor] = {}  # by the rows of a batch, its loss's figures on the device
         self._figures: dict[int, dict[str, float]] = {}
         self._copied: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -174,7 +175,7 @@ class FusedLearner(Learner):
                 out[rows] = torch.addmm(bias3, second, weight3.T)
 
     def expect(self, weights: LossWeights) -> None:
-        for rows in self._tables if self._words else ():
+        for rows in self._tables:
             self._set_table(rows, weights)
 
     def _set_table(self, rows: int, weights: LossWeights) -> None:
@@ -185,11 +186,9 @@ class FusedLearner(Learner):
         self._figures[rows] = figures
         table = tables.filled("LOSS", figures, np.float32)
         if rows not in self._tables:
-            self._tables[rows] = self._words.take(table) if self._words else torch.from_numpy(table).to(self.device)
-        elif self._words:
-            self._words.set(self._tables[rows], table)
+            self._tables[rows] = self._words.take(table)
         else:
-            self._tables[rows].copy_(torch.from_numpy(table))
+            self._words.set(self._tables[rows], table)
 
     @staticmethod
     def _loss_figures(weights: LossWeights, row_weight: float) -> dict[str, float]:
@@ -206,8 +205,7 @@ class FusedLearner(Learner):
         """Return the arguments from which the kernels compute the loss of a batch."""
         rows = len(batch.actions)
         self._set_table(rows, weights)
-        if self._words:
-            self._words.send()
+        self._words.send()
         sample = {name: getattr(batch, name) for name in SAMPLE_COLUMNS}
         return Loss(self.heads, sample, self._tables[rows], self.sums)
 
