@@ -276,8 +276,10 @@ class RbcTrainer(TrainerA2C):
         if self._trials:
             before, self.interventions = self.interventions, (*self.interventions, *self._trials.values())
             with self._timed("trials_time"):
-                self.play(draw)
-                self.interventions = before
+                try:
+                    self.play(draw)
+                finally:
+                    self.interventions = before
                 self.graphs.run(("trials", *self._trials.values()), self._note_trials)
         self.play(draw, self.recorder.keeps_consumption(self.iteration))
         self.graphs.run("notes", self._note_rollout)
