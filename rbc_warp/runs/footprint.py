@@ -135,7 +135,7 @@ def _learning(config: Config, economy: Economy, envs: int, device: torch.device)
         else:
             block = BLOCK_BUFFERS * min(BLOCK_BYTES[device.type], FLOAT * hidden * rows)
         sizes.append(Item(f"an update of the {agent.name} type", batch + shared + block, _fewer_rows(config)))
-    if device.type == "cuda" and config.train.graphs == "auto":
+    if device.type == "cuda" and config.train.graphs == "auto" and config.train.learner == "fused":
         remedy = f"{_fewer_rows(config)}, or set train.graphs=off"
         return Item("updates, recorded as graphs", sum(item.size for item in sizes), remedy)
     return max(sizes, key=lambda item: item.size)
