@@ -172,12 +172,12 @@ class Graphs:
             try:
                 with _nothing_is_collected():
                     recorded.replay, recorded.result = self.capture.record(call)
-            except RuntimeError as error:
+            except Exception as error:  # of torch or pycuda; where the call itself fails, it does so again below
                 if isinstance(error.__context__, KeyboardInterrupt):
                     raise error.__context__ from None
                 self.are_used = False
                 self._recorded.clear()
-                print(f"note: not replayed as CUDA graphs: {str(error).splitlines()[0]}", file=sys.stderr)
+                print(f"note: not replayed as CUDA graphs: {str(error).partition(chr(10))[0]}", file=sys.stderr)
                 return call()
         recorded.replay()
         return recorded.result
