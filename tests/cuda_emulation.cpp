@@ -138,7 +138,7 @@ template <class... A, void (*kernel)(A...)> struct Emulated<kernel> {
 };
 #define KERNELS(X)                                                                                              \
   X(CudaRbcStep) X(CudaRbcReset) X(CudaRbcEncode) X(CudaRbcReturns) X(CudaRbcSample) X(CudaRbcLoss) X(CudaRbcAddRelu) \
-  X(CudaRbcMaskAndSum)
+  X(CudaRbcMaskAndSum) X(CudaRbcNorm) X(CudaRbcAdam)
 
 extern "C" {
 #define EMULATED(kernel) auto emulate_##kernel = &Emulated<kernel>::run;

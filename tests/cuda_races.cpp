@@ -42,11 +42,17 @@ int main() {
                       figures.data(), figures.data(), figures.data(), figures.data(), loss, statistics.data());
   std::vector<float> values(log_probabilities);
 #define DRAW(count)                                                                                             \
-  count, heads, offsets, allowed.data(), logits.data(), chosen.data(), recorded.data(), log_probabilities.data(), \
-      values.data()
+  count, heads, offsets, allowed.data(), logits.data(), 13, chosen.data(), recorded.data(), \
+      log_probabilities.data(), values.data()
   emulate_CudaRbcSample(E, 2, 64, sizes, draw_words, started, 0, 16, DRAW(rows / E), DRAW(1), DRAW(0));
   std::vector<float> gradient(20 * 40, 1.0f), sums(2 * 40);
   emulate_CudaRbcAddRelu(3, 1, 64, 20, 10, 40, gradient.data(), 0, sums.data());
   emulate_CudaRbcMaskAndSum(2, 1, 64, 10, 40, 40, 1, gradient.data(), gradient.data(), 0, sums.data());
+  const float rate = 0.1f, settings[] = {0.1f, 0.001f, -0.105f, -0.001f, 1e-8f, 0.5f};
+  float steps = 0.0f, norm = 0.0f, squares[32];
+  std::vector<float> moved(800, 0.1f), mean(800), square(800), copy(900);
+  emulate_CudaRbcNorm(32, 1, 64, 800, gradient.data(), squares, &steps);
+  emulate_CudaRbcAdam(13, 1, 64, 800, moved.data(), gradient.data(), mean.data(), square.data(), squares, &steps, &rate,
+                      settings, &norm, 100, 3, 8, 20, 10, 0, copy.data(), 0);
   return 0;
 }

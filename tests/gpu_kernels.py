@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -25,9 +26,11 @@ from rbc_warp.warpdrive.kernels import (
     DRAW_FROM_PROBABILITIES,
     DRAW_GREEDY,
     LOSS_STATISTICS,
+    Copy,
     Encoding,
     Heads,
     Loss,
+    Moments,
     RbcEncoder,
     RbcSampler,
     advantages_and_targets,
@@ -225,6 +228,28 @@ def layer(backend: str, size: tuple[int, int], dtype: torch.dtype) -> Left:
     return read({"rows": rows, "gradient": gradient, "sums": sums})
 
 
+def adam(backend: str, size: tuple[int, int], dtype: torch.dtype, max_norm: float) -> Left:
+    """Three steps of parameters of which the last are copied, rows filled up with zeros."""
+    setting, (hidden, outputs) = Setting(backend, size), size
+    first, num_private, inputs, gap = 5, 3, 8, 2 * hidden
+    count = first + hidden * num_private + hidden + outputs
+    parameter, mean, square = (setting.given(scale * setting.random.random(count, np.float32)) for scale in (1, 0, 0))
+    numbers = setting.given(np.zeros(hidden * inputs + hidden + gap + outputs, np.float32), dtype)
+    copy = Copy(numbers, first, hidden, num_private, inputs, outputs, gap)
+    table = {"weight1": 0.1, "weight2": 0.001, "log_beta1": np.log(0.9), "log_beta2": np.log(0.999)}
+    settings = setting.given(tables.filled("ADAM", table | {"epsilon": 1e-8, "max_norm": max_norm}, np.float32))
+    steps, rate, norm = (setting.given(np.full((), x, np.float32)) for x in (0.0, 0.01, np.nan))
+    left = {}
+    for step in range(3):
+        gradient, moments = setting.normal(count), Moments(steps, mean, square)
+        setting.functions.adam(parameter, gradient, moments, rate, settings, norm, copy)
+        left[f"norm {step}"] = norm.clone()
+        expected = replace(copy, numbers=torch.zeros_like(numbers))
+        expected.follow(parameter)
+        assert torch.equal(numbers, expected.numbers)
+    return read(left | {"parameter": parameter, "mean": mean, "square": square, "steps": steps})
+
+
 KERNELS: dict[str, Callable[[str, tuple[int, int]], Left]] = {
     "step": step,
     "reset": reset,
@@ -243,6 +268,8 @@ KERNELS: dict[str, Callable[[str, tuple[int, int]], Left]] = {
     "loss PPO bfloat16": partial(loss, dtype=torch.bfloat16, use_ppo=True),
     "layer": partial(layer, dtype=torch.float32),
     "layer bfloat16": partial(layer, dtype=torch.bfloat16),
+    "adam": partial(adam, dtype=torch.float32, max_norm=0.0),
+    "adam clipped": partial(adam, dtype=torch.bfloat16, max_norm=0.5),
 }
 
 

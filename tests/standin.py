@@ -308,19 +308,19 @@ def in_main_memory(base: Any) -> Any:
 def published_counts(precision: str) -> dict[str, int]:
     """Return what a published iteration asks of the device; kernels are launched, but do nothing."""
     from rbc_warp.commands.bench import published_config
-    from rbc_warp.training import fused, learner
+    from rbc_warp.training import adam, fused
     from rbc_warp.training.device_path import count_iteration
     from rbc_warp.training.recorder import Recorder
     from rbc_warp.training.trainer import RbcTrainer
 
     blocks = fused.BLOCK_BYTES["cpu"]
     fused.BLOCK_BYTES["cpu"] = fused.BLOCK_BYTES["cuda"]
-    learner.FUSED_ADAM.append("cpu")
+    adam.KERNEL_ADAM.append("cpu")
     driver().standin_run_kernels(0)
     trainer = RbcTrainer(published_config(precision=precision), "pycuda", recorder=Recorder())
     counts = count_iteration(trainer)
     driver().standin_run_kernels(1)
-    learner.FUSED_ADAM.remove("cpu")
+    adam.KERNEL_ADAM.remove("cpu")
     fused.BLOCK_BYTES["cpu"] = blocks
     return counts
 

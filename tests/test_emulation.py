@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,18 @@ from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.training import losses
 from rbc_warp.training.rollout import Draw
 from rbc_warp.training.trainer import RbcTrainer
+from rbc_warp.warpdrive import tables
 from rbc_warp.warpdrive.build import HOST_FLAGS, SOURCES, find_host_compiler
 from rbc_warp.warpdrive.host import HostFunction, HostFunctionManager
-from rbc_warp.warpdrive.kernels import LOSS_STATISTICS, SAMPLE_COLUMNS, Heads, Loss, advantages_and_targets
+from rbc_warp.warpdrive.kernels import (
+    LOSS_STATISTICS,
+    SAMPLE_COLUMNS,
+    Copy,
+    Heads,
+    Loss,
+    Moments,
+    advantages_and_targets,
+)
 
 EMULATION = Path(__file__).with_name("cuda_emulation.cpp")
 THREADS = 64
@@ -110,7 +120,7 @@ def test_returns_by_kernel_equal_the_plain_statement(
 @pytest.mark.parametrize("use_ppo", [0.0, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_device_loss_equals_host(emulator: ctypes.CDLL, use_ppo: float, dtype: torch.dtype) -> None:
-    heads = Heads([4, 7, 3], "cpu")
+    heads = Heads([4, 17, 3], "cpu")  # two with numbers in registers, one without
     heads.allowed[5] = 0
     rows, generator = 45, torch.Generator().manual_seed(0)
     logits = torch.randn(rows, heads.num_actions + 1, generator=generator).to(dtype)
@@ -167,6 +177,42 @@ def test_device_layers_equal_host(
         np.testing.assert_array_equal(found.float(), expected.float())
     # torch adds up columns that fill no vector in another order.
     np.testing.assert_allclose(sums[1], sums[0], rtol=1e-4 if columns == 37 else 0, atol=0)
+
+
+@pytest.mark.parametrize("size, max_norm, dtype", [((100, 10), 0.5, torch.bfloat16), ((1, 1), 0.0, torch.float32)])
+def test_device_adam_takes_the_host_s_steps(
+    emulator: ctypes.CDLL, size: tuple[int, int], max_norm: float, dtype: torch.dtype
+) -> None:
+    """Up to the order in which the gradient's norm is added up."""
+    (hidden, outputs), first, num_private, inputs = size, 5, 3, 8
+    gap = 2 * hidden
+    count, generator = first + hidden * num_private + hidden + outputs, torch.Generator().manual_seed(0)
+    start, manager = torch.randn(count, generator=generator), HostFunctionManager(num_agents=1, num_envs=1)
+    table = {"weight1": 0.1, "weight2": 0.001, "log_beta1": np.log(0.9), "log_beta2": np.log(0.999)}
+    settings = torch.from_numpy(tables.filled("ADAM", table | {"epsilon": 1e-8, "max_norm": max_norm}, np.float32))
+    rate, left = torch.tensor(0.01), []
+    for is_device in (False, True):
+        numbers = torch.zeros(hidden * inputs + hidden + gap + outputs, dtype=dtype)
+        copy = Copy(numbers, first, hidden, num_private, inputs, outputs, gap)
+        parameter, mean, square, steps, norm = start.clone(), *torch.zeros(2, count), torch.zeros(()), torch.zeros(())
+        for step in range(3):
+            gradient = torch.randn(count, generator=torch.Generator().manual_seed(step))
+            if not is_device:
+                manager.adam(parameter, gradient, Moments(steps, mean, square), rate, settings, norm, copy)
+                continue
+            squares = torch.full((32,), torch.nan)
+            at, length = manager.pointer, np.int32(count)
+            arguments = length, at(gradient), at(squares), at(steps)
+            Emulated(emulator, "CudaRbcNorm")(*arguments, grid=(32, 1), block=(256, 1, 1), shared=1)
+            vectors = map(at, (parameter, gradient, mean, square, squares, steps, rate, settings, norm))
+            lies = map(np.int32, (first, num_private, inputs, hidden, outputs, gap))
+            copied = at(numbers), np.int32(dtype == torch.bfloat16)
+            Emulated(emulator, "CudaRbcAdam")(length, *vectors, *lies, *copied, grid=(-(-count // THREADS), 1))
+        left.append((parameter, mean, square, steps, norm))
+        expected = replace(copy, numbers=torch.zeros_like(numbers))
+        expected.follow(parameter)
+        assert torch.equal(numbers, expected.numbers)
+    torch.testing.assert_close(left[1], left[0], rtol=2e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("defines, races", [([], False), (["-DWITHOUT_BARRIERS"], True)])

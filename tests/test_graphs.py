@@ -23,7 +23,6 @@ from rbc_warp.config import load_config
 from rbc_warp.equilibrium.fine_tuning import fine_tune
 from rbc_warp.equilibrium.game import Game
 from rbc_warp.errors import NumbersError
-from rbc_warp.training import learner
 from rbc_warp.training.graphs import Capture, Graphs
 from rbc_warp.training.recorder import Recorder
 from rbc_warp.training.trainer import RbcTrainer
@@ -118,7 +117,8 @@ class _Library:
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The learning rate lies in the words, and torch multiplies, by weights that are copied beforehand."""
-    monkeypatch.setattr(learner, "FUSED_ADAM", ["cpu"])
+    monkeypatch.setattr("rbc_warp.training.adam.KERNEL_ADAM", ["cpu"])
+    monkeypatch.setattr("rbc_warp.training.fused.KERNEL_ADAM", ["cpu"])
     as_a_gpu_multiplies(monkeypatch)
 
 

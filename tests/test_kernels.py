@@ -419,11 +419,12 @@ def test_a_layout_changed_on_one_side_is_refused(
 
 
 def test_long_rows_take_smaller_blocks() -> None:
-    assert loss_block(125, 12) == RowBlock(MOST_BLOCK_ROWS, MOST_BLOCK_ROWS * 12, 32 * 4 * (2 * 126 + 5 * 12 + 5))
-    assert loss_block(30, 1).threads == 256  # more than one thread loads a row
+    numbers = 128 + 126 + 5 * 12 + 5
+    assert loss_block(125, 12, 128) == RowBlock(MOST_BLOCK_ROWS, MOST_BLOCK_ROWS * 12, 4 * (32 * numbers + 12))
+    assert loss_block(30, 1, 32).threads == 256  # more than one thread loads a row
     for num_actions in (30, 36, 125, 299, 1015, 4999, 20_000):
-        block = loss_block(num_actions, 12)
-        assert block.shared == block.rows * 4 * ((2 * (num_actions + 1) + 5 * 12 + 5) | 1)
+        block = loss_block(num_actions, 12, num_actions + 1)
+        assert block.shared == 4 * (block.rows * ((2 * (num_actions + 1) + 5 * 12 + 5) | 1) + 12)
         assert block.rows == 1 or block.shared <= SHARED_BYTES
         assert block.rows == MOST_BLOCK_ROWS or 2 * block.shared > SHARED_BYTES
         assert block.threads % 32 == block.threads % block.rows == 0 and block.threads >= block.rows

@@ -18,8 +18,9 @@ from rbc_warp.config import load_config
 from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.economy.parameters import Economy
 from rbc_warp.training import fused, learner, losses
+from rbc_warp.training.adam import KernelAdam
 from rbc_warp.training.fused import FusedLearner
-from rbc_warp.training.learner import FUSED_PART, Adam, AutogradLearner, Learner
+from rbc_warp.training.learner import AutogradLearner, Learner
 from rbc_warp.training.losses import Batch, LossWeights, advantages_and_targets, discounted_returns, standardize
 from rbc_warp.training.policy import Policy, make_policies
 from rbc_warp.training.processes import Processes
@@ -496,14 +497,15 @@ def test_loss_weights_do_what_they_say(make: Maker) -> None:
 
 
 @pytest.mark.parametrize("max_grad_norm", [None, 0.5])
-def test_the_fused_adam_of_gpus_takes_the_steps_of_torch_s(
-    monkeypatch: pytest.MonkeyPatch, max_grad_norm: float | None
-) -> None:
-    generator, size = torch.Generator().manual_seed(0), 3 * FUSED_PART + 5
+def test_the_adam_of_gpus_takes_the_steps_of_torch_s(max_grad_norm: float | None) -> None:
+    def kernel_adam(rate: float) -> KernelAdam:
+        manager = HostFunctionManager(num_agents=1, num_envs=1)
+        return KernelAdam(parameters[1], rate, manager, Words(torch.device("cpu"), is_apart=False), None)
+
+    generator, size = torch.Generator().manual_seed(0), 3000
     parameters = [torch.nn.Parameter(torch.ones(size)) for _ in range(2)]
     expected = torch.optim.Adam([parameters[0]], lr=0.01)
-    monkeypatch.setattr("rbc_warp.training.learner.FUSED_ADAM", ["cpu"])
-    fused = Adam(parameters[1], 0.01, Words(torch.device("cpu"), is_apart=False))
+    fused = kernel_adam(0.01)
     for step in range(6):
         gradient = torch.randn(size, generator=generator) * 0.1 ** (step % 3)
         for parameter in parameters:
@@ -518,7 +520,7 @@ def test_the_fused_adam_of_gpus_takes_the_steps_of_torch_s(
         if step == 3:  # as a run that is resumed
             kept = fused.state_dict()
             assert kept["param_groups"] == expected.state_dict()["param_groups"]
-            fused = Adam(parameters[1], 1.0, Words(torch.device("cpu"), is_apart=False))
+            fused = kernel_adam(1.0)
             fused.load_state_dict(kept)
 
 

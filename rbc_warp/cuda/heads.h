@@ -10,8 +10,19 @@ namespace rbc {
 
 // One head: how many actions it has, and which are allowed.
 struct Head {
+  static constexpr int kAtOnce = 4;  // actions that a GPU's thread looks at together
   int size;
   const unsigned char* allowed;
+  RBC_FN bool allows(int k) const { return allowed[k]; }
+};
+
+// One of few actions, whose numbers a GPU's thread keeps in registers: always kFew, of which some are not allowed.
+constexpr int kFew = 12;
+struct ShortHead {
+  static constexpr int kAtOnce = kFew, size = kFew;
+  uint32_t mask;
+  const float* logits;  // in memory, where an index may be any
+  RBC_FN bool allows(int k) const { return mask >> k & 1u; }
 };
 
 // The heads of one agent type: head h covers the actions offsets[h] … offsets[h+1]-1 of a row.
@@ -28,44 +39,44 @@ struct DrawKey {
   uint32_t seed, iteration, period, stream;
 };
 
-// In the functions of one head, x[k] is the head's action k.
+// In the functions of one head, a Head or a ShortHead, x[k] is the head's action k.
 
-template <class V> RBC_FN V max_allowed(const V* x, Head head) {
+template <class V, class H> RBC_FN V max_allowed(const V* x, const H& head) {
   V top = splat<V>(-3.0e38f);
-  RBC_UNROLL for (int k = 0; k < head.size; ++k) {
-    if (head.allowed[k]) top = maximum(top, x[k]);
+  RBC_UNROLL(H::kAtOnce) for (int k = 0; k < head.size; ++k) {
+    if (head.allows(k)) top = maximum(top, x[k]);
   }
   return top;
 }
 
 // Weights e^(x - top), 0 where masked, which may take the logits' place; returns their sum in the order of the actions.
-template <class V> RBC_FN V to_weights(const V* x, V* weight, Head head, V top) {
+template <class V, class H> RBC_FN V to_weights(const V* x, V* weight, const H& head, V top) {
   V total = splat<V>(0.0f);
-  RBC_UNROLL for (int k = 0; k < head.size; ++k) {
+  RBC_UNROLL(H::kAtOnce) for (int k = 0; k < head.size; ++k) {
     const V w = exp(x[k] - top);
-    weight[k] = head.allowed[k] ? w : splat<V>(0.0f);
+    weight[k] = head.allows(k) ? w : splat<V>(0.0f);
     total = total + weight[k];
   }
   return total;
 }
 
 // First action whose cumulative weight exceeds u·total. Weights need no normalizing; masked ones are never drawn.
-template <class V> RBC_FN typename Types<V>::Int draw(const V* weight, int size, V total, V u) {
+template <class V, class H> RBC_FN typename Types<V>::Int draw(const V* weight, const H& head, V total, V u) {
   using Int = typename Types<V>::Int;
   const V threshold = u * total;
   V cumulative = splat<V>(0.0f);
   Int chosen = Int{};
-  RBC_UNROLL for (int k = 0; k < size; ++k) {
+  RBC_UNROLL(H::kAtOnce) for (int k = 0; k < head.size; ++k) {
     cumulative = cumulative + weight[k];
     chosen += bits<Int>(select(cumulative <= threshold, bits<V>(Int{} + 1), bits<V>(Int{})));
   }
   return chosen;
 }
 
-template <class V> RBC_FN typename Types<V>::Int most_likely(const V* weight, int size) {
+template <class V, class H> RBC_FN typename Types<V>::Int most_likely(const V* weight, const H& head) {
   using Int = typename Types<V>::Int;
   V top = splat<V>(-1.0f), best = bits<V>(Int{});
-  RBC_UNROLL for (int k = 0; k < size; ++k) {
+  RBC_UNROLL(H::kAtOnce) for (int k = 0; k < head.size; ++k) {
     const V w = weight[k];
     best = select(w > top, bits<V>(Int{} + k), best);
     top = maximum(top, w);
@@ -73,13 +84,25 @@ template <class V> RBC_FN typename Types<V>::Int most_likely(const V* weight, in
   return bits<Int>(best);
 }
 
-// Value of weight[chosen] for each row.
-template <class V> RBC_FN V pick(const V* weight, int size, typename Types<V>::Int chosen) {
+// Value of x[chosen] for each row.
+template <class V, class H> RBC_FN V pick(const V* x, const H& head, typename Types<V>::Int chosen) {
   V picked = splat<V>(0.0f);
-  for (int k = 0; k < size; ++k) picked = select(chosen == typename Types<V>::Int{} + k, weight[k], picked);
+  RBC_UNROLL(H::kAtOnce) for (int k = 0; k < head.size; ++k) {
+    picked = select(chosen == typename Types<V>::Int{} + k, x[k], picked);
+  }
   return picked;
 }
-RBC_FN float pick(const float* weight, int, int chosen) { return weight[chosen]; }
+RBC_FN float pick(const float* x, const Head&, int chosen) { return x[chosen]; }
+
+// The logit of the chosen action, and 1 where it is allowed.
+template <class V, class H> RBC_FN V pick_logit(const V* x, const H& head, typename Types<V>::Int chosen) {
+  return pick(x, head, chosen);
+}
+RBC_FN float pick_logit(const float*, const ShortHead& head, int chosen) { return head.logits[chosen]; }
+template <class V, class H> RBC_FN V pick_weight(const V* weight, const H& head, typename Types<V>::Int chosen) {
+  return pick(weight, head, chosen);
+}
+RBC_FN float pick_weight(const float*, const ShortHead& head, int chosen) { return head.allows(chosen) ? 1.0f : 0.0f; }
 
 // The words of a draw: seed, iteration (the key), the first environment's global number, after how many environments the
 // numbers repeat (0: never), the stream, the flags.
@@ -105,35 +128,35 @@ RBC_FN int recorded_period(int timestep, int num_periods) {
 
 // The agent types in the order in which agents are numbered, and what a draw takes of each: n agents, h heads, a
 // actions of all heads, E environments; `*_batch` begin with T and may all be null: nothing is recorded then. Logits
-// are float32, or all bfloat16. A GPU's block takes so many rows at a time.
+// are float32, or all bfloat16, a row every `pitch` numbers. A GPU's block takes so many rows at a time.
 #define RBC_AGENT_TYPES(X, AND) X(consumer) AND X(firm) AND X(government)
 #define RBC_SAMPLE_TYPE(type)                                                                                    \
   int type##_count, int type##_heads, const int *type##_offsets, const unsigned char *type##_allowed,           \
-      void *type##_logits, int *type##_actions, int *type##_actions_batch, float *type##_log_probabilities_batch, \
+      void *type##_logits, int type##_pitch, int *type##_actions, int *type##_actions_batch, float *type##_log_probabilities_batch, \
       float *type##_values_batch
 #define RBC_SAMPLE_ARGUMENTS                                                                              \
   const int *sizes, const int *draw_words, const int *timestep, int bfloat16, int rows_of_block,          \
       RBC_AGENT_TYPES(RBC_SAMPLE_TYPE, RBC_COMMA)
 // A type's arrays, as the entry points hand them to their function for one type.
 #define RBC_SAMPLE_VALUES(type)                                                                              \
-  type##_count, {type##_heads, type##_offsets, type##_allowed}, type##_logits, type##_actions, \
+  type##_count, {type##_heads, type##_offsets, type##_allowed}, type##_logits, type##_pitch, type##_actions, \
       type##_actions_batch, type##_log_probabilities_batch, type##_values_batch
 
 // Draws one head's action from a random word. `x` holds logits (or probabilities) and is overwritten. Returns the
 // action's log-probability.
-template <class V>
-RBC_FN V draw_head(V* x, Head head, int flags, typename Types<V>::Unsigned word, typename Types<V>::Int& chosen) {
+template <class V, class H>
+RBC_FN V draw_head(V* x, const H& head, int flags, typename Types<V>::Unsigned word, typename Types<V>::Int& chosen) {
   V total = splat<V>(0.0f);
   if (flags & DRAW_FROM_PROBABILITIES) {
-    RBC_UNROLL for (int k = 0; k < head.size; ++k) {
-      if (!head.allowed[k]) x[k] = splat<V>(0.0f);
+    RBC_UNROLL(H::kAtOnce) for (int k = 0; k < head.size; ++k) {
+      if (!head.allows(k)) x[k] = splat<V>(0.0f);
       total = total + x[k];
     }
   } else {
     total = to_weights(x, x, head, max_allowed(x, head));
   }
-  chosen = flags & DRAW_GREEDY ? most_likely(x, head.size) : draw(x, head.size, total, uniform(word));
-  return log(pick(x, head.size, chosen) / total);
+  chosen = flags & DRAW_GREEDY ? most_likely(x, head) : draw(x, head, total, uniform(word));
+  return log(pick(x, head, chosen) / total);
 }
 
 // The random words of heads 4n … 4n+3 of a row, which `agent` and `environment` name.
@@ -176,15 +199,16 @@ template <class V> RBC_FN V huber_gradient(V error) {
 enum SoftmaxTerm { RBC_SOFTMAX(RBC_ENUMERATOR) NUM_SOFTMAX_TERMS };
 #undef RBC_ENUMERATOR
 
-template <class V> RBC_FN void softmax(const V* x, V* weight, Head head, typename Types<V>::Int chosen, V* terms) {
+template <class V, class H>
+RBC_FN void softmax(const V* x, V* weight, const H& head, typename Types<V>::Int chosen, V* terms) {
   const V top = max_allowed(x, head), total = to_weights(x, weight, head, top);
   const V log_total = log(total), scale = 1.0f / total;
   V entropy = splat<V>(0.0f);
-  RBC_UNROLL for (int k = 0; k < head.size; ++k) {  // a masked action adds 0
+  RBC_UNROLL(H::kAtOnce) for (int k = 0; k < head.size; ++k) {  // a masked action adds 0
     entropy = fma(-(weight[k] * scale), x[k] - top - log_total, entropy);
   }
-  const V log_p = pick(x, head.size, chosen) - top - log_total;
-  const V of_chosen = select(pick(weight, head.size, chosen) > 0.0f, log_p, splat<V>(0.0f));
+  const V log_p = pick_logit(x, head, chosen) - top - log_total;
+  const V of_chosen = select(pick_weight(weight, head, chosen) > 0.0f, log_p, splat<V>(0.0f));
   terms[SOFTMAX_TOP] = top;
   terms[SOFTMAX_LOG_TOTAL] = log_total;
   terms[SOFTMAX_SCALE] = scale;
@@ -239,12 +263,12 @@ RBC_FN V row_gradient(V& value, const V* terms, int num_heads, const Sample<V>& 
 }
 
 // Turns one head's logits into their gradient.
-template <class V>
-RBC_FN void head_gradient(V* x, const V* weight, Head head, typename Types<V>::Int chosen, const V* terms,
+template <class V, class H>
+RBC_FN void head_gradient(V* x, const V* weight, const H& head, typename Types<V>::Int chosen, const V* terms,
                           V policy_gradient, float entropy_weight, float row_weight) {
   const V top = terms[SOFTMAX_TOP], log_total = terms[SOFTMAX_LOG_TOTAL], scale = terms[SOFTMAX_SCALE];
   const V entropy = terms[SOFTMAX_ENTROPY];
-  RBC_UNROLL for (int k = 0; k < head.size; ++k) {
+  RBC_UNROLL(H::kAtOnce) for (int k = 0; k < head.size; ++k) {
     const V p = weight[k] * scale, log_p = x[k] - top - log_total;
     const V taken = select(chosen == typename Types<V>::Int{} + k, policy_gradient, splat<V>(0.0f));
     x[k] = row_weight * fma(p, fma(splat<V>(entropy_weight), log_p + entropy, -policy_gradient), taken);

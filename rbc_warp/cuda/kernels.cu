@@ -1,6 +1,7 @@
 // WarpDrive's CUDA entry points: threads, shared memory and barriers for the functions of economy.h and heads.h. One
 // block per environment, unless a kernel says otherwise; agents are looped with the block's stride, so any number of
 // agents fits any block size, which must be a multiple of 32. The number of environments is the grid's size.
+#include "adam.h"
 #include "economy.h"
 #include "encode.h"
 #include "heads.h"
@@ -11,7 +12,7 @@ using namespace rbc;
 namespace {
 
 // Of a kernel that works on rows: the threads of a block, and how many such blocks are to fit into a multiprocessor.
-constexpr int kMostThreads = 512;
+constexpr int kMostThreads = 384;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 860
 constexpr int kBlocksAtOnce = 2;
 #else
@@ -90,66 +91,88 @@ template <class F> __device__ void with_type(void* array, int bfloat16, F f) {
 
 template <class T> __device__ const T* same_type(const T*, const void* array) { return static_cast<const T*>(array); }
 
-// Rows of a network's outputs that a block works on, in shared memory, each with `numbers` of which the first `width`
-// are loaded and stored. A warp loads and stores a row at a time; a thread works on one head of one row, its
-// neighbors on the same head of the next rows. These lie an odd number of words apart, in different banks.
+// Neighboring numbers of a row, loaded and stored at once.
+template <int kWide, class T> struct alignas(kWide * sizeof(T)) Wide {
+  T at[kWide];
+};
+template <int kWide, class T> __device__ Wide<kWide, T>* wide(T* at) { return reinterpret_cast<Wide<kWide, T>*>(at); }
+template <int kWide, class T> __device__ const Wide<kWide, T>* wide(const T* at) {
+  return reinterpret_cast<const Wide<kWide, T>*>(at);
+}
+
+// Rows of a network's outputs that a block works on, in shared memory: `pitch` numbers of each as they lie outside, then
+// more, `numbers` in all. A warp loads and stores a row at a time; a thread works on one head of one row, its neighbors
+// on the same head of the next rows. These lie an odd number of words apart, in different banks.
 struct Rows {
   BlockTeam team;
   float* memory;
-  int rows, stride, width, count;  // rows: a power of 2, at most 32; count of them are there
+  int rows, stride, pitch, count;  // rows: a power of 2, at most 32; count of them are there
 
-  __device__ Rows(float* memory, int rows, int numbers, int width)
-      : memory(memory), rows(rows), stride(numbers | 1), width(width), count(0) {}
+  __device__ Rows(float* memory, int rows, int numbers, int pitch)
+      : memory(memory), rows(rows), stride(numbers | 1), pitch(pitch), count(0) {}
 
   __device__ float* operator[](int r) const { return memory + r * stride; }
+  __device__ uint32_t* behind() const { return reinterpret_cast<uint32_t*>(memory + rows * stride); }
 
-  // Outside, rows lie `pitch` numbers apart; what is between them becomes 0.
-  template <class T> __device__ void load(const T* from, int pitch) {
-    each_part(from, pitch, [](const T* outside, float* inside, int left) {
-      float loaded[kAtOnce];
+  template <class T> __device__ void load(const T* from) const { pitch % 2 ? load_by<1>(from) : load_by<2>(from); }
+  template <class T> __device__ void store(T* to) const { pitch % 2 ? store_by<1>(to) : store_by<2>(to); }
+  template <int kWide, class T> __device__ void load_by(const T* from) const {
+    each_part<kWide>(from, [](const auto& outside, float* inside) {
 #pragma unroll
-      for (int n = 0; n < kAtOnce; ++n) {
-        if (32 * n < left) loaded[n] = to_number(outside[32 * n]);
-      }
-#pragma unroll
-      for (int n = 0; n < kAtOnce; ++n) {
-        if (32 * n < left) inside[32 * n] = loaded[n];
-      }
+      for (int i = 0; i < kWide; ++i) inside[i] = to_number(outside.at[i]);
     });
   }
-  template <class T> __device__ void store(T* to, int pitch) {
-    each_part(to, pitch, [](T* outside, const float* inside, int left) {
+  template <int kWide, class T> __device__ void store_by(T* to) const {
+    each_part<kWide>(to, [](auto& outside, const float* inside) {
+      Wide<kWide, T> numbers;
 #pragma unroll
-      for (int n = 0; n < kAtOnce; ++n) {
-        if (32 * n < left) set_number(outside[32 * n], inside[32 * n]);
-      }
+      for (int i = 0; i < kWide; ++i) set_number(numbers.at[i], inside[i]);
+      outside = numbers;
     });
-    for (int r = team.warp; r < count; r += team.num_warps) {
-      for (int k = width + team.lane; k < pitch; k += 32) to[static_cast<size_t>(r) * pitch + k] = T(0);
+  }
+  // Calls f with each of a thread's parts of rows outside and inside.
+  template <int kWide, class T, class F> __device__ void each_part(T* outside, F f) const {
+    const int start = team.warp * pitch, step = team.num_warps * pitch;
+#pragma unroll 2
+    for (int k = team.lane * kWide; k < pitch; k += 32 * kWide) {
+      T* to = outside + start + k;
+      float* inside = (*this)[team.warp] + k;
+#pragma unroll 3
+      for (int r = team.warp; r < count; r += team.num_warps) {
+        f(*wide<kWide>(to), inside);
+        to += step;
+        inside += team.num_warps * stride;
+      }
     }
   }
-  // Calls f with a thread's places in a row outside and inside, every 32nd number for the next kAtOnce, and how many
-  // numbers are left from there.
-  template <class T, class F> __device__ void each_part(T* outside, int pitch, F f) {
-    outside += static_cast<size_t>(team.warp) * pitch + team.lane;
-    float* inside = (*this)[team.warp] + team.lane;
-    for (int r = team.warp; r < count; r += team.num_warps) {
-#pragma unroll 1
-      for (int k = 0; k < width - team.lane; k += 32 * kAtOnce) f(outside + k, inside + k, width - team.lane - k);
-      outside += team.num_warps * pitch;
-      inside += team.num_warps * stride;
-    }
-  }
-  template <class F> __device__ void each_head(int num_heads, F f) {
+  // Calls f with each row and n numbers, a head's, say.
+  template <class F> __device__ void each(int n, F f) {
     const unsigned thread = team.thread, step = rows;
     const int r = thread % step;
-    for (int h = thread / step; h < num_heads && r < count; h += team.num_threads / step) f(r, h);
+    for (int h = thread / step; h < n && r < count; h += team.num_threads / step) f(r, h);
   }
 };
 
-__device__ uint32_t word_of(const Philox<uint32_t>& random, int n) {
-  const uint32_t even = n & 2 ? random.word[2] : random.word[0], odd = n & 2 ? random.word[3] : random.word[1];
-  return n & 1 ? odd : even;
+// Which actions of short heads are allowed, a word to each head.
+__device__ void note_allowed(const BlockTeam& team, const Heads& heads, uint32_t* masks) {
+  for (int h = team.thread; h < heads.num_heads; h += team.num_threads) {
+    const Head head = heads[h];
+    uint32_t mask = 0;
+    RBC_UNROLL(4) for (int k = 0; k < head.size && k < kFew; ++k) mask |= static_cast<uint32_t>(head.allows(k)) << k;
+    masks[h] = mask;
+  }
+}
+
+// A short head's numbers between a row in shared memory and a thread's registers.
+__device__ void load(const ShortHead& head, const float* row, float* own) {
+#pragma unroll
+  for (int k = 0; k < kFew; ++k) own[k] = head.allows(k) ? row[k] : 0.0f;
+}
+__device__ void store(int size, const float* own, float* row) {
+#pragma unroll
+  for (int k = 0; k < kFew; ++k) {
+    if (k < size) row[k] = own[k];
+  }
 }
 
 // Rows of a hidden layer, (rows, columns): x becomes max(x + shared, 0), one row of `shared` to each group of rows. As
@@ -181,11 +204,6 @@ __device__ void add_relu(int num_rows, int rows_of_group, int columns, T* x, con
     }
   }
 }
-
-// Neighboring numbers of a row, loaded and stored at once.
-template <int kWide, class T> struct alignas(kWide * sizeof(T)) Wide {
-  T at[kWide];
-};
 
 // Sets 32 · kWide columns of one group's gradient to 0 where the activation, if given, is not positive, and sums them up
 // over the group's rows: sixteen rows in order, then sixteen such sums, then those; up to 4,096 rows, torch's order on a
@@ -232,7 +250,7 @@ __device__ void mask_and_sum(int rows_of_group, int columns, int pitch, T* gradi
       const int full = rows / kRows;
 #pragma unroll
       for (int k = 0; k < kWide; ++k) {
-        RBC_UNROLL for (int part = 0; part < full; ++part) total[1][k] += parts[part * kColumns + inside + k];
+        RBC_UNROLL(4) for (int part = 0; part < full; ++part) total[1][k] += parts[part * kColumns + inside + k];
         if (full * kRows < rows) total[0][k] = parts[full * kColumns + inside + k];
         if (full == kParts) total[2][k] += total[1][k], total[1][k] = 0.0f;
       }
@@ -295,28 +313,48 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksAtOnce) CudaRbcSample(RBC
   const int num_heads = heads.num_heads;
   const int first = (block + (num_rows + rows_of_block - 1) / rows_of_block) * rows_of_block;
   const int width = heads.num_actions() + 1;
-  Rows rows(memory, rows_of_block, width + 2 * num_heads, width);
+  const int pitch = RBC_OF_TYPE(pitch);
+  Rows rows(memory, rows_of_block, pitch + 2 * num_heads, pitch);
   rows.count = num_rows - first < rows_of_block ? num_rows - first : rows_of_block;
-  const auto log_probabilities = [&](int r) { return rows[r] + width; };
-  const auto chosen = [&](int r) { return reinterpret_cast<int*>(rows[r] + width + num_heads); };
+  const auto log_probabilities = [&](int r) { return rows[r] + pitch; };
+  const auto chosen = [&](int r) { return reinterpret_cast<int*>(rows[r] + pitch + num_heads); };
   const auto period_of = [&](int row) { return recorded_period(timestep[row / count], sizes[NUM_PERIODS]); };
   const auto slot_of = [&](int row) { return static_cast<size_t>(period_of(row)) * num_rows + row; };
+  const BlockTeam& team = rows.team;
+  uint32_t* const masks = rows.behind();
+  const int flags = draw_words[DRAW_FLAGS];
 
-  const size_t start = static_cast<size_t>(first) * width;
-  with_type(RBC_OF_TYPE(logits), bfloat16, [&](auto* logits) { rows.load(logits + start, width); });
-  __syncthreads();
-  rows.each_head(num_heads, [&](int r, int h) {
+  const size_t start = static_cast<size_t>(first) * pitch;
+  with_type(RBC_OF_TYPE(logits), bfloat16, [&](auto* logits) { rows.load(logits + start); });
+  note_allowed(team, heads, masks);
+  rows.each((num_heads + 3) / 4, [&](int r, int n) {  // a head's word waits in the place of its action
     const int row = first + r, e = row / count, agent = first_agent + row - e * count;
     const DrawKey key = {static_cast<uint32_t>(draw_words[DRAW_SEED]),
                          static_cast<uint32_t>(draw_words[DRAW_ITERATION]), static_cast<uint32_t>(period_of(row)),
                          static_cast<uint32_t>(draw_words[DRAW_STREAM])};
     const Philox<uint32_t> random =
-        random_words(key, static_cast<uint32_t>(agent), environment_number(draw_words, e), h / 4);
-    log_probabilities(r)[h] = draw_head<float>(rows[r] + heads.offsets[h], heads[h], draw_words[DRAW_FLAGS],
-                                               word_of(random, h % 4), chosen(r)[h]);
+        random_words(key, static_cast<uint32_t>(agent), environment_number(draw_words, e), n);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      if (4 * n + k < num_heads) chosen(r)[4 * n + k] = static_cast<int>(random.word[k]);
+    }
   });
   __syncthreads();
-  const BlockTeam& team = rows.team;
+  rows.each(num_heads, [&](int r, int h) {
+    const Head head = heads[h];
+    float *const x = rows[r] + heads.offsets[h], &log_probability = log_probabilities(r)[h];
+    int& action = chosen(r)[h];
+    const uint32_t word = static_cast<uint32_t>(action);
+    if (head.size <= kFew) {
+      const ShortHead short_head = {masks[h], x};
+      float own[kFew];
+      load(short_head, x, own);
+      log_probability = draw_head<float>(own, short_head, flags, word, action);
+    } else {
+      log_probability = draw_head<float>(x, head, flags, word, action);
+    }
+  });
+  __syncthreads();
   for (int r = team.warp; r < rows.count; r += team.num_warps) {
     const size_t row = first + r, slot = RBC_OF_TYPE(actions_batch) ? slot_of(first + r) : 0;
     for (int h = team.lane; h < num_heads; h += 32) {
@@ -347,13 +385,15 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksAtOnce)
   extern __shared__ float memory[];
   const Heads heads = {num_heads, offsets, allowed};
   const int num_actions = heads.num_actions(), width = num_actions + 1;
-  Rows rows(memory, rows_of_block, 2 * width + NUM_SOFTMAX_TERMS * num_heads + NUM_LOSS_STATISTICS, width);
+  Rows rows(memory, rows_of_block, pitch + width + NUM_SOFTMAX_TERMS * num_heads + NUM_LOSS_STATISTICS, pitch);
   const BlockTeam& team = rows.team;
-  const auto weights = [&](int r) { return rows[r] + width; };
+  const auto weights = [&](int r) { return rows[r] + pitch; };
   // The policy's, in the place of the value's weight, which has none.
   const auto gradient = [&](int r) -> float& { return weights(r)[num_actions]; };
-  const auto terms = [&](int r, int h) { return rows[r] + 2 * width + h * NUM_SOFTMAX_TERMS; };
+  const auto terms = [&](int r, int h) { return rows[r] + pitch + width + h * NUM_SOFTMAX_TERMS; };
   const auto sums = [&](int r) { return terms(r, num_heads); };
+  uint32_t* const masks = rows.behind();
+  note_allowed(team, heads, masks);
   if (team.thread < rows_of_block) {
     for (int s = 0; s < NUM_LOSS_STATISTICS; ++s) sums(team.thread)[s] = 0.0f;
   }
@@ -361,26 +401,51 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksAtOnce)
     rows.count = num_rows - first < rows_of_block ? num_rows - first : rows_of_block;
     const size_t start = static_cast<size_t>(first) * pitch;
     const auto chosen = [&](int r, int h) { return actions[static_cast<size_t>(first + r) * num_heads + h]; };
-    with_type(static_cast<const void*>(logits), bfloat16, [&](auto* from) { rows.load(from + start, pitch); });
+    Sample<float> sample = {};
+    if (team.thread < rows.count) {
+      const int row = first + team.thread;
+      sample = {old_log_probability[row], advantage[row], target[row], old_value[row]};
+    }
+    with_type(static_cast<const void*>(logits), bfloat16, [&](auto* from) { rows.load(from + start); });
     __syncthreads();
-    rows.each_head(num_heads, [&](int r, int h) {
-      const int action = heads.offsets[h];
-      softmax<float>(rows[r] + action, weights(r) + action, heads[h], chosen(r, h), terms(r, h));
+    rows.each(num_heads, [&](int r, int h) {
+      const Head head = heads[h];
+      const int action = heads.offsets[h], taken = chosen(r, h);
+      if (head.size <= kFew) {
+        const ShortHead short_head = {masks[h], rows[r] + action};
+        float x[kFew], weight[kFew];
+        load(short_head, rows[r] + action, x);
+        softmax<float>(x, weight, short_head, taken, terms(r, h));
+        store(head.size, weight, weights(r) + action);
+      } else {
+        softmax<float>(rows[r] + action, weights(r) + action, head, taken, terms(r, h));
+      }
     });
     __syncthreads();
     if (team.thread < rows.count) {
-      const int r = team.thread, row = first + r;
-      const Sample<float> sample = {old_log_probability[row], advantage[row], target[row], old_value[row]};
+      const int r = team.thread;
       gradient(r) = row_gradient<float>(rows[r][num_actions], terms(r, 0), num_heads, sample, loss, sums(r));
+      for (int k = width; k < pitch; ++k) rows[r][k] = 0.0f;
     }
     __syncthreads();
-    rows.each_head(num_heads, [&](int r, int h) {
-      const int action = heads.offsets[h];
-      head_gradient<float>(rows[r] + action, weights(r) + action, heads[h], chosen(r, h), terms(r, h), gradient(r),
-                           entropy_weight(loss, heads, h), loss[LOSS_ROW_WEIGHT]);
+    rows.each(num_heads, [&](int r, int h) {
+      const Head head = heads[h];
+      const int action = heads.offsets[h], taken = chosen(r, h);
+      const float of_entropy = entropy_weight(loss, heads, h);
+      if (head.size <= kFew) {
+        const ShortHead short_head = {masks[h], rows[r] + action};
+        float x[kFew], weight[kFew];
+        load(short_head, rows[r] + action, x);
+        load(short_head, weights(r) + action, weight);
+        head_gradient<float>(x, weight, short_head, taken, terms(r, h), gradient(r), of_entropy, loss[LOSS_ROW_WEIGHT]);
+        store(head.size, x, rows[r] + action);
+      } else {
+        head_gradient<float>(rows[r] + action, weights(r) + action, head, taken, terms(r, h), gradient(r), of_entropy,
+                             loss[LOSS_ROW_WEIGHT]);
+      }
     });
     __syncthreads();
-    with_type(logits, bfloat16, [&](auto* to) { rows.store(to + start, pitch); });
+    with_type(logits, bfloat16, [&](auto* to) { rows.store(to + start); });
     __syncthreads();
   }
   if (team.warp > 0) return;
@@ -408,6 +473,49 @@ __global__ void __launch_bounds__(kMostThreads / 2, 2 * kBlocksAtOnce - 1)
       mask_and_sum<1>(rows_of_group, columns, pitch, rows, same_type(rows, activation), sums, memory);
     }
   });
+}
+
+// The first of two kernels of a step of Adam: sums of squares of a gradient, one of each of 32 blocks, and one step more.
+__global__ void __launch_bounds__(kMostThreads) CudaRbcNorm(int size, const float* gradient, float* squares, float* steps) {
+  extern __shared__ float memory[];
+  const BlockTeam team;
+  float sum = 0.0f;
+  for (int i = blockIdx.x * team.num_threads + team.thread; i < size; i += gridDim.x * team.num_threads) {
+    sum = rbc::fma(gradient[i], gradient[i], sum);
+  }
+  sum = team.sum_over_warp(sum);
+  if (team.leads()) memory[team.warp] = sum;
+  team.barrier();
+  if (team.warp > 0) return;
+  sum = team.sum_over_warp(team.lane < team.num_warps ? memory[team.lane] : 0.0f);
+  if (!team.leads()) return;
+  squares[blockIdx.x] = sum;
+  if (blockIdx.x == 0) *steps += 1.0f;
+}
+
+// The second: a thread takes one parameter's step. `copy`, if given, is what products read, float32 or bfloat16: the
+// parameters from the `first` on, of which the first `hidden` rows of `num_private` numbers lie `inputs` apart, and the
+// last `outputs` come after `gap` numbers more.
+__global__ void CudaRbcAdam(int size, float* parameter, const float* gradient, float* mean, float* square,
+                            const float* squares, const float* steps, const float* rate, const float* settings,
+                            float* norm, int first, int num_private, int inputs, int hidden, int outputs, int gap,
+                            void* copy, int bfloat16) {
+  const BlockTeam team;
+  const float total = rbc::sqrt(team.sum_over_warp(squares[team.lane]));
+  const int i = blockIdx.x * team.num_threads + team.thread;
+  if (i == 0) *norm = total;
+  if (i >= size) return;
+  const Adam adam(settings, *rate, *steps, total);
+  const float moved = adam(parameter[i], gradient[i], mean[i], square[i]);
+  parameter[i] = moved;
+  if (copy == nullptr || i < first) return;
+  int to = i - first;
+  if (to < hidden * num_private) {
+    to += to / num_private * (inputs - num_private);
+  } else {
+    to += hidden * (inputs - num_private) + (i < size - outputs ? 0 : gap);
+  }
+  with_type(copy, bfloat16, [&](auto* numbers) { set_number(numbers[to], moved); });
 }
 
 }  // extern "C"

@@ -8,10 +8,11 @@
 
 #ifdef __CUDACC__
 #define RBC_FN __host__ __device__ __forceinline__
-#define RBC_UNROLL _Pragma("unroll 4")  // nvcc's own choice makes short loops long
+#define RBC_PRAGMA(words) _Pragma(#words)
+#define RBC_UNROLL(n) RBC_PRAGMA(unroll (n))  // nvcc's own choice makes short loops long
 #else
 #define RBC_FN inline __attribute__((always_inline))
-#define RBC_UNROLL
+#define RBC_UNROLL(n)
 #endif
 
 #define RBC_COMMA ,  // between the entries of a list of arguments
@@ -98,10 +99,16 @@ RBC_FN Floats maximum(Floats a, Floats b) { return (Floats)_mm512_maskz_max_ps(0
 RBC_FN Floats minimum(Floats a, Floats b) { return (Floats)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b); }
 #endif
 
+// x within bounds that are numbers; for a NaN the lower one.
+template <class V> RBC_FN V clamp(V x, float low, float high) { return minimum(maximum(x, splat<V>(low)), splat<V>(high)); }
+#ifdef __CUDACC__
+RBC_FN float clamp(float x, float low, float high) { return fminf(fmaxf(x, low), high); }  // two instructions, not four
+#endif
+
 // e^x - 1 = 2^n e^r - 1 with |r| <= ln2/2. Relative error below 3 ulp; x clamped to [-87, 88].
 template <class V> RBC_FN void exp_parts(V x, V& power, V& expm1_rest) {
   using Int = typename Types<V>::Int;
-  x = minimum(maximum(x, splat<V>(-87.0f)), splat<V>(88.0f));
+  x = clamp(x, -87.0f, 88.0f);
   const V magic = splat<V>(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, kept in the lowest bits
   const V rounded = fma(x, splat<V>(1.44269502f), magic), n = rounded - magic;
   V r = fma(n, splat<V>(-0.693145752f), x);
@@ -112,7 +119,7 @@ template <class V> RBC_FN void exp_parts(V x, V& power, V& expm1_rest) {
   q = fma(q, r, splat<V>(0.16666537523269653f));
   q = fma(q, r, splat<V>(0.5f));
   expm1_rest = fma(r * r, q, r);
-  power = bits<V>((bits<Int>(rounded) + 127) << 23);
+  power = bits<V>((bits<Int>(rounded) << 23) + 0x3f800000);
 }
 
 template <class V> RBC_FN V exp(V x) {

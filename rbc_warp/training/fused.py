@@ -6,17 +6,19 @@ the matrices and the kernel of ``cuda/heads.h`` does everything between the logi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 
+from rbc_warp.training.adam import KERNEL_ADAM, KernelAdam
 from rbc_warp.training.learner import Learner
 from rbc_warp.training.losses import Batch, LossWeights
 from rbc_warp.training.policy import Policy
 from rbc_warp.training.processes import Processes
 from rbc_warp.warpdrive import tables
-from rbc_warp.warpdrive.kernels import SAMPLE_COLUMNS, Heads, Kernels, Layers, Loss, Words, aligned
+from rbc_warp.warpdrive.kernels import SAMPLE_COLUMNS, Copy, Heads, Kernels, Layers, Loss, Words, aligned, whole_rows
 
 # Bytes of one layer's activations in a block: a processor core's cache, or a part of a GPU's memory.
 BLOCK_BYTES = {"cpu": 800 * 1024, "cuda": 128 * 1024 * 1024}
@@ -72,16 +74,18 @@ class FusedLearner(Learner):
     ):
         device = policy.flat.device
         self._words = words or Words(device, is_apart=device.type == "cuda")
-        super().__init__(policy, heads, learning_rate, dtype, processes, self._words)
-        self.kernels = kernels
+        self.kernels, self.network = kernels, kernels.network(dtype, policy.hidden)
+        self._copy = self._copy_for_products(policy, dtype)
+        optimizer = None
+        if device.type in KERNEL_ADAM:
+            optimizer = KernelAdam(policy.flat, learning_rate, kernels, self._words, self._copy)
+        super().__init__(policy, heads, learning_rate, dtype, processes, optimizer)
         self.sums = self.statistics.new_zeros(kernels.loss_parts, len(self.statistics))
-        self.network = kernels.network(dtype, policy.hidden)
         self._buffers: dict[tuple[str, int], torch.Tensor] = {}
         if self.device.type == "cuda":
             torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         self._tables: dict[int, torch.Tensor] = {}  # by the rows of a batch, its loss's figures on the device
         self._figures: dict[int, dict[str, float]] = {}
-        self._copied: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._layers = self._layers_for_products()
         self._version = -1  # of the parameters that were copied last
 
@@ -102,40 +106,39 @@ class FusedLearner(Learner):
             held = self._buffers[key] = torch.empty(rows, columns, dtype=self.dtype, device=self.device)
         return held[:rows]
 
-    def _layers_for_products(self) -> Layers:
-        """The parameters, or where need be their copy: in the products' precision, and filled up with zeros."""
-        exact, hidden = self.policy.layers(self.policy.flat.detach()), self.policy.hidden
+    def _copy_for_products(self, policy: Policy, dtype: torch.dtype) -> Copy | None:
+        """The parameters in the products' precision and filled up with zeros, where they are not so themselves."""
+        exact, hidden, device = policy.layers(policy.flat.detach()), policy.hidden, policy.flat.device
         width, num_private = len(exact.bias3), exact.private.shape[1]
-        outputs, inputs = aligned(width, self.device), aligned(num_private, self.device)
+        outputs, inputs = aligned(width, device), aligned(num_private, device)
         is_filled_up = (outputs, inputs) != (width, num_private)
-        if self.network is not None or (self.dtype == torch.float32 and not is_filled_up):
+        if self.network is not None or (dtype == torch.float32 and not is_filled_up):
+            return None
+        first, gap = exact.public.numel(), (outputs - width) * hidden
+        size = len(policy.flat) - first + (inputs - num_private) * hidden + gap + outputs - width
+        numbers = torch.zeros(size, dtype=dtype, device=device)
+        return Copy(numbers, first, hidden, num_private, inputs, width, gap)
+
+    def _layers_for_products(self) -> Layers:
+        """The parameters, or where need be their copy."""
+        exact, copy = self.policy.layers(self.policy.flat.detach()), self._copy
+        if copy is None:
             return exact
-
-        def zeros(*shape: int) -> torch.Tensor:
-            return torch.zeros(shape, dtype=self.dtype, device=self.device)
-
-        # Between the private weights and the last biases the copy lies as the parameters do.
-        private, bias3, sizes = zeros(hidden, inputs), zeros(outputs), [hidden, hidden**2, hidden, outputs * hidden]
-        between, count = zeros(sum(sizes)), sum(sizes) - (outputs - width) * hidden
-        first = exact.public.numel() + exact.private.numel()
-        self._copied = [
-            (private[:, :num_private], exact.private),
-            (between[:count], self.policy.flat.detach()[first : first + count]),
-            (bias3[:width], exact.bias3),
-        ]
-        bias1, weight2, bias2, weight3 = between.split(sizes)
-        middle = weight2.view(hidden, hidden)
-        return Layers(exact.public, private, bias1, middle, bias2, weight3.view(outputs, hidden), bias3)
-
-    def refresh(self) -> None:
-        if self._version != self.policy.flat._version:
-            self._stepped()
+        hidden, outputs = copy.hidden, copy.outputs + copy.gap // copy.hidden
+        shapes = [(hidden, copy.inputs), (hidden,), (hidden, hidden), (hidden,), (outputs, hidden), (outputs,)]
+        parts = copy.numbers.split([math.prod(shape) for shape in shapes])
+        return Layers(exact.public, *(part.view(shape) for part, shape in zip(parts, shapes, strict=True)))
 
     @torch.no_grad()
+    def refresh(self) -> None:
+        if self._version != self.policy.flat._version:
+            if self._copy is not None:
+                self._copy.follow(self.policy.flat)
+            self._version = self.policy.flat._version
+
     def _stepped(self) -> None:
-        for copy, exact in self._copied:
-            copy.copy_(exact)
-        self._version = self.policy.flat._version
+        if not isinstance(self.optimizer, KernelAdam):
+            self.refresh()
 
     def _blocks(self, num_observations: int, agents: int) -> Iterator[tuple[slice, slice]]:
         """Observations and rows of each block."""
@@ -144,12 +147,21 @@ class FusedLearner(Learner):
             stop = min(start + step, num_observations)
             yield slice(start, stop), slice(start * agents, stop * agents)
 
-    def _hidden(self, shared: torch.Tensor, private: torch.Tensor, layers: Layers) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both hidden layers of one block. shared: (observations, hidden) float32, the first layer's public part."""
-        rows = max(len(private), len(shared))
+    def _shared(self, public: torch.Tensor) -> torch.Tensor:
+        """The first layer's public part, (observations, hidden) float32."""
+        exact = self.policy.layers(self.policy.flat.detach())
+        return torch.addmm(exact.bias1, public, exact.public.T)
+
+    def _hidden(self, public: torch.Tensor, private: torch.Tensor, layers: Layers) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both hidden layers of one block of observations and rows."""
+        rows = max(len(private), len(public))
         first, second = self._buffer("first", rows), self._buffer("second", rows)
+        with self.branches() as branch:
+            with branch():
+                shared = self._shared(public)
+            if private.shape[1]:
+                torch.mm(private, layers.private.T, out=first)
         if private.shape[1]:
-            torch.mm(private, layers.private.T, out=first)
             self.kernels.add_relu(first, shared)
         else:
             torch.clamp_min(shared.to(self.dtype), 0.0, out=first)
@@ -158,17 +170,18 @@ class FusedLearner(Learner):
 
     @torch.no_grad()
     def logits(self, public: torch.Tensor, private: torch.Tensor, out: torch.Tensor) -> None:
-        exact = self.policy.layers(self.policy.flat.detach())
         agents = len(out) // len(public)
-        shared = torch.addmm(exact.bias1, public, exact.public.T)
         if self.network is not None:
-            self.network.network_logits(exact, shared, private, out)
+            self.network.network_logits(self._layers, self._shared(public), private, out)
             return
         self.refresh()
-        layers, width = self._layers, self.policy.num_actions + 1
+        layers, width = self._layers, out.shape[1]
+        if out.stride(0) == len(layers.bias3):
+            out = whole_rows(out)
+            width = out.shape[1]
         bias3, weight3 = layers.bias3[:width], layers.weight3[:width]
         for observations, rows in self._blocks(len(public), agents):
-            _, second = self._hidden(shared[observations], private[rows], layers)
+            _, second = self._hidden(public[observations], private[rows], layers)
             if out.dtype == self.dtype:
                 torch.addmm(bias3, second, weight3.T, out=out[rows])
             else:
@@ -212,15 +225,14 @@ class FusedLearner(Learner):
     @torch.no_grad()
     def take_gradient(self, batch: Batch, weights: LossWeights) -> None:
         loss = self._loss(batch, weights)
-        exact = self.policy.layers(self.policy.flat.detach())
         grad = self.policy.layers(self.policy.flat.grad)
-        shared = torch.addmm(exact.bias1, batch.public, exact.public.T)
-        shared_grad = torch.empty_like(shared)
+        shared_grad = torch.empty(len(batch.public), self.policy.hidden, device=self.device)
         if self.network is not None:
             self.policy.flat.grad.zero_()  # type: ignore[union-attr]
-            self.network.network_gradient(exact, shared, batch.private, loss, grad, shared_grad)
+            shared = self._shared(batch.public)
+            self.network.network_gradient(self._layers, shared, batch.private, loss, grad, shared_grad)
         else:
-            self._gradient_by_blocks(batch, shared, loss, grad, shared_grad)
+            self._gradient_by_blocks(batch, loss, grad, shared_grad)
         with self.branches() as branch:
             with branch():
                 torch.sum(shared_grad, 0, out=grad.bias1)
@@ -232,16 +244,14 @@ class FusedLearner(Learner):
         self.kernels.mask_and_sum(rows, activation, sums)
         return sums
 
-    def _gradient_by_blocks(
-        self, batch: Batch, shared: torch.Tensor, loss: Loss, grad: Layers, shared_grad: torch.Tensor
-    ) -> None:
+    def _gradient_by_blocks(self, batch: Batch, loss: Loss, grad: Layers, shared_grad: torch.Tensor) -> None:
         """Put all into ``grad`` but the first layer's public part, whose gradient goes to ``shared_grad``."""
         self.refresh()
         layers, agents = self._layers, len(batch.actions) // len(batch.public)
         width, num_private = self.policy.num_actions + 1, grad.private.shape[1]
         for observations, rows in self._blocks(len(batch.public), agents):
             private, is_first = batch.private[rows], rows.start == 0
-            first, second = self._hidden(shared[observations], private, layers)
+            first, second = self._hidden(batch.public[observations], private, layers)
             outputs = self._buffer("logits", len(second), len(layers.bias3))
             logits = outputs[:, :width]
             torch.addmm(layers.bias3, second, layers.weight3.T, out=outputs)

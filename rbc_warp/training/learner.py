@@ -8,96 +8,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from typing import Any
 
-import numpy as np
 import torch
 
 from rbc_warp.training import losses
+from rbc_warp.training.adam import Adam
 from rbc_warp.training.graphs import Capture
 from rbc_warp.training.losses import Batch, LossWeights
 from rbc_warp.training.policy import Policy
 from rbc_warp.training.processes import Processes
-from rbc_warp.warpdrive.kernels import LOSS_STATISTICS, Heads, Words
+from rbc_warp.warpdrive.kernels import LOSS_STATISTICS, Heads
 
 AUTOGRAD_BLOCK_ROWS = 1 << 16
-FUSED_ADAM = ["cuda"]
-"""Types of device where Adam is one kernel. Elsewhere its steps are rounded one by one, the same on all processors."""
-FUSED_PART = 2048
-"""Parameters per block of threads: torch gives each tensor of less than 65,536 numbers to one, 36 in a launch."""
-
-
-class Adam(torch.optim.Adam):
-    """torch's for one parameter, fused on a GPU; its state is the same everywhere.
-
-    words: where a GPU is to find the learning rate.
-    """
-
-    def __init__(self, parameter: torch.Tensor, learning_rate: float, words: Words | None = None):
-        self._is_fused = parameter.device.type in FUSED_ADAM
-        super().__init__([parameter], lr=learning_rate)
-        self._parameter = parameter
-        self._words = words if self._is_fused else None
-        self._rate = self._words.take(np.full((), learning_rate, np.float32)) if self._words else None
-        self.learning_rate = learning_rate
-
-    @property
-    def learning_rate(self) -> float:
-        """On a GPU in force from the next :meth:`Words.send` on."""
-        return self.param_groups[0]["lr"]
-
-    @learning_rate.setter
-    def learning_rate(self, rate: float) -> None:
-        self.param_groups[0]["lr"] = rate
-        if self._words and self._rate is not None:
-            self._words.set(self._rate, np.full((), rate, np.float32))
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self.learning_rate = self.param_groups[0]["lr"]
-        moments = self.state.get(self._parameter)
-        if self._is_fused and moments:
-            moments["step"] = moments["step"].to(self._parameter.device)
-
-    @torch.no_grad()
-    def clipped_step(self, max_grad_norm: float | None) -> torch.Tensor:
-        """Take a step by the gradient, scaled down to a norm; return its norm before that, a scalar."""
-        gradient = self._parameter.grad
-        assert gradient is not None
-        norm = torch.linalg.vector_norm(gradient)
-        if self._is_fused:
-            self._fused_step(
-                gradient, None if max_grad_norm is None else ((norm + 1e-6) / max_grad_norm).clamp(min=1.0)
-            )
-        else:
-            if max_grad_norm is not None:
-                gradient.mul_((max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
-            self.step()
-        return norm
-
-    def _fused_step(self, gradient: torch.Tensor, divisor: torch.Tensor | None) -> None:
-        parameter, moments, group = self._parameter, self.state[self._parameter], self.param_groups[0]
-        if not moments:
-            moments["step"] = torch.zeros((), device=parameter.device)
-            moments["exp_avg"], moments["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-        moments["step"] += 1
-        vectors = (parameter.detach(), gradient, moments["exp_avg"], moments["exp_avg_sq"])
-        parts = [vector.split(FUSED_PART) for vector in vectors]
-        rate = group["lr"] if self._rate is None else self._rate
-        beta1, beta2 = group["betas"]
-        torch._fused_adam_(  # type: ignore[call-overload]
-            *parts,
-            [],
-            [moments["step"]] * len(parts[0]),
-            lr=rate,
-            beta1=beta1,
-            beta2=beta2,
-            weight_decay=0.0,
-            eps=group["eps"],
-            amsgrad=False,
-            maximize=False,
-            grad_scale=divisor,
-        )
 
 
 class Learner(ABC):
@@ -109,7 +31,7 @@ class Learner(ABC):
         learning_rate: of Adam.
         dtype: of the matrix products, float32 or bfloat16; parameters, optimizer and losses stay float32.
         processes: those that share a batch.
-        words: where a device finds what changes between updates.
+        optimizer: Adam, to be given if it is not torch's.
     """
 
     def __init__(
@@ -119,11 +41,11 @@ class Learner(ABC):
         learning_rate: float,
         dtype: torch.dtype = torch.float32,
         processes: Processes | None = None,
-        words: Words | None = None,
+        optimizer: Adam | None = None,
     ):
         self.policy, self.heads, self.dtype = policy, heads, dtype
         self.processes = processes or Processes()
-        self.optimizer = Adam(policy.flat, learning_rate, words)
+        self.optimizer = optimizer or Adam(policy.flat, learning_rate)
         self.device = policy.flat.device
         self.statistics = torch.zeros(len(LOSS_STATISTICS), device=self.device)
         """Means of the loss's parts over the rows of the last update, in the order of LOSS_STATISTICS."""
@@ -135,7 +57,8 @@ class Learner(ABC):
 
     @abstractmethod
     def logits(self, public: torch.Tensor, private: torch.Tensor, out: torch.Tensor) -> None:
-        """Put logits and values of encoded states into ``out`` (rows, actions+1), float32 or rounded as products."""
+        """Put logits and values of encoded states into ``out`` (rows, actions+1), float32 or rounded as products. Rows
+        may lie further apart; what is between them may change."""
 
     @abstractmethod
     def take_gradient(self, batch: Batch, weights: LossWeights) -> None:

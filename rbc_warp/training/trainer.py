@@ -39,7 +39,7 @@ from rbc_warp.training.trials import Trials, places_of_trials
 from rbc_warp.training.updates import TRIALS, Updates, seed_of, set_products
 from rbc_warp.warpdrive import tables
 from rbc_warp.warpdrive.env import RbcEnv, stage_table
-from rbc_warp.warpdrive.kernels import DRAW_FROM_PROBABILITIES, DRAW_GREEDY, Heads, RbcSampler
+from rbc_warp.warpdrive.kernels import DRAW_FROM_PROBABILITIES, DRAW_GREEDY, Heads, RbcSampler, aligned
 from rbc_warp.warpdrive.wrapper import RbcEnvWrapper, check_rows, choose_backend
 
 SCRATCH = "rbc_warp-"
@@ -134,10 +134,11 @@ class RbcTrainer(TrainerA2C):
         self.rollout = Rollout(self.economy, encoders, self.cuda_envs, self.precision, config.train.learner == "fused")
         is_rounded = config.train.learner == "fused" and wrapper.cuda_function_manager.draws_from_rounded
         dtype = self.precision if is_rounded else torch.float32  # their numbers are rounded either way
-        self._logits = {
-            name: torch.zeros(self.num_local_envs * agent.count, agent.num_actions + 1, dtype=dtype, device=self.device)
-            for name, agent in agents.items()
-        }
+        self._logits = {}
+        for name, agent in agents.items():
+            rows, columns = self.num_local_envs * agent.count, agent.num_actions + 1
+            whole = torch.zeros(rows, aligned(columns, self.device), dtype=dtype, device=self.device)
+            self._logits[name] = whole[:, :columns]
         manager = self.cuda_envs.cuda_function_manager
         self.numbers = Numbers(list(agents), self.processes, self.device)
         self.graphs = Graphs(CudaCapture(manager.new_stream) if self._may_replay() else None)
@@ -289,9 +290,12 @@ class RbcTrainer(TrainerA2C):
             trials.note(self.rollout, self.settings.train.gamma)
 
     def _note_rollout(self) -> None:
-        for name in self.economy.agents:
-            self.numbers.note("states", name, self._data(f"observations_{name}"))  # at the end: what is lost stays so
-            self.numbers.note("rewards", name, self.rollout.rewards(name))
+        with self.graphs.capture.branches() as branch:
+            for name in self.economy.agents:
+                with branch():  # states at the end: what is lost stays so
+                    self.numbers.note("states", name, self._data(f"observations_{name}"))
+                with branch():
+                    self.numbers.note("rewards", name, self.rollout.rewards(name))
 
     def _drawn_trials(self) -> dict[str, Trials]:
         """Draw the iteration's trials, in this process's environments."""

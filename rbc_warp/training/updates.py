@@ -105,12 +105,15 @@ class Updates:
             batch = trials.learned_from(batch, self.rollout, train.gamma, weight, reach)
         parts = self.economy.agents[update.agent].settings.minibatches
         steps = minibatches(batch, self.rollout.num_envs, self._passes(update), parts, orders)
-        norm = learner.update(steps, self._weights(update), train.clip_grad_norm)
-        means = learner.statistics.split([len(LOSSES), len(LOSS_STATISTICS) - len(LOSSES)])
-        figures = torch.cat([means[0], norm.view(1), means[1]])
-        self.numbers.note("log-probabilities", update.agent, batch.log_probability)
-        self.numbers.note("losses", update.agent, figures[: len(LOSSES) + 1])  # kl may be infinite without harm
-        self.numbers.note("parameters", update.agent, learner.policy.flat)
+        with self.graphs.capture.branches() as branch:
+            with branch():
+                self.numbers.note("log-probabilities", update.agent, batch.log_probability)
+            norm = learner.update(steps, self._weights(update), train.clip_grad_norm)
+            with branch():
+                self.numbers.note("parameters", update.agent, learner.policy.flat)
+            means = learner.statistics.split([len(LOSSES), len(LOSS_STATISTICS) - len(LOSSES)])
+            figures = torch.cat([means[0], norm.view(1), means[1]])
+            self.numbers.note("losses", update.agent, figures[: len(LOSSES) + 1])  # kl may be infinite without harm
         return figures
 
     def _learner(self, update: Update) -> Learner:

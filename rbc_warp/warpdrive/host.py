@@ -13,8 +13,10 @@ from rbc_warp.warpdrive.kernels import (
     DEFAULT_KERNELS,
     LOSS_KERNEL,
     SAMPLE_COLUMNS,
+    Copy,
     Layers,
     Loss,
+    Moments,
     TensorData,
 )
 
@@ -103,6 +105,27 @@ class HostFunctionManager(CUDAFunctionManager):
             torch.ops.aten.threshold_backward.grad_input(gradient, activation, 0.0, grad_input=gradient)
         groups = gradient.view(len(sums), -1, gradient.shape[1])
         torch.sum(groups, dim=1, dtype=torch.float32, out=sums)
+
+    def adam(
+        self,
+        parameter: torch.Tensor,
+        gradient: torch.Tensor,
+        moments: Moments,
+        rate: torch.Tensor,
+        settings: torch.Tensor,
+        norm: torch.Tensor,
+        copy: Copy | None,
+    ) -> None:
+        weight1, weight2, log_beta1, log_beta2, epsilon, most = settings.unbind()
+        norm.copy_(torch.linalg.vector_norm(gradient))
+        steps = moments.steps.add_(1.0)
+        scaled = gradient / torch.where(most > 0.0, ((norm + 1e-6) / most).clamp(min=1.0), 1.0)
+        moments.mean.lerp_(scaled, weight1)
+        moments.square.mul_(1.0 - weight2).addcmul_(weight2 * scaled, scaled)
+        root = moments.square.sqrt() / (-torch.expm1(steps * log_beta2)).sqrt() + epsilon
+        parameter.sub_(rate / -torch.expm1(steps * log_beta1) * (moments.mean / root))
+        if copy is not None:
+            copy.follow(parameter)
 
     def _loss_arguments(self, loss: Loss) -> tuple[Any, ...]:
         return (

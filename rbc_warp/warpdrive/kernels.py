@@ -22,13 +22,14 @@ RESET_KERNEL, ENCODE_KERNEL, SAMPLE_KERNEL = "CudaRbcReset", "CudaRbcEncode", "C
 RETURNS_KERNEL, LOSS_KERNEL = "CudaRbcReturns", "CudaRbcLoss"
 DEFAULT_KERNELS = [RESET_KERNEL, ENCODE_KERNEL, SAMPLE_KERNEL, RETURNS_KERNEL, LOSS_KERNEL]
 ADD_RELU_KERNEL, MASK_KERNEL = "CudaRbcAddRelu", "CudaRbcMaskAndSum"
-LAYER_KERNELS = [ADD_RELU_KERNEL, MASK_KERNEL]  # the host has torch's instead
+NORM_KERNEL, ADAM_KERNEL = "CudaRbcNorm", "CudaRbcAdam"
+LEARNING_KERNELS = [ADD_RELU_KERNEL, MASK_KERNEL, NORM_KERNEL, ADAM_KERNEL]  # the host has torch's instead
 
 LOSS_STATISTICS = tuple(name.lower() for name in tables.names("LOSS_STATISTICS"))
 DRAW_GREEDY, DRAW_FROM_PROBABILITIES = (tables.values("DRAW_FLAGS")[name] for name in ("GREEDY", "FROM_PROBABILITIES"))
 LOSS_BLOCKS = 4096  # at most, of the loss kernel; each adds to statistics of its own
 MOST_BLOCK_ROWS = 32  # of a kernel that works on rows of logits; a power of 2
-FEWEST_ROW_THREADS, MOST_ROW_THREADS = 256, 512
+FEWEST_ROW_THREADS, MOST_ROW_THREADS = 256, 384
 ALIGNED = {"cpu": 1, "cuda": 8}  # numbers: a GPU's fast products want rows to begin at multiples of it
 MOST_WORD_BYTES = 1 << 20
 WORD_ARRAYS = ("stage", "draw_words")
@@ -68,6 +69,37 @@ class Layers:
     bias3: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Moments:
+    """Adam's state, of n parameters."""
+
+    steps: torch.Tensor  #: A scalar.
+    mean: torch.Tensor  #: (n,) of the gradients.
+    square: torch.Tensor  #: (n,) mean of their squares.
+
+
+@dataclass(frozen=True)
+class Copy:
+    """The parameters from one of them on, as products read them, filled up with numbers that stay as they are."""
+
+    numbers: torch.Tensor  #: float32 or bfloat16, all one after the other.
+    first: int  #: The parameter that is copied first.
+    hidden: int
+    num_private: int
+    inputs: int  #: So far apart lie the first ``hidden`` rows of ``num_private`` numbers.
+    outputs: int
+    gap: int  #: How many numbers more come before the last ``outputs``.
+
+    def follow(self, parameters: torch.Tensor) -> None:
+        """Take the parameters (n,) as they are."""
+        start, stop = self.first + self.hidden * self.num_private, len(parameters) - self.outputs
+        begin = self.hidden * self.inputs
+        rows = self.numbers[:begin].view(self.hidden, self.inputs)[:, : self.num_private]
+        rows.copy_(parameters[self.first : start].view(self.hidden, self.num_private))
+        self.numbers[begin:].narrow(0, 0, stop - start).copy_(parameters[start:stop])
+        self.numbers[begin:].narrow(0, stop - start + self.gap, self.outputs).copy_(parameters[stop:])
+
+
 class Kernels(Protocol):
     """What a backend's function manager adds to WarpDrive's."""
 
@@ -88,6 +120,19 @@ class Kernels(Protocol):
     def mask_and_sum(self, gradient: torch.Tensor, activation: torch.Tensor | None, sums: torch.Tensor) -> None:
         """Set the gradient (rows, columns) to 0 where there is an activation that is not positive; put its sums over
         each group of rows into ``sums`` (groups, columns) float32."""
+
+    def adam(
+        self,
+        parameter: torch.Tensor,
+        gradient: torch.Tensor,
+        moments: Moments,
+        rate: torch.Tensor,
+        settings: torch.Tensor,
+        norm: torch.Tensor,
+        copy: Copy | None,
+    ) -> None:
+        """Take a step of Adam, by a scalar rate and settings in the order of RBC_ADAM; put the gradient's norm into
+        ``norm``, and the parameters into their copy."""
 
     def network(self, dtype: torch.dtype, hidden: int) -> Any:
         """Return what runs a whole network with such products and hidden layers as one kernel (``host.py``); None."""
@@ -168,14 +213,15 @@ class RowBlock:
     def of(cls, numbers: int, num_heads: int) -> RowBlock:
         """Return the block that keeps so many numbers of each row; fewer rows where they are very long."""
         rows = MOST_BLOCK_ROWS
-        while rows > 1 and cls._bytes(rows, numbers) > SHARED_BYTES:
+        while rows > 1 and cls._bytes(rows, numbers, num_heads) > SHARED_BYTES:
             rows //= 2
         threads = min(max(FEWEST_ROW_THREADS, (rows * num_heads + 31) // 32 * 32), MOST_ROW_THREADS)
-        return cls(rows, threads, cls._bytes(rows, numbers))
+        return cls(rows, threads, cls._bytes(rows, numbers, num_heads))
 
     @staticmethod
-    def _bytes(rows: int, numbers: int) -> int:
-        return 4 * rows * (numbers | 1)  # an odd number of words from row to row: another bank for each
+    def _bytes(rows: int, numbers: int, num_heads: int) -> int:
+        """Rows an odd number of words apart, in another bank each; then a word for each head."""
+        return 4 * (rows * (numbers | 1) + num_heads)
 
 
 def aligned(number: int, device: torch.device) -> int:
@@ -183,16 +229,22 @@ def aligned(number: int, device: torch.device) -> int:
     return -(-number // ALIGNED[device.type]) * ALIGNED[device.type]
 
 
-def loss_block(num_actions: int, num_heads: int) -> RowBlock:
-    """A block of the loss kernel: logits and value, weights and a gradient, each head's softmax terms, statistics."""
+def whole_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Return rows (n, columns) with what lies between them, (n, numbers from row to row)."""
+    return rows.as_strided((len(rows), rows.stride(0)), rows.stride())
+
+
+def loss_block(num_actions: int, num_heads: int, pitch: int) -> RowBlock:
+    """A block of the loss kernel: logits and value, ``pitch`` numbers from row to row, then weights and a gradient,
+    each head's softmax terms, statistics."""
     terms = len(tables.names("SOFTMAX")) * num_heads + len(LOSS_STATISTICS)
-    return RowBlock.of(2 * (num_actions + 1) + terms, num_heads)
+    return RowBlock.of(pitch + num_actions + 1 + terms, num_heads)
 
 
-def sample_block(heads: Iterable[Heads]) -> RowBlock:
-    """A block of the sampler, which takes rows of any type: logits and value, and a draw of each head."""
-    numbers = max(each.num_actions + 1 + 2 * len(each.sizes) for each in heads)
-    return RowBlock.of(numbers, max(len(each.sizes) for each in heads))
+def sample_block(rows: Iterable[torch.Tensor], heads: Iterable[Heads]) -> RowBlock:
+    """A block of the sampler, which takes rows of any type: logits and value, then a draw of each head."""
+    counts = [len(each.sizes) for each in heads]
+    return RowBlock.of(max(each.stride(0) + 2 * n for each, n in zip(rows, counts, strict=True)), max(counts))
 
 
 class TensorData(CUDADataManager):
@@ -350,10 +402,12 @@ class RbcSampler(CUDASampler):
     ) -> None:
         """Draw into ``sampled_actions_<type>`` and, if ``record``, into the period's slot of ``*_batch_<type>``.
 
-        distribution: per type (E·n, actions+1) logits of all heads, then the value, float32 or all bfloat16.
+        distribution: per type (E·n, actions+1) logits of all heads, then the value, float32 or all bfloat16; rows may
+            lie further apart.
         heads: per type the head table and mask. The other coordinates stand in the array ``draw_words``.
         """
-        manager, shape = self._function_manager, sample_block(heads.values())
+        manager = self._function_manager
+        shape = sample_block([distribution[agent] for agent in heads], heads.values())
         (is_rounded,) = {rows.dtype == torch.bfloat16 for rows in distribution.values()}
         arguments = [data_manager.device_data(name) for name in ("sizes", "draw_words", "_timestep_")]
         arguments += [np.int32(is_rounded), np.int32(shape.rows)]
@@ -365,7 +419,8 @@ class RbcSampler(CUDASampler):
                 np.int32(len(heads[agent].sizes)),
                 manager.pointer(heads[agent].offsets),
                 manager.pointer(heads[agent].allowed),
-                manager.pointer(distribution[agent]),
+                manager.pointer(whole_rows(distribution[agent])),
+                np.int32(distribution[agent].stride(0)),
                 data_manager.device_data(f"sampled_actions_{agent}"),
                 *(
                     data_manager.device_data(f"{name}_batch_{agent}") if record else NULL

@@ -20,21 +20,27 @@ from rbc_warp.errors import BackendError
 from rbc_warp.warpdrive import tables
 from rbc_warp.warpdrive.build import build_device
 from rbc_warp.warpdrive.kernels import (
+    ADAM_KERNEL,
     ADD_RELU_KERNEL,
     DEFAULT_KERNELS,
-    LAYER_KERNELS,
+    LEARNING_KERNELS,
     LOSS_BLOCKS,
     LOSS_KERNEL,
     MASK_KERNEL,
+    NORM_KERNEL,
     NULL,
     SAMPLE_COLUMNS,
     THREADS_PER_BLOCK,
+    Copy,
     Loss,
+    Moments,
     TensorData,
     loss_block,
+    whole_rows,
 )
 
 LAYER_THREADS = 256
+NORM_BLOCKS, NORM_THREADS = 32, 256
 FIRM_SCRATCH_BYTES = 4 * len(tables.names("SCRATCH"))
 
 
@@ -146,7 +152,7 @@ class RbcFunctionManager(PyCUDAFunctionManager):
         self.initialize_default_functions()
 
     def initialize_default_functions(self) -> None:
-        self.initialize_functions([*DEFAULT_KERNELS, *LAYER_KERNELS])
+        self.initialize_functions([*DEFAULT_KERNELS, *LEARNING_KERNELS])
         self._default_functions_initialized = True
 
     def initialize_functions(self, func_names: list[str] | None = None) -> None:
@@ -175,14 +181,14 @@ class RbcFunctionManager(PyCUDAFunctionManager):
     def loss(self, logits: torch.Tensor, loss: Loss) -> None:
         rows, width = logits.shape
         heads = loss.heads
-        shape = loss_block(width - 1, len(heads.sizes))
+        shape = loss_block(width - 1, len(heads.sizes), logits.stride(0))
         self.get_function(LOSS_KERNEL)(
             np.int32(rows),
             np.int32(shape.rows),
             np.int32(len(heads.sizes)),
             self.pointer(heads.offsets),
             self.pointer(heads.allowed),
-            CudaTensorHolder(logits),
+            self.pointer(whole_rows(logits)),
             np.int32(logits.stride(0)),
             np.int32(logits.dtype == torch.bfloat16),
             *(self.pointer(loss.sample[name]) for name in SAMPLE_COLUMNS),
@@ -221,4 +227,35 @@ class RbcFunctionManager(PyCUDAFunctionManager):
             block=(LAYER_THREADS, 1, 1),
             grid=(groups, -(-columns // (32 << is_wide))),
             shared=4 * 16 * (32 << is_wide),
+        )
+
+    def adam(
+        self,
+        parameter: torch.Tensor,
+        gradient: torch.Tensor,
+        moments: Moments,
+        rate: torch.Tensor,
+        settings: torch.Tensor,
+        norm: torch.Tensor,
+        copy: Copy | None,
+    ) -> None:
+        size, at = np.int32(len(parameter)), self.pointer
+        squares = torch.empty(NORM_BLOCKS, device=parameter.device)
+        self.get_function(NORM_KERNEL)(
+            *(size, at(gradient), at(squares), at(moments.steps)),
+            block=(NORM_THREADS, 1, 1),
+            grid=(NORM_BLOCKS, 1),
+            shared=4 * NORM_BLOCKS,
+        )
+        lies: tuple[Any, ...] = (*[np.int32(0)] * 6, NULL, np.int32(0))
+        if copy is not None:
+            sizes = (copy.first, copy.num_private, copy.inputs, copy.hidden, copy.outputs, copy.gap)
+            lies = (*map(np.int32, sizes), at(copy.numbers), np.int32(copy.numbers.dtype == torch.bfloat16))
+        vectors = (parameter, gradient, moments.mean, moments.square, squares, moments.steps, rate, settings, norm)
+        self.get_function(ADAM_KERNEL)(
+            size,
+            *map(at, vectors),
+            *lies,
+            block=(THREADS_PER_BLOCK, 1, 1),
+            grid=(-(-len(parameter) // THREADS_PER_BLOCK), 1),
         )

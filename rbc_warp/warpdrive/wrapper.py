@@ -14,7 +14,7 @@ from rbc_warp.config.shipped import IS_INSTALLED
 from rbc_warp.economy.agents import AgentType
 from rbc_warp.errors import BackendError, ConfigError, UserError
 from rbc_warp.warpdrive.build import build_host
-from rbc_warp.warpdrive.kernels import MOST_SHARED_BYTES, RbcReset, loss_block
+from rbc_warp.warpdrive.kernels import MOST_SHARED_BYTES, RbcReset, aligned, loss_block
 
 BACKENDS = ("auto", "host", "pycuda")
 
@@ -83,7 +83,8 @@ def check_rows(agents: Mapping[str, AgentType], backend: str) -> None:
     if torch.cuda.is_available():
         most = getattr(torch.cuda.get_device_properties(), "shared_memory_per_block_optin", most)
     for agent in agents.values():
-        needed = loss_block(agent.num_actions, len(agent.head_sizes)).shared
+        pitch = aligned(agent.num_actions + 1, torch.device("cuda"))
+        needed = loss_block(agent.num_actions, len(agent.head_sizes), pitch).shared
         if needed > most:
             grids = " or ".join(f"agents.{name}_choices" for name in agent.choice_names)
             if agent.name == "consumer":

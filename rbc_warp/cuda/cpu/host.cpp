@@ -30,9 +30,9 @@ struct Rows {
     if (static_cast<int>(x.size()) < width) x.resize(width);
   }
 
-  void load(const void* from, bool bfloat16, size_t row, int rows, int width) {
+  void load(const void* from, bool bfloat16, size_t row, int rows, int width, int pitch) {
     for (int lane = 0; lane < kLanes; ++lane) {
-      const size_t at = (row + (lane < rows ? lane : 0)) * width;  // unused lanes repeat the first row
+      const size_t at = (row + (lane < rows ? lane : 0)) * pitch;  // unused lanes repeat the first row
       float* to = reinterpret_cast<float*>(x.data()) + lane;
       if (bfloat16) {
         const uint16_t* source = static_cast<const uint16_t*>(from) + at;
@@ -66,7 +66,7 @@ Floats gather(const float* from, int rows) {
 
 // Draws for all agents of a type in environment e, sixteen rows at a time.
 void sample_type(Rows& rows, int e, int num_envs, int period, const int* draw_words, int bfloat16, int& first_agent,
-                 int num_agents, const Heads& heads, const void* logits, int* actions, int* actions_batch,
+                 int num_agents, const Heads& heads, const void* logits, int pitch, int* actions, int* actions_batch,
                  float* log_probabilities_batch, float* values_batch) {
   const int width = heads.num_actions() + 1, flags = draw_words[DRAW_FLAGS];
   const DrawKey key = {static_cast<uint32_t>(draw_words[DRAW_SEED]), static_cast<uint32_t>(draw_words[DRAW_ITERATION]),
@@ -77,7 +77,7 @@ void sample_type(Rows& rows, int e, int num_envs, int period, const int* draw_wo
   rows.widen(width);
   for (int i = 0; i < num_agents; i += kLanes) {
     const int count = num_agents - i < kLanes ? num_agents - i : kLanes;
-    rows.load(logits, bfloat16, row + i, count, width);
+    rows.load(logits, bfloat16, row + i, count, width, pitch);
     const Floats value = rows.x[heads.num_actions()];
     Unsigneds agent;
     for (int lane = 0; lane < kLanes; ++lane) agent[lane] = static_cast<uint32_t>(first_agent + i + lane);
@@ -317,7 +317,7 @@ void CudaRbcLoss(int num_rows, int num_threads, void* logits, int bfloat16, int 
 #pragma omp for schedule(static)
     for (int block = 0; block < num_blocks; ++block) {
       const int row = block * kLanes, count = num_rows - row < kLanes ? num_rows - row : kLanes;
-      rows.load(logits, bfloat16, row, count, width);
+      rows.load(logits, bfloat16, row, count, width, width);
       rows_loss(rows.x.data(), row, count, parts[block].data());
       rows.store(logits, bfloat16, row, count, width);
     }
