@@ -77,11 +77,11 @@ def path() -> Iterator[DevicePath]:
     standin.driver().standin_knows_memory(0)
 
 
-@pytest.mark.parametrize("precision, operations", [("float32", 434), ("bfloat16", 508)])
+@pytest.mark.parametrize("precision, operations", [("float32", 362), ("bfloat16", 400)])
 def test_a_published_iteration_asks_no_more_of_the_device(precision: str, operations: int) -> None:
     counts = standin.published_counts(precision)
     assert counts["operations"] <= operations, "fewer is better: lower the figure here and in docs/gpu.md"
-    assert (counts["launches"], counts["uploads"], counts["readbacks"]) == (110, 1, 0)
+    assert (counts["launches"], counts["uploads"], counts["readbacks"]) == (134, 1, 0)
 
 
 def test_torch_s_operations_and_launches_are_in_order(path: DevicePath) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from rbc_warp.commands.kernel_times import REPEATS, kernel_parts
 from rbc_warp.commands.launch import add_machine_arguments, positive, prepare_process
 from rbc_warp.commands.time_to_equilibrium import time_to_equilibrium
 from rbc_warp.config import Agents, Config, load_config
@@ -39,6 +40,7 @@ from rbc_warp.warpdrive.wrapper import choose_backend
 PUBLISHED = CONFIGS / "paper_open.yaml"
 PRECISIONS = ("float32", "bfloat16")
 CALLED = "iteration, not replayed"
+KERNEL = "kernel "
 ROLLOUT_PARTS = ("forward", "sampling", "step")
 PARTS = ("iteration", "rollout", *ROLLOUT_PARTS, *(f"update {agent}" for agent in AGENT_TYPES))
 GPU_ITERATIONS = 10
@@ -233,6 +235,7 @@ def run_benchmark(backend: str, quick: bool, published_only: bool, show: Callabl
             show(f"{precision}, one iteration: " + ", ".join(f"{number} {name}" for name, number in asked.items()))
             as_called = published_config(precision=precision, graphs="off")
             timed[CALLED] = iteration_parts(as_called, backend)[1]["iteration"]
+            timed |= {f"{KERNEL}{name}": (run, REPEATS) for name, run in kernel_parts(trainer).items()}
         parts |= {f"{precision} {name}": run for name, run in timed.items()}
     economy = Economy.from_config(published_config())
     parts["step alone"] = step_part(economy, 128, backend)
@@ -242,8 +245,16 @@ def run_benchmark(backend: str, quick: bool, published_only: bool, show: Callabl
     seconds = fastest(parts, rounds, device)
 
     result["parts_seconds"] = {
-        precision: {name: seconds[f"{precision} {name}"] for name in timed} for precision in PRECISIONS
+        precision: {name: seconds[f"{precision} {name}"] for name in timed if not name.startswith(KERNEL)}
+        for precision in PRECISIONS
     }
+    if backend == "pycuda":
+        result["kernels_seconds"] = {
+            precision: {
+                name.removeprefix(KERNEL): seconds[f"{precision} {name}"] for name in timed if name.startswith(KERNEL)
+            }
+            for precision in PRECISIONS
+        }
     result["iteration_seconds"] = {name: result["parts_seconds"][name]["iteration"] for name in PRECISIONS}
     env_steps = 128 * economy.num_periods
     best = min(result["iteration_seconds"].values())
@@ -259,6 +270,8 @@ def run_benchmark(backend: str, quick: bool, published_only: bool, show: Callabl
         result[f"{key}env_steps_per_second"] = 1 / seconds[name]
     result["step_over_reference"] = result["env_steps_per_second"] / result["reference_env_steps_per_second"]
     show(_iteration_table(result))
+    if backend == "pycuda":
+        show(_kernel_table(result))
     show(
         f"economy step alone, 128 environments: {result['env_steps_per_second']:,.0f} env-steps/s; "
         f"through vector_env, actions checked:\n{result['vector_env_env_steps_per_second']:,.0f}; "
@@ -290,6 +303,14 @@ def _iteration_table(result: Mapping) -> str:
         f"{result['training_agent_steps_per_second']:,.0f} agent-steps/s; "
         f"peak memory {result['peak_memory_bytes'] / 2**20:,.0f} MiB"
     )
+
+
+def _kernel_table(result: Mapping) -> str:
+    times = result["kernels_seconds"]
+    rows = [
+        (name, *(f"{1e6 * times[precision][name]:.1f}" for precision in PRECISIONS)) for name in times[PRECISIONS[0]]
+    ]
+    return text_table(("one kernel of it, consumers' of an update, µs", *PRECISIONS), rows)
 
 
 def scaling(backend: str, quick: bool, show: Callable[[str], None]) -> dict:

@@ -11,8 +11,13 @@ using namespace rbc;
 
 namespace {
 
-// Of a kernel that works on rows: the threads of a block, and how many such blocks are to fit into a multiprocessor.
-constexpr int kMostThreads = 384;
+// The most threads of a block of a kernel that works on rows of logits, on a layer's rows, on a gradient.
+#define RBC_MOST_THREADS(X) X(ROWS, 384) X(LAYER, 256) X(NORM, 256)
+#define RBC_ENUMERATOR(name, number) name##_THREADS = number,
+enum MostThreads { RBC_MOST_THREADS(RBC_ENUMERATOR) };
+#undef RBC_ENUMERATOR
+
+// How many blocks of such threads are to fit into a multiprocessor.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 860
 constexpr int kBlocksAtOnce = 2;
 #else
@@ -294,7 +299,7 @@ __global__ void CudaRbcReturns(RBC_RETURNS_ARGUMENTS) {
 // A block takes `rows_of_block` rows of one type, whatever environments they are of; shared memory holds them, and two
 // numbers of each of their heads. There are as many blocks of the grid's first axis as environments, and enough of the
 // second for all rows.
-__global__ void __launch_bounds__(kMostThreads, kBlocksAtOnce) CudaRbcSample(RBC_SAMPLE_ARGUMENTS) {
+__global__ void __launch_bounds__(ROWS_THREADS, kBlocksAtOnce) CudaRbcSample(RBC_SAMPLE_ARGUMENTS) {
   extern __shared__ float memory[];
   int block = blockIdx.y * gridDim.x + blockIdx.x, type = -1, first_agent = 0, next_agent = 0;
 #define RBC_FIND(name)                                                                         \
@@ -377,7 +382,7 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksAtOnce) CudaRbcSample(RBC
 // Loss gradient in place of the logits, `rows_of_block` rows at a time; shared memory holds their logits, weights,
 // softmax terms and statistics. A block adds its statistics to its own row of block_statistics, in a fixed order;
 // adding the rows up is the caller's.
-__global__ void __launch_bounds__(kMostThreads, kBlocksAtOnce)
+__global__ void __launch_bounds__(ROWS_THREADS, kBlocksAtOnce)
     CudaRbcLoss(int num_rows, int rows_of_block, int num_heads, const int* offsets, const unsigned char* allowed,
                 void* logits, int pitch, int bfloat16, const int* actions, const float* old_log_probability,
                 const float* advantage, const float* target, const float* old_value, const float* loss,
@@ -462,7 +467,7 @@ __global__ void CudaRbcAddRelu(int num_rows, int rows_of_group, int columns, voi
 }
 
 // A block takes 32 columns, or `wide` ones 64, by the grid's second axis, of one group, by its first.
-__global__ void __launch_bounds__(kMostThreads / 2, 2 * kBlocksAtOnce - 1)
+__global__ void __launch_bounds__(LAYER_THREADS, 2 * kBlocksAtOnce - 1)
     CudaRbcMaskAndSum(int rows_of_group, int columns, int pitch, int wide, void* gradient, const void* activation,
                       int bfloat16, float* sums) {
   extern __shared__ float memory[];
@@ -476,7 +481,7 @@ __global__ void __launch_bounds__(kMostThreads / 2, 2 * kBlocksAtOnce - 1)
 }
 
 // The first of two kernels of a step of Adam: sums of squares of a gradient, one of each of 32 blocks, and one step more.
-__global__ void __launch_bounds__(kMostThreads) CudaRbcNorm(int size, const float* gradient, float* squares, float* steps) {
+__global__ void __launch_bounds__(NORM_THREADS) CudaRbcNorm(int size, const float* gradient, float* squares, float* steps) {
   extern __shared__ float memory[];
   const BlockTeam team;
   float sum = 0.0f;

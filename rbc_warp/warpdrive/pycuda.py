@@ -39,8 +39,8 @@ from rbc_warp.warpdrive.kernels import (
     whole_rows,
 )
 
-LAYER_THREADS = 256
-NORM_BLOCKS, NORM_THREADS = 32, 256
+LAYER_THREADS, NORM_THREADS = (tables.values("MOST_THREADS")[name] for name in ("LAYER", "NORM"))
+NORM_BLOCKS = 32  # a warp adds up their sums
 FIRM_SCRATCH_BYTES = 4 * len(tables.names("SCRATCH"))
 
 

@@ -14,7 +14,7 @@ from rbc_warp.economy.agents import Layout
 from rbc_warp.economy.parameters import Economy
 from rbc_warp.warpdrive.build import SOURCES
 
-HEADERS = ("adam.h", "economy.h", "heads.h")
+HEADERS = ("adam.h", "economy.h", "heads.h", "kernels.cu")
 
 
 @cache
