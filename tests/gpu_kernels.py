@@ -203,7 +203,7 @@ def loss(backend: str, size: tuple[int, int], dtype: torch.dtype, use_ppo: bool)
         then = now.numpy()[:, 0] + setting.random.normal(0.0, 0.2, rows)
         logits = setting.given(x, dtype)
         if setting.functions.draws_from_rounded:  # a GPU: rows lie further apart
-            wide = torch.empty(rows, x.shape[1] + 3, dtype=dtype, device=logits.device)
+            wide = torch.full((rows, x.shape[1] + 3), torch.nan, dtype=dtype, device=logits.device)
             logits = wide[:, :-3].copy_(logits)
         given = {name: setting.normal(rows) for name in ("advantage", "target", "value")}
         given |= {"log_probability": setting.given(then.astype(np.float32))}

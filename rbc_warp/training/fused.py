@@ -226,17 +226,15 @@ class FusedLearner(Learner):
     def take_gradient(self, batch: Batch, weights: LossWeights) -> None:
         loss = self._loss(batch, weights)
         grad = self.policy.layers(self.policy.flat.grad)
-        shared_grad = torch.empty(len(batch.public), self.policy.hidden, device=self.device)
-        if self.network is not None:
-            self.policy.flat.grad.zero_()  # type: ignore[union-attr]
-            shared = self._shared(batch.public)
-            self.network.network_gradient(self._layers, shared, batch.private, loss, grad, shared_grad)
-        else:
-            self._gradient_by_blocks(batch, loss, grad, shared_grad)
-        with self.branches() as branch:
-            with branch():
-                torch.sum(shared_grad, 0, out=grad.bias1)
-            torch.mm(shared_grad.T, batch.public, out=grad.public)
+        if self.network is None:
+            self._gradient_by_blocks(batch, loss, grad)
+            return
+        self.policy.flat.grad.zero_()  # type: ignore[union-attr]
+        shared = self._shared(batch.public)
+        shared_grad = torch.empty_like(shared)
+        self.network.network_gradient(self._layers, shared, batch.private, loss, grad, shared_grad)
+        torch.sum(shared_grad, 0, out=grad.bias1)
+        torch.mm(shared_grad.T, batch.public, out=grad.public)
 
     def _masked_sums(self, rows: torch.Tensor, activation: torch.Tensor | None, agents: int) -> torch.Tensor:
         """Mask rows, and return their sums over each group, as ``Kernels.mask_and_sum`` does."""
@@ -244,8 +242,7 @@ class FusedLearner(Learner):
         self.kernels.mask_and_sum(rows, activation, sums)
         return sums
 
-    def _gradient_by_blocks(self, batch: Batch, loss: Loss, grad: Layers, shared_grad: torch.Tensor) -> None:
-        """Put all into ``grad`` but the first layer's public part, whose gradient goes to ``shared_grad``."""
+    def _gradient_by_blocks(self, batch: Batch, loss: Loss, grad: Layers) -> None:
         self.refresh()
         layers, agents = self._layers, len(batch.actions) // len(batch.public)
         width, num_private = self.policy.num_actions + 1, grad.private.shape[1]
@@ -268,8 +265,11 @@ class FusedLearner(Learner):
                     take_sum(sums, grad.bias2, is_first)
                     take_product(second_grad.T, first, grad.weight2, is_first)
                 torch.mm(second_grad, layers.weight2, out=first_grad)
-                self.kernels.mask_and_sum(first_grad, first, shared_grad[observations])
+                shared_grad = self._masked_sums(first_grad, first, agents)
                 if private.shape[1]:
-                    # This way round the narrow product is four times faster.
-                    narrow = product(private.T, first_grad).T[:, :num_private]
-                    (grad.private.copy_ if is_first else grad.private.add_)(narrow)
+                    with branch():  # this way round the narrow product is four times faster
+                        narrow = product(private.T, first_grad).T[:, :num_private]
+                        (grad.private.copy_ if is_first else grad.private.add_)(narrow)
+                with branch():
+                    take_sum(shared_grad, grad.bias1, is_first)
+                take_product(shared_grad.T, batch.public[observations], grad.public, is_first)

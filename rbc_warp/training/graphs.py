@@ -48,21 +48,21 @@ class CudaCapture(Capture):
     def __init__(self, new_stream: Callable[[], torch.cuda.Stream]):
         self._new_stream = new_stream
         self._stream = new_stream()  # of recordings
-        self._branches: list[torch.cuda.Stream] = []  # of recordings, beside that
-        self._used: int | None = None  # of the branches, while a call is recorded
+        self._is_recording = False
+        self._idle: dict[int, list[torch.cuda.Stream]] = {}  # of branches, by the stream that has waited for them
         self._sides: list[torch.cuda.Stream] = []  # of replays side by side
         self._start: torch.cuda.Event | None = None  # while there are any
         self._busy = 0  # of the sides
 
     def record(self, call: Callable[[], Any]) -> tuple[Replay, Any]:
         graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-        self._used = 0
+        self._is_recording = True
         torch._C._cuda_clearCublasWorkspaces()  # what cuBLAS works in shall lie in the graph's memory, and stay there
         try:
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 result = call()
         finally:
-            self._used = None
+            self._is_recording = False
             torch._C._cuda_clearCublasWorkspaces()
             torch.cuda.set_stream(before)  # which torch leaves where recording failed
 
@@ -92,26 +92,23 @@ class CudaCapture(Capture):
 
     @contextmanager
     def branches(self) -> Iterator[Callable[[], AbstractContextManager]]:
-        if self._used is None:
+        if not self._is_recording:
             yield nullcontext
             return
-        main, first = torch.cuda.current_stream(), self._used
+        main = torch.cuda.current_stream()
+        idle, used = self._idle.setdefault(main.cuda_stream, []), []
 
         def branch() -> AbstractContextManager:
-            assert self._used is not None
-            if self._used == len(self._branches):
-                self._branches.append(self._new_stream())
-            stream = self._branches[self._used]
-            self._used += 1
-            stream.wait_stream(main)
-            return torch.cuda.stream(stream)
+            used.append(idle.pop() if idle else self._new_stream())
+            used[-1].wait_stream(main)
+            return torch.cuda.stream(used[-1])
 
         try:
             yield branch
-        finally:
-            for stream in self._branches[first : self._used]:
+        finally:  # on another stream that has not waited for them they would make it wait
+            for stream in used:
                 main.wait_stream(stream)
-            self._used = first
+                idle += [stream, *self._idle.pop(stream.cuda_stream, [])]
 
 
 @contextmanager

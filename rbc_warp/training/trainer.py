@@ -283,7 +283,6 @@ class RbcTrainer(TrainerA2C):
                     self.interventions = before
                 self.graphs.run(("trials", *self._trials.values()), self._note_trials)
         self.play(draw, self.recorder.keeps_consumption(self.iteration))
-        self.graphs.run("notes", self._note_rollout)
 
     def _note_trials(self) -> None:
         for trials in self._trials.values():
@@ -319,6 +318,7 @@ class RbcTrainer(TrainerA2C):
         orders = [self.updates.expect(update, iteration) for update in due]
         self.words.send()
         with self.graphs.capture.beside():
+            self.graphs.run("notes", self._note_rollout)
             for update, order in zip(due, orders, strict=True):
                 with self._timed(f"{update.agent}_update_time"):
                     figures[update.agent] = self.updates.make(update, iteration, order, self._trials)
