@@ -170,9 +170,9 @@ def test_device_layers_equal_host(
     at = manager.pointer
     arguments = [np.int32(len(x)), *sizes, at(active[1]), is_rounded, at(shared)]
     Emulated(emulator, "CudaRbcAddRelu")(*arguments, grid=(-(-len(x) // (THREADS // 8)), 1))
-    is_wide = columns % 2 == 0
+    is_wide = columns % 4 == 0
     arguments = [*sizes, *map(np.int32, (columns, is_wide)), at(masked[1]), at(active[1]), is_rounded, at(sums[1])]
-    Emulated(emulator, "CudaRbcMaskAndSum")(*arguments, grid=(groups, -(-columns // (32 << is_wide))))
+    Emulated(emulator, "CudaRbcMaskAndSum")(*arguments, grid=(groups, -(-columns // (128 if is_wide else 32))))
     for expected, found in (active, masked):
         np.testing.assert_array_equal(found.float(), expected.float())
     # torch adds up columns that fill no vector in another order.

@@ -37,7 +37,7 @@ from rbc_warp.economy.reference import Outcome, Stage, State
 from rbc_warp.errors import ActionError
 from rbc_warp.warpdrive import build, host, tables
 from rbc_warp.warpdrive.env import RbcEnv
-from rbc_warp.warpdrive.kernels import MOST_BLOCK_ROWS, SHARED_BYTES, RowBlock, loss_block
+from rbc_warp.warpdrive.kernels import MOST_BLOCK_ROWS, SHARED_BYTES, THREADS, RowBlock, loss_block
 from rbc_warp.warpdrive.simulation import make_envs, play, set_stage
 
 FLOAT32 = {"rtol": 2e-6, "money_atol": 2e-3, "goods_atol": 2e-4}
@@ -420,14 +420,13 @@ def test_a_layout_changed_on_one_side_is_refused(
 
 def test_long_rows_take_smaller_blocks() -> None:
     numbers = 128 + 126 + 5 * 12 + 5
-    assert loss_block(125, 12, 128) == RowBlock(MOST_BLOCK_ROWS, MOST_BLOCK_ROWS * 12, 4 * (32 * numbers + 12))
-    assert loss_block(30, 1, 32).threads == 256  # more than one thread loads a row
+    assert loss_block(125, 12, 128) == RowBlock(MOST_BLOCK_ROWS, 4 * (32 * numbers + 12))
     for num_actions in (30, 36, 125, 299, 1015, 4999, 20_000):
         block = loss_block(num_actions, 12, num_actions + 1)
         assert block.shared == 4 * (block.rows * ((2 * (num_actions + 1) + 5 * 12 + 5) | 1) + 12)
         assert block.rows == 1 or block.shared <= SHARED_BYTES
         assert block.rows == MOST_BLOCK_ROWS or 2 * block.shared > SHARED_BYTES
-        assert block.threads % 32 == block.threads % block.rows == 0 and block.threads >= block.rows
+    assert all(number % MOST_BLOCK_ROWS == 0 for number in THREADS.values())
 
 
 def test_the_kernels_have_no_undefined_behavior(tmp_path: Path) -> None:

@@ -11,20 +11,21 @@ using namespace rbc;
 
 namespace {
 
-// The most threads of a block of a kernel that works on rows of logits, on a layer's rows, on a gradient.
-#define RBC_MOST_THREADS(X) X(ROWS, 384) X(LAYER, 256) X(NORM, 256)
+// The threads of a block of the kernels that say so, as measured; the loss's fit several times into a multiprocessor.
+#define RBC_THREADS(X) X(SAMPLE, 256) X(LOSS, 192) X(LAYER, 256) X(NORM, 256)
 #define RBC_ENUMERATOR(name, number) name##_THREADS = number,
-enum MostThreads { RBC_MOST_THREADS(RBC_ENUMERATOR) };
+enum Threads { RBC_THREADS(RBC_ENUMERATOR) };
 #undef RBC_ENUMERATOR
 
-// How many blocks of such threads are to fit into a multiprocessor.
+// How many blocks of a layer's threads are to fit into a multiprocessor.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 860
-constexpr int kBlocksAtOnce = 2;
+constexpr int kLayersAtOnce = 3;
 #else
-constexpr int kBlocksAtOnce = 3;
+constexpr int kLayersAtOnce = 4;
 #endif
 
 constexpr int kAtOnce = 4;  // loads that a thread has in flight
+constexpr int kWidest = 4;  // numbers of a load, where rows begin at multiples of it
 
 // One agent on one thread.
 struct Lane {
@@ -181,31 +182,32 @@ __device__ void store(int size, const float* own, float* row) {
 }
 
 // Rows of a hidden layer, (rows, columns): x becomes max(x + shared, 0), one row of `shared` to each group of rows. As
-// torch's, sums are rounded before the maximum, and what is not a number stays so.
-template <class T>
+// torch's, sums are rounded before the maximum, and what is not a number stays so. columns is a multiple of kWide.
+template <int kWide, class T>
 __device__ void add_relu(int num_rows, int rows_of_group, int columns, T* x, const float* shared) {
   const BlockTeam team;
-  const int first = (blockIdx.x * team.num_warps + team.warp) * kAtOnce, group = first / rows_of_group;
-  const float* common = shared + static_cast<size_t>(group) * columns;
-  int left = (group + 1) * rows_of_group - first;  // rows of the group
-  for (int row = first; row < first + kAtOnce && row < num_rows; ++row, --left) {
-    if (left == 0) common += columns, left = rows_of_group;
-    T* const own = x + static_cast<size_t>(row) * columns;
-    for (int start = team.lane; start < columns; start += 32 * kAtOnce) {
-      float loaded[kAtOnce], added[kAtOnce];
+  const int first = (blockIdx.x * team.num_warps + team.warp) * kAtOnce;
+  for (int column = team.lane * kWide; column < columns; column += 32 * kWide) {
+    Wide<kWide, T>* const own = wide<kWide>(x + static_cast<size_t>(first) * columns + column);
+    Wide<kWide, T> loaded[kAtOnce];
+    Wide<kWide, float> added[kAtOnce];
 #pragma unroll
-      for (int n = 0; n < kAtOnce; ++n) {
-        const int c = start + 32 * n < columns ? start + 32 * n : start;
-        loaded[n] = to_number(own[c]);
-        added[n] = common[c];
-      }
+    for (int n = 0; n < kAtOnce; ++n) {
+      if (first + n >= num_rows) continue;
+      loaded[n] = own[n * columns / kWide];
+      added[n] = *wide<kWide>(shared + static_cast<size_t>((first + n) / rows_of_group) * columns + column);
+    }
 #pragma unroll
-      for (int n = 0; n < kAtOnce; ++n) {
+    for (int n = 0; n < kAtOnce; ++n) {
+      if (first + n >= num_rows) continue;
+#pragma unroll
+      for (int k = 0; k < kWide; ++k) {
         T rounded, sum;
-        set_number(rounded, added[n]);
-        set_number(sum, loaded[n] + to_number(rounded));
-        if (start + 32 * n < columns) own[start + 32 * n] = to_number(sum) <= 0.0f ? T(0) : sum;
+        set_number(rounded, added[n].at[k]);
+        set_number(sum, to_number(loaded[n].at[k]) + to_number(rounded));
+        loaded[n].at[k] = to_number(sum) <= 0.0f ? T(0) : sum;
       }
+      own[n * columns / kWide] = loaded[n];
     }
   }
 }
@@ -299,7 +301,7 @@ __global__ void CudaRbcReturns(RBC_RETURNS_ARGUMENTS) {
 // A block takes `rows_of_block` rows of one type, whatever environments they are of; shared memory holds them, and two
 // numbers of each of their heads. There are as many blocks of the grid's first axis as environments, and enough of the
 // second for all rows.
-__global__ void __launch_bounds__(ROWS_THREADS, kBlocksAtOnce) CudaRbcSample(RBC_SAMPLE_ARGUMENTS) {
+__global__ void __launch_bounds__(SAMPLE_THREADS, 4) CudaRbcSample(RBC_SAMPLE_ARGUMENTS) {
   extern __shared__ float memory[];
   int block = blockIdx.y * gridDim.x + blockIdx.x, type = -1, first_agent = 0, next_agent = 0;
 #define RBC_FIND(name)                                                                         \
@@ -382,7 +384,7 @@ __global__ void __launch_bounds__(ROWS_THREADS, kBlocksAtOnce) CudaRbcSample(RBC
 // Loss gradient in place of the logits, `rows_of_block` rows at a time; shared memory holds their logits, weights,
 // softmax terms and statistics. A block adds its statistics to its own row of block_statistics, in a fixed order;
 // adding the rows up is the caller's.
-__global__ void __launch_bounds__(ROWS_THREADS, kBlocksAtOnce)
+__global__ void __launch_bounds__(LOSS_THREADS, 5)
     CudaRbcLoss(int num_rows, int rows_of_block, int num_heads, const int* offsets, const unsigned char* allowed,
                 void* logits, int pitch, int bfloat16, const int* actions, const float* old_log_probability,
                 const float* advantage, const float* target, const float* old_value, const float* loss,
@@ -463,17 +465,23 @@ __global__ void __launch_bounds__(ROWS_THREADS, kBlocksAtOnce)
 // A warp takes kAtOnce rows.
 __global__ void CudaRbcAddRelu(int num_rows, int rows_of_group, int columns, void* x, int bfloat16,
                                const float* shared) {
-  with_type(x, bfloat16, [&](auto* rows) { add_relu(num_rows, rows_of_group, columns, rows, shared); });
+  with_type(x, bfloat16, [&](auto* rows) {
+    if (columns % kWidest) {
+      add_relu<1>(num_rows, rows_of_group, columns, rows, shared);
+    } else {
+      add_relu<kWidest>(num_rows, rows_of_group, columns, rows, shared);
+    }
+  });
 }
 
-// A block takes 32 columns, or `wide` ones 64, by the grid's second axis, of one group, by its first.
-__global__ void __launch_bounds__(LAYER_THREADS, 2 * kBlocksAtOnce - 1)
-    CudaRbcMaskAndSum(int rows_of_group, int columns, int pitch, int wide, void* gradient, const void* activation,
+// A block takes 32 columns, or kWidest times as many, by the grid's second axis, of one group, by its first.
+__global__ void __launch_bounds__(LAYER_THREADS, kLayersAtOnce)
+    CudaRbcMaskAndSum(int rows_of_group, int columns, int pitch, int is_wide, void* gradient, const void* activation,
                       int bfloat16, float* sums) {
   extern __shared__ float memory[];
   with_type(gradient, bfloat16, [&](auto* rows) {
-    if (wide) {
-      mask_and_sum<2>(rows_of_group, columns, pitch, rows, same_type(rows, activation), sums, memory);
+    if (is_wide) {
+      mask_and_sum<kWidest>(rows_of_group, columns, pitch, rows, same_type(rows, activation), sums, memory);
     } else {
       mask_and_sum<1>(rows_of_group, columns, pitch, rows, same_type(rows, activation), sums, memory);
     }

@@ -258,7 +258,7 @@ class FusedLearner(Learner):
                 with branch():
                     take_product(logits.T, second, grad.weight3, is_first)
                 with branch():
-                    take_sum(self._masked_sums(logits, None, agents), grad.bias3, is_first)
+                    take_sum(self._masked_sums(outputs, None, agents)[:, :width], grad.bias3, is_first)
                 torch.mm(outputs, layers.weight3, out=second_grad)
                 sums = self._masked_sums(second_grad, second, agents)
                 with branch():

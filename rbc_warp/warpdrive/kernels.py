@@ -29,7 +29,8 @@ LOSS_STATISTICS = tuple(name.lower() for name in tables.names("LOSS_STATISTICS")
 DRAW_GREEDY, DRAW_FROM_PROBABILITIES = (tables.values("DRAW_FLAGS")[name] for name in ("GREEDY", "FROM_PROBABILITIES"))
 LOSS_BLOCKS = 4096  # at most, of the loss kernel; each adds to statistics of its own
 MOST_BLOCK_ROWS = 32  # of a kernel that works on rows of logits; a power of 2
-FEWEST_ROW_THREADS, MOST_ROW_THREADS = 256, tables.values("MOST_THREADS")["ROWS"]
+THREADS = tables.values("THREADS")
+"""Of a block, by kernels that say so."""
 ALIGNED = {"cpu": 1, "cuda": 8}  # numbers: a GPU's fast products want rows to begin at multiples of it
 MOST_WORD_BYTES = 1 << 20
 WORD_ARRAYS = ("stage", "draw_words")
@@ -200,13 +201,12 @@ class Heads:
 
 @dataclass(frozen=True)
 class RowBlock:
-    """A block of a kernel that works on rows of logits: how many rows, how many threads, and shared memory in bytes.
+    """A block of a kernel that works on rows of logits: how many rows, and shared memory in bytes.
 
-    A thread takes one head of a row; where there are few heads, more threads than that load the rows.
+    A thread takes one head of a row after the other; where there are few heads, the others load rows.
     """
 
     rows: int
-    threads: int
     shared: int
 
     @classmethod
@@ -215,8 +215,7 @@ class RowBlock:
         rows = MOST_BLOCK_ROWS
         while rows > 1 and cls._bytes(rows, numbers, num_heads) > SHARED_BYTES:
             rows //= 2
-        threads = min(max(FEWEST_ROW_THREADS, (rows * num_heads + 31) // 32 * 32), MOST_ROW_THREADS)
-        return cls(rows, threads, cls._bytes(rows, numbers, num_heads))
+        return cls(rows, cls._bytes(rows, numbers, num_heads))
 
     @staticmethod
     def _bytes(rows: int, numbers: int, num_heads: int) -> int:
@@ -428,4 +427,4 @@ class RbcSampler(CUDASampler):
                 ),
             ]
         grid = self._num_envs, -(-blocks // self._num_envs)
-        self._kernel(*arguments, block=(shape.threads, 1, 1), grid=grid, shared=shape.shared)
+        self._kernel(*arguments, block=(THREADS["SAMPLE"], 1, 1), grid=grid, shared=shape.shared)

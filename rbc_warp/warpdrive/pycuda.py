@@ -30,6 +30,7 @@ from rbc_warp.warpdrive.kernels import (
     NORM_KERNEL,
     NULL,
     SAMPLE_COLUMNS,
+    THREADS,
     THREADS_PER_BLOCK,
     Copy,
     Loss,
@@ -39,8 +40,8 @@ from rbc_warp.warpdrive.kernels import (
     whole_rows,
 )
 
-LAYER_THREADS, NORM_THREADS = (tables.values("MOST_THREADS")[name] for name in ("LAYER", "NORM"))
 NORM_BLOCKS = 32  # a warp adds up their sums
+WIDEST = 4  # kernels.cu: kWidest
 FIRM_SCRATCH_BYTES = 4 * len(tables.names("SCRATCH"))
 
 
@@ -194,7 +195,7 @@ class RbcFunctionManager(PyCUDAFunctionManager):
             *(self.pointer(loss.sample[name]) for name in SAMPLE_COLUMNS),
             self.pointer(loss.weights),
             self.pointer(loss.statistics),
-            block=(shape.threads, 1, 1),
+            block=(THREADS["LOSS"], 1, 1),
             grid=(min(-(-rows // shape.rows), self.loss_parts), 1),
             shared=shape.shared,
         )
@@ -208,13 +209,14 @@ class RbcFunctionManager(PyCUDAFunctionManager):
             self.pointer(x),
             np.int32(x.dtype == torch.bfloat16),
             self.pointer(shared),
-            block=(LAYER_THREADS, 1, 1),
-            grid=(-(-rows // (LAYER_THREADS // 8)), 1),  # a warp takes four rows
+            block=(THREADS["LAYER"], 1, 1),
+            grid=(-(-rows // (THREADS["LAYER"] // 8)), 1),  # a warp takes four rows
         )
 
     def mask_and_sum(self, gradient: torch.Tensor, activation: torch.Tensor | None, sums: torch.Tensor) -> None:
         (groups, columns), pitch = sums.shape, gradient.stride(0)
-        is_wide = columns % 2 == pitch % 2 == 0
+        is_wide = columns % WIDEST == pitch % WIDEST == 0
+        taken = 32 * (WIDEST if is_wide else 1)
         self.get_function(MASK_KERNEL)(
             np.int32(len(gradient) // groups),
             np.int32(columns),
@@ -224,9 +226,9 @@ class RbcFunctionManager(PyCUDAFunctionManager):
             NULL if activation is None else self.pointer(activation),
             np.int32(gradient.dtype == torch.bfloat16),
             self.pointer(sums),
-            block=(LAYER_THREADS, 1, 1),
-            grid=(groups, -(-columns // (32 << is_wide))),
-            shared=4 * 16 * (32 << is_wide),
+            block=(THREADS["LAYER"], 1, 1),
+            grid=(groups, -(-columns // taken)),
+            shared=4 * 16 * taken,
         )
 
     def adam(
@@ -243,7 +245,7 @@ class RbcFunctionManager(PyCUDAFunctionManager):
         squares = torch.empty(NORM_BLOCKS, device=parameter.device)
         self.get_function(NORM_KERNEL)(
             *(size, at(gradient), at(squares), at(moments.steps)),
-            block=(NORM_THREADS, 1, 1),
+            block=(THREADS["NORM"], 1, 1),
             grid=(NORM_BLOCKS, 1),
             shared=4 * NORM_BLOCKS,
         )
