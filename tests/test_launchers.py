@@ -399,7 +399,7 @@ def test_rows_too_long_for_a_gpu_are_refused_before_anything_is_written(
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({"agents": too_many}))
     refused = (
-        r"28957 logits of a consumer need 232484 bytes .* at most 232448; shorten agents.consumption_choices \(761\)"
+        r"28957 logits of a consumer need 232652 bytes .* at most 232448; shorten agents.consumption_choices \(761\)"
     )
     with pytest.raises(ConfigError, match=refused):
         run_training.main(["--config", str(config), "--experiment-dir", str(tmp_path / "runs")])

@@ -101,6 +101,7 @@ class RbcTrainer(TrainerA2C):
         self.interventions: Sequence[Intervention] = ()
         self.iteration = 0  #: The iteration being trained, or trained last.
         self._trials: dict[str, Trials] = {}
+        self._is_noted = True  # the last rollout, by the watch for numbers
         self._drawn_before: dict[tuple, dict[str, Trials]] = {}  # by their numbers
         agents = self.economy.agents
         self.multipliers = {name: agent.settings.noponzi_start for name, agent in agents.items() if agent.penalty_scale}
@@ -265,6 +266,7 @@ class RbcTrainer(TrainerA2C):
 
         To be called, in all processes, before anything is kept. It waits for the device.
         """
+        self._note_rollout()
         self.numbers.check(self.iteration)
 
     def _generate_rollout_batch(self) -> None:
@@ -283,12 +285,19 @@ class RbcTrainer(TrainerA2C):
                     self.interventions = before
                 self.graphs.run(("trials", *self._trials.values()), self._note_trials)
         self.play(draw, self.recorder.keeps_consumption(self.iteration))
+        self._is_noted = False
 
     def _note_trials(self) -> None:
         for trials in self._trials.values():
             trials.note(self.rollout, self.settings.train.gamma)
 
     def _note_rollout(self) -> None:
+        """Look at the rollout, if nothing has: beside its updates, or where something is kept before them."""
+        if not self._is_noted:
+            self.graphs.run("notes", self._look_at_rollout)
+            self._is_noted = True
+
+    def _look_at_rollout(self) -> None:
         with self.graphs.capture.branches() as branch:
             for name in self.economy.agents:
                 with branch():  # states at the end: what is lost stays so
@@ -318,7 +327,7 @@ class RbcTrainer(TrainerA2C):
         orders = [self.updates.expect(update, iteration) for update in due]
         self.words.send()
         with self.graphs.capture.beside():
-            self.graphs.run("notes", self._note_rollout)
+            self._note_rollout()
             for update, order in zip(due, orders, strict=True):
                 with self._timed(f"{update.agent}_update_time"):
                     figures[update.agent] = self.updates.make(update, iteration, order, self._trials)

@@ -87,7 +87,7 @@ SEEDS = (
     Seed(
         "sampler: the mask is ignored",
         DEVICE,
-        "weight[k] = head.allowed[k] ? w : splat<V>(0.0f);",
+        "weight[k] = head.allows(k) ? w : splat<V>(0.0f);",
         "weight[k] = w;",
         SAMPLING,
     ),
