@@ -36,13 +36,13 @@ int main() {
   const int rows = 40, heads = 2, offsets[] = {0, 5, 12}, draw_words[6] = {}, started[E] = {};
   const std::vector<unsigned char> allowed(12, 1);
   const float loss[] = {0.1f, 0.5f, 0.5f, 1.0f, 0.01f, 1.0f};
-  std::vector<float> logits(rows * 13, 0.3f), figures(rows, 0.1f), statistics(2 * 5), log_probabilities(T * rows);
+  std::vector<float> logits(rows * 14, 0.3f), figures(rows, 0.1f), statistics(2 * 5), log_probabilities(T * rows);
   std::vector<int> chosen(rows * heads, 1), recorded(T * rows * heads);
   emulate_CudaRbcLoss(2, 1, 64, rows, 16, heads, offsets, allowed.data(), logits.data(), 13, 0, chosen.data(),
                       figures.data(), figures.data(), figures.data(), figures.data(), loss, statistics.data());
   std::vector<float> values(log_probabilities);
 #define DRAW(count)                                                                                             \
-  count, heads, offsets, allowed.data(), logits.data(), 13, chosen.data(), recorded.data(), \
+  count, heads, offsets, allowed.data(), logits.data(), 14, chosen.data(), recorded.data(), \
       log_probabilities.data(), values.data()
   emulate_CudaRbcSample(E, 2, 64, sizes, draw_words, started, 0, 16, DRAW(rows / E), DRAW(1), DRAW(0));
   std::vector<float> gradient(20 * 40, 1.0f), sums(2 * 40);

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from economies import actions_at, make_economy, random_actions, random_state
+from trainers import adam_by_torch
 from warp_drive.utils.data_feed import DataFeed
 
 from rbc_warp.economy.agents import AGENT_TYPES
@@ -173,7 +174,8 @@ def sample(backend: str, size: tuple[int, int], flags: int = 0, masked: bool = T
         given = torch.from_numpy(np.exp(rows) if flags & DRAW_FROM_PROBABILITIES else rows)
         if is_rounded:
             given = given.bfloat16() if setting.functions.draws_from_rounded else given.bfloat16().float()
-        logits[agent] = given.to(setting.functions.device)
+        wide = torch.full((len(rows), rows.shape[1] + 3), torch.nan, dtype=given.dtype, device=setting.functions.device)
+        logits[agent] = wide[:, :-3].copy_(given)  # rows lie further apart
         shape = (PERIODS, *setting.tensor(f"sampled_actions_{agent}").shape)
         setting.put(f"sampled_actions_{agent}", -7)
         feed.add_data(f"sampled_actions_batch_{agent}", np.full(shape, -7, np.int32))
@@ -242,7 +244,8 @@ def adam(backend: str, size: tuple[int, int], dtype: torch.dtype, max_norm: floa
     left = {}
     for step in range(3):
         gradient, moments = setting.normal(count), Moments(steps, mean, square)
-        setting.functions.adam(parameter, gradient, moments, rate, settings, norm, copy)
+        given = parameter, gradient, moments, rate, settings, norm, copy
+        setting.functions.adam(*given) if backend == "pycuda" else adam_by_torch(None, *given)
         left[f"norm {step}"] = norm.clone()
         expected = replace(copy, numbers=torch.zeros_like(numbers))
         expected.follow(parameter)

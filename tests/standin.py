@@ -210,6 +210,7 @@ class _InMainMemory:
                 module.DevicePath = in_main_memory(module.DevicePath)
             else:
                 module.DeviceDataManager.device = module.RbcFunctionManager.device = torch.device("cpu")
+                module.RbcFunctionManager.has_adam = False  # whose steps would not be the host's, bit for bit
 
         spec.loader.exec_module = exec_module
         return spec
@@ -308,19 +309,20 @@ def in_main_memory(base: Any) -> Any:
 def published_counts(precision: str) -> dict[str, int]:
     """Return what a published iteration asks of the device; kernels are launched, but do nothing."""
     from rbc_warp.commands.bench import published_config
-    from rbc_warp.training import adam, fused
+    from rbc_warp.training import fused
     from rbc_warp.training.device_path import count_iteration
     from rbc_warp.training.recorder import Recorder
     from rbc_warp.training.trainer import RbcTrainer
+    from rbc_warp.warpdrive import pycuda
 
     blocks = fused.BLOCK_BYTES["cpu"]
     fused.BLOCK_BYTES["cpu"] = fused.BLOCK_BYTES["cuda"]
-    adam.KERNEL_ADAM.append("cpu")
+    pycuda.RbcFunctionManager.has_adam = True
     driver().standin_run_kernels(0)
     trainer = RbcTrainer(published_config(precision=precision), "pycuda", recorder=Recorder())
     counts = count_iteration(trainer)
     driver().standin_run_kernels(1)
-    adam.KERNEL_ADAM.remove("cpu")
+    pycuda.RbcFunctionManager.has_adam = False
     fused.BLOCK_BYTES["cpu"] = blocks
     return counts
 

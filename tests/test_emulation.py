@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from trainers import adam_by_torch
 
 from rbc_warp.config import load_config
 from rbc_warp.economy.agents import AGENT_TYPES
@@ -198,7 +199,8 @@ def test_device_adam_takes_the_host_s_steps(
         for step in range(3):
             gradient = torch.randn(count, generator=torch.Generator().manual_seed(step))
             if not is_device:
-                manager.adam(parameter, gradient, Moments(steps, mean, square), rate, settings, norm, copy)
+                moments = Moments(steps, mean, square)
+                adam_by_torch(manager, parameter, gradient, moments, rate, settings, norm, copy)
                 continue
             squares = torch.full((32,), torch.nan)
             at, length = manager.pointer, np.int32(count)

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from trainers import as_a_gpu_multiplies
+from trainers import as_a_gpu_multiplies, as_a_gpu_steps
 
 from rbc_warp.config import load_config
 from rbc_warp.equilibrium.fine_tuning import fine_tune
@@ -117,8 +117,7 @@ class _Library:
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The learning rate lies in the words, and torch multiplies, by weights that are copied beforehand."""
-    monkeypatch.setattr("rbc_warp.training.adam.KERNEL_ADAM", ["cpu"])
-    monkeypatch.setattr("rbc_warp.training.fused.KERNEL_ADAM", ["cpu"])
+    as_a_gpu_steps(monkeypatch)
     as_a_gpu_multiplies(monkeypatch)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 from torch.nn.functional import huber_loss
-from trainers import as_a_gpu_multiplies, play_iteration
+from trainers import as_a_gpu_multiplies, as_a_gpu_steps, play_iteration
 
 from rbc_warp.config import load_config
 from rbc_warp.economy.agents import AGENT_TYPES
@@ -497,7 +497,11 @@ def test_loss_weights_do_what_they_say(make: Maker) -> None:
 
 
 @pytest.mark.parametrize("max_grad_norm", [None, 0.5])
-def test_the_adam_of_gpus_takes_the_steps_of_torch_s(max_grad_norm: float | None) -> None:
+def test_the_adam_of_gpus_takes_the_steps_of_torch_s(
+    monkeypatch: pytest.MonkeyPatch, max_grad_norm: float | None
+) -> None:
+    as_a_gpu_steps(monkeypatch)
+
     def kernel_adam(rate: float) -> KernelAdam:
         manager = HostFunctionManager(num_agents=1, num_envs=1)
         return KernelAdam(parameters[1], rate, manager, Words(torch.device("cpu"), is_apart=False), None)

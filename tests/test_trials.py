@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from trainers import as_a_gpu_multiplies
 
 from rbc_warp.config import load_config
 from rbc_warp.economy.agents import FIRM_PRICE, FIRM_WAGE
@@ -13,6 +14,7 @@ from rbc_warp.training.recorder import Recorder
 from rbc_warp.training.rollout import Draw
 from rbc_warp.training.trainer import RbcTrainer
 from rbc_warp.training.trials import LARGEST_ADVANTAGE, REACH, Trials, places_of_trials
+from rbc_warp.warpdrive.host import HostFunctionManager
 
 SETTINGS = {
     "agents": {"num_consumers": 5, "num_firms": 3, "firm_trials": 12, "firm_training_start": 1, "trials_end": 3},
@@ -166,6 +168,17 @@ def test_trials_train_by_either_rule_and_in_a_single_environment(more: str) -> N
     trainer.train()
     after = trainer.models["firm"].flat.detach()
     assert torch.isfinite(after).all() and not torch.equal(before, after)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_trials_change_the_padded_logits_of_a_gpu_in_a_single_environment(
+    monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    as_a_gpu_multiplies(monkeypatch)
+    monkeypatch.setattr(HostFunctionManager, "draws_from_rounded", True)
+    config = load_config(SETTINGS, ["train.batch_size=1", f"train.precision={precision}"])
+    trainer = RbcTrainer(config, "host", recorder=Recorder())
+    assert trainer.train(0, 3) == 3 and trainer._trials
 
 
 def test_firms_learn_from_a_trial_what_pays_alone() -> None:

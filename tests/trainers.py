@@ -13,7 +13,7 @@ from rbc_warp.runs.run import prepare_run, train_run
 from rbc_warp.training.rollout import Draw
 from rbc_warp.training.trainer import RbcTrainer
 from rbc_warp.warpdrive.host import HostFunctionManager
-from rbc_warp.warpdrive.kernels import ALIGNED, Loss
+from rbc_warp.warpdrive.kernels import ALIGNED, Copy, Loss, Moments
 
 TINY = [
     "agents.num_consumers=6",
@@ -52,6 +52,35 @@ def trained_run(folder: Path, *overrides: str) -> RunDir:
     run = new_run(folder, config)
     train_run(run, config, "host", quiet=True)
     return run
+
+
+def adam_by_torch(
+    _self: object,
+    parameter: torch.Tensor,
+    gradient: torch.Tensor,
+    moments: Moments,
+    rate: torch.Tensor,
+    settings: torch.Tensor,
+    norm: torch.Tensor,
+    copy: Copy | None,
+) -> None:
+    """The plain statement of ``cuda/adam.h`` and its two kernels, in place of ``Kernels.adam``."""
+    weight1, weight2, log_beta1, log_beta2, epsilon, most = settings.unbind()
+    norm.copy_(torch.linalg.vector_norm(gradient))
+    steps = moments.steps.add_(1.0)
+    scaled = gradient / torch.where(most > 0.0, ((norm + 1e-6) / most).clamp(min=1.0), 1.0)
+    moments.mean.lerp_(scaled, weight1)
+    moments.square.mul_(1.0 - weight2).addcmul_(weight2 * scaled, scaled)
+    root = moments.square.sqrt() / (-torch.expm1(steps * log_beta2)).sqrt() + epsilon
+    parameter.sub_(rate / -torch.expm1(steps * log_beta1) * (moments.mean / root))
+    if copy is not None:
+        copy.follow(parameter)
+
+
+def as_a_gpu_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let learners on the host take their steps as on a GPU: the rate lies in the words."""
+    monkeypatch.setattr(HostFunctionManager, "has_adam", True)
+    monkeypatch.setattr(HostFunctionManager, "adam", adam_by_torch)
 
 
 def as_a_gpu_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -310,7 +310,7 @@ def _kernel_table(result: Mapping) -> str:
     rows = [
         (name, *(f"{1e6 * times[precision][name]:.1f}" for precision in PRECISIONS)) for name in times[PRECISIONS[0]]
     ]
-    return text_table(("one kernel of it, consumers' of an update, µs", *PRECISIONS), rows)
+    return text_table(("one launch, µs", *PRECISIONS), rows)
 
 
 def scaling(backend: str, quick: bool, show: Callable[[str], None]) -> dict:

@@ -16,7 +16,7 @@ REPEATS = 20
 
 
 def kernel_parts(trainer: RbcTrainer) -> dict[str, Callable[[], object]]:
-    """Return, by name, what launches a kernel REPEATS times, from the third call on by a replay: for a period of all
+    """Return, by name, what launches a kernel REPEATS times, from the second call on by a replay: for a period of all
     types, for a pass of the consumers, and a step of the firms' Adam (two kernels).
 
     A rollout must have been played. What they work on is theirs, but for the rollout's and the optimizer's.
@@ -37,14 +37,14 @@ def kernel_parts(trainer: RbcTrainer) -> dict[str, Callable[[], object]]:
     loss = Loss(learner.heads, sample, torch.from_numpy(table).to(device), statistics)
     outputs = normal(rows, aligned(width, device))[:, :width]
     hidden, activation = normal(rows, learner.policy.hidden), normal(rows, learner.policy.hidden)
-    shared = torch.randn(groups, learner.policy.hidden, device=device)
+    shared, sums = (torch.randn(groups, learner.policy.hidden, device=device) for _ in range(2))
     calls: dict[str, Callable[[], object]] = {
         "encode": lambda: trainer.rollout.note_observations(0),
         "sample": lambda: trainer.draw_actions(logits, 0),
         "step": trainer.cuda_envs.step_all_envs,
         "loss": lambda: kernels.loss(outputs, loss),
         "add_relu": lambda: kernels.add_relu(hidden, shared),
-        "mask_and_sum": lambda: kernels.mask_and_sum(hidden, activation, shared),
+        "mask_and_sum": lambda: kernels.mask_and_sum(hidden, activation, sums),
         "adam": lambda: trainer.learners["firm"].optimizer.clipped_step(0.5),
     }
 

@@ -24,8 +24,12 @@ constexpr int kLayersAtOnce = 3;
 constexpr int kLayersAtOnce = 4;
 #endif
 
-constexpr int kAtOnce = 4;  // loads that a thread has in flight
-constexpr int kWidest = 4;  // numbers of a load, where rows begin at multiples of it
+// The loads that a thread has in flight, in a layer's rows; the numbers of a load, where rows begin at multiples of it; the
+// blocks that add up a gradient's squares, a warp's lanes.
+#define RBC_PORTIONS(X) X(AT_ONCE, 4) X(WIDEST, 4) X(NORM_BLOCKS, 32)
+#define RBC_ENUMERATOR(name, number) name = number,
+enum Portions { RBC_PORTIONS(RBC_ENUMERATOR) };
+#undef RBC_ENUMERATOR
 
 // One agent on one thread.
 struct Lane {
@@ -186,19 +190,19 @@ __device__ void store(int size, const float* own, float* row) {
 template <int kWide, class T>
 __device__ void add_relu(int num_rows, int rows_of_group, int columns, T* x, const float* shared) {
   const BlockTeam team;
-  const int first = (blockIdx.x * team.num_warps + team.warp) * kAtOnce;
+  const int first = (blockIdx.x * team.num_warps + team.warp) * AT_ONCE;
   for (int column = team.lane * kWide; column < columns; column += 32 * kWide) {
     Wide<kWide, T>* const own = wide<kWide>(x + static_cast<size_t>(first) * columns + column);
-    Wide<kWide, T> loaded[kAtOnce];
-    Wide<kWide, float> added[kAtOnce];
+    Wide<kWide, T> loaded[AT_ONCE];
+    Wide<kWide, float> added[AT_ONCE];
 #pragma unroll
-    for (int n = 0; n < kAtOnce; ++n) {
+    for (int n = 0; n < AT_ONCE; ++n) {
       if (first + n >= num_rows) continue;
       loaded[n] = own[n * columns / kWide];
       added[n] = *wide<kWide>(shared + static_cast<size_t>((first + n) / rows_of_group) * columns + column);
     }
 #pragma unroll
-    for (int n = 0; n < kAtOnce; ++n) {
+    for (int n = 0; n < AT_ONCE; ++n) {
       if (first + n >= num_rows) continue;
 #pragma unroll
       for (int k = 0; k < kWide; ++k) {
@@ -230,17 +234,17 @@ __device__ void mask_and_sum(int rows_of_group, int columns, int pitch, T* gradi
     for (int part = team.warp; part * kRows < rows && column < columns; part += team.num_warps) {
       const int end = rows < (part + 1) * kRows ? rows : (part + 1) * kRows;
       float sum[kWide] = {};
-      for (int row = part * kRows; row < end; row += kAtOnce) {
+      for (int row = part * kRows; row < end; row += AT_ONCE) {
         const size_t at = start + static_cast<size_t>(first + row) * pitch;
-        Numbers masked[kAtOnce], active[kAtOnce];
+        Numbers masked[AT_ONCE], active[AT_ONCE];
 #pragma unroll
-        for (int n = 0; n < kAtOnce; ++n) {
+        for (int n = 0; n < AT_ONCE; ++n) {
           const size_t own = at + (row + n < end ? static_cast<size_t>(n) * pitch : 0);
           masked[n] = *numbers_at(gradient, own);
           if (activation) active[n] = *reinterpret_cast<const Numbers*>(activation + own);
         }
 #pragma unroll
-        for (int n = 0; n < kAtOnce; ++n) {
+        for (int n = 0; n < AT_ONCE; ++n) {
           if (row + n >= end) break;
 #pragma unroll
           for (int k = 0; k < kWide; ++k) {
@@ -462,26 +466,26 @@ __global__ void __launch_bounds__(LOSS_THREADS, 5)
   }
 }
 
-// A warp takes kAtOnce rows.
+// A warp takes AT_ONCE rows.
 __global__ void CudaRbcAddRelu(int num_rows, int rows_of_group, int columns, void* x, int bfloat16,
                                const float* shared) {
   with_type(x, bfloat16, [&](auto* rows) {
-    if (columns % kWidest) {
+    if (columns % WIDEST) {
       add_relu<1>(num_rows, rows_of_group, columns, rows, shared);
     } else {
-      add_relu<kWidest>(num_rows, rows_of_group, columns, rows, shared);
+      add_relu<WIDEST>(num_rows, rows_of_group, columns, rows, shared);
     }
   });
 }
 
-// A block takes 32 columns, or kWidest times as many, by the grid's second axis, of one group, by its first.
+// A block takes 32 columns, or WIDEST times as many, by the grid's second axis, of one group, by its first.
 __global__ void __launch_bounds__(LAYER_THREADS, kLayersAtOnce)
     CudaRbcMaskAndSum(int rows_of_group, int columns, int pitch, int is_wide, void* gradient, const void* activation,
                       int bfloat16, float* sums) {
   extern __shared__ float memory[];
   with_type(gradient, bfloat16, [&](auto* rows) {
     if (is_wide) {
-      mask_and_sum<kWidest>(rows_of_group, columns, pitch, rows, same_type(rows, activation), sums, memory);
+      mask_and_sum<WIDEST>(rows_of_group, columns, pitch, rows, same_type(rows, activation), sums, memory);
     } else {
       mask_and_sum<1>(rows_of_group, columns, pitch, rows, same_type(rows, activation), sums, memory);
     }

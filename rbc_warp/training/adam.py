@@ -1,4 +1,5 @@
-"""Adam for the one parameter vector of a policy: torch's, or on a GPU a step in two kernels."""
+"""Adam for the one parameter vector of a policy: torch's, whose steps are rounded one by one, the same on all
+processors; or, on a GPU, the two kernels of ``cuda/adam.h``."""
 
 from __future__ import annotations
 
@@ -10,10 +11,6 @@ import torch
 
 from rbc_warp.warpdrive import tables
 from rbc_warp.warpdrive.kernels import Copy, Kernels, Moments, Words
-
-KERNEL_ADAM = ["cuda"]
-"""Types of device where the kernels of ``cuda/adam.h`` take the step. Elsewhere torch does, whose steps are rounded one
-by one, the same on all processors."""
 
 
 class Adam(torch.optim.Adam):
@@ -64,11 +61,7 @@ class KernelAdam(Adam):
         self._settings: dict[float | None, torch.Tensor] = {}  # by the largest norm
         self._norm = torch.zeros((), device=parameter.device)
 
-    @property
-    def learning_rate(self) -> float:
-        return self.param_groups[0]["lr"]
-
-    @learning_rate.setter
+    @Adam.learning_rate.setter  # type: ignore[attr-defined]
     def learning_rate(self, rate: float) -> None:
         self.param_groups[0]["lr"] = rate
         self._words.set(self._rate, np.full((), rate, np.float32))

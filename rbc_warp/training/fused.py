@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from rbc_warp.training.adam import KERNEL_ADAM, KernelAdam
+from rbc_warp.training.adam import KernelAdam
 from rbc_warp.training.learner import Learner
 from rbc_warp.training.losses import Batch, LossWeights
 from rbc_warp.training.policy import Policy
@@ -77,7 +77,7 @@ class FusedLearner(Learner):
         self.kernels, self.network = kernels, kernels.network(dtype, policy.hidden)
         self._copy = self._copy_for_products(policy, dtype)
         optimizer = None
-        if device.type in KERNEL_ADAM:
+        if kernels.has_adam:
             optimizer = KernelAdam(policy.flat, learning_rate, kernels, self._words, self._copy)
         super().__init__(policy, heads, learning_rate, dtype, processes, optimizer)
         self.sums = self.statistics.new_zeros(kernels.loss_parts, len(self.statistics))
@@ -135,10 +135,6 @@ class FusedLearner(Learner):
             if self._copy is not None:
                 self._copy.follow(self.policy.flat)
             self._version = self.policy.flat._version
-
-    def _stepped(self) -> None:
-        if not isinstance(self.optimizer, KernelAdam):
-            self.refresh()
 
     def _blocks(self, num_observations: int, agents: int) -> Iterator[tuple[slice, slice]]:
         """Observations and rows of each block."""

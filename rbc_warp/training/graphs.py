@@ -49,7 +49,7 @@ class CudaCapture(Capture):
         self._new_stream = new_stream
         self._stream = new_stream()  # of recordings
         self._is_recording = False
-        self._idle: dict[int, list[torch.cuda.Stream]] = {}  # of branches, by the stream that has waited for them
+        self._idle: dict[int, list[torch.cuda.Stream]] = {}  # of branches, by the only stream that waits for them
         self._sides: list[torch.cuda.Stream] = []  # of replays side by side
         self._start: torch.cuda.Event | None = None  # while there are any
         self._busy = 0  # of the sides
@@ -105,10 +105,10 @@ class CudaCapture(Capture):
 
         try:
             yield branch
-        finally:  # on another stream that has not waited for them they would make it wait
+        finally:
             for stream in used:
                 main.wait_stream(stream)
-                idle += [stream, *self._idle.pop(stream.cuda_stream, [])]
+            idle.extend(used)
 
 
 @contextmanager

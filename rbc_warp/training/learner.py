@@ -58,7 +58,7 @@ class Learner(ABC):
     @abstractmethod
     def logits(self, public: torch.Tensor, private: torch.Tensor, out: torch.Tensor) -> None:
         """Put logits and values of encoded states into ``out`` (rows, actions+1), float32 or rounded as products. Rows
-        may lie further apart; what is between them may change."""
+        may lie further apart; what is between them, and behind the last, may change."""
 
     @abstractmethod
     def take_gradient(self, batch: Batch, weights: LossWeights) -> None:
@@ -90,13 +90,9 @@ class Learner(ABC):
             self.take_gradient(batch, weights)
             self.processes.sum(gradient)
             norm = self.optimizer.clipped_step(max_grad_norm)
-            self._stepped()
             rows += len(batch.actions)
         torch.sum(self.sums, 0, out=self.statistics).div_(rows)
         return norm
-
-    def _stepped(self) -> None:  # noqa: B027
-        """Follow the parameters, which a step changed."""
 
 
 class AutogradLearner(Learner):

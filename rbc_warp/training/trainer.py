@@ -391,7 +391,8 @@ class RbcTrainer(TrainerA2C):
             with self._timed("policy_eval_time"):
                 logits = self._evaluate_policies(period)  # WarpDrive's hooks, which a subclass may change
                 if self.interventions:  # they compute in float32
-                    logits = {name: rows.float() for name, rows in logits.items()}
+                    dense = torch.contiguous_format
+                    logits = {name: rows.float(memory_format=dense) for name, rows in logits.items()}
                 for intervention in self.interventions:
                     intervention.change_logits(period, logits)
             with self._timed("action_sample_time"):

@@ -13,10 +13,8 @@ from rbc_warp.warpdrive.kernels import (
     DEFAULT_KERNELS,
     LOSS_KERNEL,
     SAMPLE_COLUMNS,
-    Copy,
     Layers,
     Loss,
-    Moments,
     TensorData,
 )
 
@@ -67,6 +65,7 @@ class HostFunctionManager(CUDAFunctionManager):
     device = torch.device("cpu")
     loss_parts = 1
     draws_from_rounded = False
+    has_adam = False
 
     def __init__(self, **sizes: int):
         super().__init__(**sizes)
@@ -106,26 +105,8 @@ class HostFunctionManager(CUDAFunctionManager):
         groups = gradient.view(len(sums), -1, gradient.shape[1])
         torch.sum(groups, dim=1, dtype=torch.float32, out=sums)
 
-    def adam(
-        self,
-        parameter: torch.Tensor,
-        gradient: torch.Tensor,
-        moments: Moments,
-        rate: torch.Tensor,
-        settings: torch.Tensor,
-        norm: torch.Tensor,
-        copy: Copy | None,
-    ) -> None:
-        weight1, weight2, log_beta1, log_beta2, epsilon, most = settings.unbind()
-        norm.copy_(torch.linalg.vector_norm(gradient))
-        steps = moments.steps.add_(1.0)
-        scaled = gradient / torch.where(most > 0.0, ((norm + 1e-6) / most).clamp(min=1.0), 1.0)
-        moments.mean.lerp_(scaled, weight1)
-        moments.square.mul_(1.0 - weight2).addcmul_(weight2 * scaled, scaled)
-        root = moments.square.sqrt() / (-torch.expm1(steps * log_beta2)).sqrt() + epsilon
-        parameter.sub_(rate / -torch.expm1(steps * log_beta1) * (moments.mean / root))
-        if copy is not None:
-            copy.follow(parameter)
+    def adam(self, *unused: Any) -> None:
+        raise NotImplementedError("torch takes the steps: has_adam is False")
 
     def _loss_arguments(self, loss: Loss) -> tuple[Any, ...]:
         return (

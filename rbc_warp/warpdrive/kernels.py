@@ -29,8 +29,8 @@ LOSS_STATISTICS = tuple(name.lower() for name in tables.names("LOSS_STATISTICS")
 DRAW_GREEDY, DRAW_FROM_PROBABILITIES = (tables.values("DRAW_FLAGS")[name] for name in ("GREEDY", "FROM_PROBABILITIES"))
 LOSS_BLOCKS = 4096  # at most, of the loss kernel; each adds to statistics of its own
 MOST_BLOCK_ROWS = 32  # of a kernel that works on rows of logits; a power of 2
-THREADS = tables.values("THREADS")
-"""Of a block, by kernels that say so."""
+THREADS, PORTIONS = tables.values("THREADS"), tables.values("PORTIONS")
+"""Of a block, by kernels that say so; and what their launches have to fit."""
 ALIGNED = {"cpu": 1, "cuda": 8}  # numbers: a GPU's fast products want rows to begin at multiples of it
 MOST_WORD_BYTES = 1 << 20
 WORD_ARRAYS = ("stage", "draw_words")
@@ -105,6 +105,7 @@ class Kernels(Protocol):
     """What a backend's function manager adds to WarpDrive's."""
 
     loss_parts: int  #: Rows of a loss's statistics.
+    has_adam: bool  #: Whether it takes steps of Adam; else torch does.
     draws_from_rounded: bool  #: Whether the sampler is to be given logits in the products' precision, else float32.
 
     def pointer(self, tensor: torch.Tensor) -> Any: ...
@@ -230,6 +231,7 @@ def aligned(number: int, device: torch.device) -> int:
 
 def whole_rows(rows: torch.Tensor) -> torch.Tensor:
     """Return rows (n, columns) with what lies between them, (n, numbers from row to row)."""
+    assert rows.stride(0) >= rows.shape[1]
     return rows.as_strided((len(rows), rows.stride(0)), rows.stride())
 
 

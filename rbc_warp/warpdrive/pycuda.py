@@ -29,6 +29,7 @@ from rbc_warp.warpdrive.kernels import (
     MASK_KERNEL,
     NORM_KERNEL,
     NULL,
+    PORTIONS,
     SAMPLE_COLUMNS,
     THREADS,
     THREADS_PER_BLOCK,
@@ -40,8 +41,6 @@ from rbc_warp.warpdrive.kernels import (
     whole_rows,
 )
 
-NORM_BLOCKS = 32  # a warp adds up their sums
-WIDEST = 4  # kernels.cu: kWidest
 FIRM_SCRATCH_BYTES = 4 * len(tables.names("SCRATCH"))
 
 
@@ -142,7 +141,7 @@ class RbcFunctionManager(PyCUDAFunctionManager):
 
     device = torch.device("cuda")
     loss_parts = LOSS_BLOCKS
-    draws_from_rounded = True
+    draws_from_rounded = has_adam = True
 
     def __init__(self, *, num_firms: int, **sizes: int):
         with GPU.current_here():
@@ -210,13 +209,13 @@ class RbcFunctionManager(PyCUDAFunctionManager):
             np.int32(x.dtype == torch.bfloat16),
             self.pointer(shared),
             block=(THREADS["LAYER"], 1, 1),
-            grid=(-(-rows // (THREADS["LAYER"] // 8)), 1),  # a warp takes four rows
+            grid=(-(-rows // (THREADS["LAYER"] // 32 * PORTIONS["AT_ONCE"])), 1),
         )
 
     def mask_and_sum(self, gradient: torch.Tensor, activation: torch.Tensor | None, sums: torch.Tensor) -> None:
         (groups, columns), pitch = sums.shape, gradient.stride(0)
-        is_wide = columns % WIDEST == pitch % WIDEST == 0
-        taken = 32 * (WIDEST if is_wide else 1)
+        is_wide = columns % PORTIONS["WIDEST"] == pitch % PORTIONS["WIDEST"] == 0
+        taken = 32 * (PORTIONS["WIDEST"] if is_wide else 1)
         self.get_function(MASK_KERNEL)(
             np.int32(len(gradient) // groups),
             np.int32(columns),
@@ -242,12 +241,12 @@ class RbcFunctionManager(PyCUDAFunctionManager):
         copy: Copy | None,
     ) -> None:
         size, at = np.int32(len(parameter)), self.pointer
-        squares = torch.empty(NORM_BLOCKS, device=parameter.device)
+        squares = torch.empty(PORTIONS["NORM_BLOCKS"], device=parameter.device)
         self.get_function(NORM_KERNEL)(
             *(size, at(gradient), at(squares), at(moments.steps)),
             block=(THREADS["NORM"], 1, 1),
-            grid=(NORM_BLOCKS, 1),
-            shared=4 * NORM_BLOCKS,
+            grid=(PORTIONS["NORM_BLOCKS"], 1),
+            shared=4 * PORTIONS["NORM_BLOCKS"],
         )
         lies: tuple[Any, ...] = (*[np.int32(0)] * 6, NULL, np.int32(0))
         if copy is not None:
