@@ -171,10 +171,10 @@ class FusedLearner(Learner):
             self.network.network_logits(self._layers, self._shared(public), private, out)
             return
         self.refresh()
-        layers, width = self._layers, out.shape[1]
+        layers = self._layers
         if out.stride(0) == len(layers.bias3):
             out = whole_rows(out)
-            width = out.shape[1]
+        width = out.shape[1]
         bias3, weight3 = layers.bias3[:width], layers.weight3[:width]
         for observations, rows in self._blocks(len(public), agents):
             _, second = self._hidden(public[observations], private[rows], layers)
