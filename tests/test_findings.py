@@ -162,6 +162,15 @@ def test_table_3_is_of_the_worst_of_ten_seeds(seeds: int, worst: float, expected
     assert answer(question, "Fig. 4: what the consumer") == CANNOT_TELL
 
 
+def test_unseen_seeds_are_judged_apart() -> None:
+    unseen = [run(10 + seed, passed=seed >= 9) for seed in range(10)]
+    question = open_economy({"open": runs(10), "unseen": unseen})
+    assert answer(question, "No single agent gains more than the published bars (types") == REPRODUCED
+    apart = the(question, "No single agent gains more than the published bars (seeds")
+    assert apart.answer == NOT_REPRODUCED and apart.number and apart.number.mean == 0.1
+    assert apart.seeds == tuple(range(10, 20))
+
+
 @pytest.mark.parametrize(("equivalent", "expected"), [(False, REPRODUCED), (True, NOT_REPRODUCED), (None, CANNOT_TELL)])
 def test_several_equilibria_by_cross_play(equivalent: bool | None, expected: str) -> None:
     gap = {"mean": 30.0, "low": 15.0, "high": 45.0}

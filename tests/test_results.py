@@ -88,7 +88,7 @@ def test_every_part_has_its_sweep(root: Path) -> None:
         configs = expand(load_config(part.config_path))
         total += len(configs)
         assert part.program is None or (root / part.program).exists()
-    assert total == 93
+    assert total == 103
 
 
 def test_without_a_curriculum_a_run_has_as_many_steps() -> None:
@@ -112,7 +112,7 @@ def test_time_left_follows_from_what_was_done(tmp_path: Path) -> None:
 
 
 def test_faults_of_the_user_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="opne is no part of the results; give some of open, closed"):
+    with pytest.raises(ConfigError, match="opne is no part of the results; give some of open, unseen, closed"):
         results.parse(["opne"])
     with pytest.raises(ConfigError, match="page.html: give a file that ends in .md"):
         results.parse(["-o", "page.html"])

@@ -25,9 +25,10 @@ COMMAND = "python -m rbc_warp results"
 INTRODUCTION = """\
 What the findings of Curry, Trott, Phade, Bai and Zheng (2022) look like here: claims, each tested over seeds by a rule
 that stood in the code (`rbc_warp/analysis/findings.py`) before its number was known. The exception are the ten seeds of
-the open economy: README told of them before, and the settings of `configs/rbc.yaml` were chosen with an eye on them.
-`make results` makes all of it, this page included: hours on two cores; it goes on where it was stopped, and repeats
-nothing that is finished. Raw figures: [results.json](results.json).
+the open economy: README told of them before, and the settings of `configs/rbc.yaml` were chosen with an eye on them;
+ten other seeds beside them (`unseen`) tell what their verdicts are worth. `make results` makes all of it, this page
+included: hours on two cores; it goes on where it was stopped, and repeats nothing that is finished. Raw figures:
+[results.json](results.json).
 
 Settings are those of `configs/rbc.yaml`, 1.75 million env-steps, unless it is said otherwise; the paper's runs have 256
 million. Intervals are 95 % over seeds: Student's for means, Welch's for differences, Wilson's for shares. An answer is

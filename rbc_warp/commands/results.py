@@ -135,6 +135,7 @@ class Part:
 FAULTY_DRAWS = "tests/faulty_draws.py"
 PARTS = (
     Part("open", "the open economy", (VERDICT, PHASES, SCAN, CHECKPOINTS), cross_play=True),
+    Part("unseen", "the open economy at seeds that no setting was chosen by"),
     Part("closed", "the closed economy"),
     Part("no_curriculum", "open and closed, without a curriculum"),
     Part("fixed_taxes", "fixed taxes, the others learning under them"),
@@ -407,11 +408,12 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.page:
         print(outlook, flush=True)
         for work in works:
+            done = outlook.trained, outlook.tested
             if not options.no_training:
                 well &= train(work, outlook)
             with terminated_as_interrupted():
                 well &= run_tests(work, outlook) and mix(work)
-            write(options.output, folder)
-    else:
-        write(options.output, folder)
+            if done != (outlook.trained, outlook.tested) and work is not works[-1]:
+                write(options.output, folder)
+    write(options.output, folder)
     return int(not well)
