@@ -472,6 +472,12 @@ def machinery(runs: Runs) -> Question:
     return Question(7, title, parts, [first, second], [*tables, *more], EQUIVALENCE)
 
 
+PER_HEAD = (
+    "Only numbers change: a firm's first budget stays 22,000 per consumer, and the importer buys up to 100 units of "
+    "each firm, however many consumers there are."
+)
+
+
 def sizes(runs: Runs) -> Question:
     """Question 8: how many consumers and firms until results stop changing."""
     opened, claims, tables = runs.get("open", ()), [], []
@@ -483,7 +489,8 @@ def sizes(runs: Runs) -> Question:
             )
             claims.append(found)
             tables += table
-    return Question(8, "How many consumers and firms", ("consumers", "firms", "open"), claims, tables, EQUIVALENCE)
+    title, parts = "How many consumers and firms", ("consumers", "firms", "open")
+    return Question(8, title, parts, claims, tables, f"{EQUIVALENCE} {PER_HEAD}")
 
 
 # Tables
