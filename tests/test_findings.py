@@ -212,7 +212,7 @@ def test_curriculum_against_none(without: list[Activity], high: float, collapsed
     spread = (0.7, 1.4, 1.0, 1.1, 0.8)
     bare = [run(n, activity, high > 1, high * spread[n]) for n, activity in enumerate(without)]
     trained = [run(n, high=0.9 * spread[n % 5]) for n in range(10)]
-    question = curriculum({"no_curriculum": bare, "open": trained, "closed": trained})
+    question = curriculum({"no_curriculum": bare, "unseen": trained, "closed": trained})
     assert answer(question, "The open economy collapses") == collapsed
     assert answer(question, "With the same samples, the open") == farther
     assert answer(question, "The closed economy collapses") == CANNOT_TELL  # all those without a curriculum are open
@@ -303,7 +303,7 @@ def test_conclusions_differ_where_verdicts_do() -> None:
 
 def test_sizes_are_compared_per_consumer() -> None:
     few = [run(n, welfare=300.0, **{"agents.num_consumers": 10}) for n in range(3)]
-    found = sizes({"open": [run(n) for n in range(10)], "consumers": few})
+    found = sizes({"unseen": [run(n) for n in range(10)], "consumers": few})
     assert answer(found, "10 consumers") == REPRODUCED and answer(found, "30 consumers") == CANNOT_TELL
     assert where(few, "agents.num_consumers", 10) == few
 

@@ -251,11 +251,11 @@ COLLAPSE = (
 
 def curriculum(runs: Runs) -> Question:
     """Question 3: a curriculum against none, with the same environment steps."""
-    parts, claims = ("no_curriculum", "open", "closed"), []
+    parts, claims = ("no_curriculum", "unseen", "closed"), []
     tables = []
-    for name, importer in (("open", 1), ("closed", 0)):
+    for name, part, importer in (("open", "unseen", 1), ("closed", "closed", 0)):
         without = where(runs.get("no_curriculum", ()), "world.use_importer", importer)
-        with_it = runs.get(name, ())
+        with_it = runs.get(part, ())
         both = [*without, *with_it]
         claims.append(
             claim(
@@ -266,7 +266,7 @@ def curriculum(runs: Runs) -> Question:
                 "of seeds",
                 much_more_often,
                 [run for run in both if run.activity],
-                ("no_curriculum", name),
+                ("no_curriculum", part),
             )
         )
         far, near = (
@@ -282,7 +282,7 @@ def curriculum(runs: Runs) -> Question:
                 "times as far",
                 above(1.0),
                 [run for run in both if run.verdict],
-                ("no_curriculum", name),
+                ("no_curriculum", part),
             )
         )
         tables.append(_final_table(f"{name}, without a curriculum", without))
@@ -439,16 +439,16 @@ def relations(runs: Runs) -> Question:
 
 def draws(runs: Runs) -> Question:
     """Question 6: what the public code's defect of draws changes."""
-    opened, claims, tables = runs.get("open", ()), [], []
+    base, claims, tables = runs.get("unseen", ()), [], []
     for part, text in (
         ("draws_forever", "each firm and the government draw by one uniform number for ever, as in the public code"),
         ("draws_shared", "all firms and the government share one uniform number per environment and period"),
     ):
         text = f"Conclusions are the same where {text}"
-        found, table = same_conclusions(text, opened, runs.get(part, ()), ("open", part))
+        found, table = same_conclusions(text, base, runs.get(part, ()), ("unseen", part))
         claims.append(found)
         tables += table
-    parts = ("draws_forever", "draws_shared", "open")
+    parts = ("draws_forever", "draws_shared", "unseen")
     return Question(6, "The public code's draws", parts, claims, tables, EQUIVALENCE)
 
 
@@ -463,11 +463,11 @@ def machinery(runs: Runs) -> Question:
     )
     second, more = same_conclusions(
         "128 environments bring the conclusions of 32",
-        runs.get("open", ()),
+        runs.get("unseen", ()),
         runs.get("environments", ()),
-        ("open", "environments"),
+        ("unseen", "environments"),
     )
-    parts = ("precision", "environments", "open")
+    parts = ("precision", "environments", "unseen")
     title = "Precision, and the number of environments"
     return Question(7, title, parts, [first, second], [*tables, *more], EQUIVALENCE)
 
@@ -480,16 +480,16 @@ PER_HEAD = (
 
 def sizes(runs: Runs) -> Question:
     """Question 8: how many consumers and firms until results stop changing."""
-    opened, claims, tables = runs.get("open", ()), [], []
+    base, claims, tables = runs.get("unseen", ()), [], []
     for part, numbers, whole in (("consumers", (10, 30, 300), "100 consumers"), ("firms", (2, 5), "10 firms")):
         for number in numbers:
             some = where(runs.get(part, ()), f"agents.num_{part}", number)
             found, table = same_conclusions(
-                f"{number} {part} bring the conclusions of {whole}", opened, some, ("open", part)
+                f"{number} {part} bring the conclusions of {whole}", base, some, ("unseen", part)
             )
             claims.append(found)
             tables += table
-    title, parts = "How many consumers and firms", ("consumers", "firms", "open")
+    title, parts = "How many consumers and firms", ("consumers", "firms", "unseen")
     return Question(8, title, parts, claims, tables, f"{EQUIVALENCE} {PER_HEAD}")
 
 
