@@ -26,9 +26,9 @@ INTRODUCTION = """\
 What the findings of Curry, Trott, Phade, Bai and Zheng (2022) look like here: claims, each tested over seeds by a rule
 that stood in the code (`rbc_warp/analysis/findings.py`) before its number was known. The exception are the ten seeds of
 the open economy: README told of them before, and the settings of `configs/rbc.yaml` were chosen with an eye on them.
-Other runs' verdicts passed less often than theirs; so ten seeds were added by which nothing was chosen, `unseen`,
-and it was decided, before they were known, that 3, 6, 7 and 8 compare with these. `make results` makes all of it, this page
-included: hours on two cores; it goes on where it was stopped, and repeats nothing that is finished. Raw figures:
+Other runs' verdicts passed less often than theirs; so ten seeds were added by which nothing was chosen, `unseen`, and
+it was decided, before they were known, that 3, 6, 7 and 8 compare with these. `make results` makes all of it, this
+page included: hours on two cores; it goes on where it was stopped, and repeats nothing that is finished. Raw figures:
 [results.json](results.json).
 
 Settings are those of `configs/rbc.yaml`, 1.75 million env-steps, unless it is said otherwise; the paper's runs have 256
