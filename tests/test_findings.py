@@ -311,6 +311,13 @@ def test_sizes_are_compared_per_consumer() -> None:
 # The page
 
 
+def test_seeds_are_told_by_their_stretches() -> None:
+    found = sizes({"unseen": [run(n) for n in range(10, 20)], "consumers": [run(n) for n in (0, 1, 3)]})
+    some = replace(found.claims[0], seeds=(0, 1, 3, *range(10, 20)), runs=13, number=Estimate(1.0, 0.0, 2.0))
+    text = page_text([replace(found, claims=[some])], {}, {}, {})
+    assert "| 0–1, 3, 10–19 (13 runs) |" in text
+
+
 def test_what_did_not_reproduce_is_said_first(tmp_path: Path) -> None:
     closed = [run(seed) for seed in range(5)]
     opened = [run(seed) for seed in range(5)]

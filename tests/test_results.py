@@ -88,7 +88,7 @@ def test_every_part_has_its_sweep(root: Path) -> None:
         configs = expand(load_config(part.config_path))
         total += len(configs)
         assert part.program is None or (root / part.program).exists()
-    assert total == 103
+    assert total == 107
 
 
 def test_without_a_curriculum_a_run_has_as_many_steps() -> None:

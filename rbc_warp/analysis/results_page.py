@@ -133,10 +133,17 @@ def _seeds(claim: Claim, finished: Finished) -> str:
     missing = ", ".join(f"{part} {there} of {wanted}" for part, (there, wanted) in parts.items() if there < wanted)
     if not claim.runs:
         return f"none; {missing}" if missing else "none"
-    first, last = claim.seeds[0], claim.seeds[-1]
-    is_range = claim.seeds == tuple(range(first, last + 1)) and first < last
-    seeds = f"{first}–{last}" if is_range else ", ".join(map(str, claim.seeds))
+    seeds = ", ".join(f"{first}–{last}" if last > first else str(first) for first, last in _stretches(claim.seeds))
     return f"{seeds} ({claim.runs} run{'s' if claim.runs > 1 else ''}{'; ' if missing else ''}{missing})"
+
+
+def _stretches(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """The stretches of ascending numbers that follow one another: the first and the last of each."""
+    found: list[tuple[int, int]] = []
+    for each in numbers:
+        follows = bool(found) and each == found[-1][1] + 1
+        found = [*found[:-1], (found[-1][0], each)] if follows else [*found, (each, each)]
+    return found
 
 
 def _anchor(question: Question) -> str:
