@@ -235,7 +235,7 @@ DOT, LINE = "#3b6ea5", "#c8553d"
 
 def _draw_taxes(path: Path, runs: Mapping[str, Sequence[Outcome]]) -> Path:
     groups: dict[str, list[Outcome]] = {"learned": list(runs["open"])}
-    for run in runs["fixed_taxes"]:
+    for run in sorted(runs["fixed_taxes"], key=taxes_of):
         groups.setdefault(taxes_of(run), []).append(run)
     drawing, axes = _figure(1, 3)
     for axis, name in zip(axes[0], ("welfare", "consumer reward", "firm reward"), strict=True):
