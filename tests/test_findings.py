@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -19,19 +20,18 @@ from rbc_warp.analysis.claims import (
     Claim,
     Question,
     above,
-    as_large_as,
     below,
     difference,
     difference_of_shares,
     mean,
     much_more_often,
     share,
+    within_groups,
 )
-from rbc_warp.analysis.equivalence import same_conclusions
+from rbc_warp.analysis.equivalence import distance, same_conclusions
 from rbc_warp.analysis.findings import (
     closed_economy,
     curriculum,
-    distance,
     open_economy,
     questions,
     relations,
@@ -99,9 +99,6 @@ def the(question: Question, start: str) -> Claim:
         (below(0.0), (-3, -1), REPRODUCED),
         (below(0.0), (1, 3), NOT_REPRODUCED),
         (below(0.0), (-1, 1), CANNOT_TELL),
-        (as_large_as(15.0), (5, 16), REPRODUCED),
-        (as_large_as(15.0), (5, 14), NOT_REPRODUCED),
-        (as_large_as(15.0), (-5, 16), CANNOT_TELL),
         (much_more_often, (0.1, 0.6), REPRODUCED),
         (much_more_often, (-0.4, 0.4), NOT_REPRODUCED),
         (much_more_often, (-0.1, 0.6), CANNOT_TELL),
@@ -118,6 +115,15 @@ def test_intervals_are_those_of_the_books() -> None:
     assert gap and (gap.mean, gap.low, gap.high) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
     assert mean([1.0, 2.0]) is None and share([]) is None and difference([1.0, 2.0], [1.0, 2.0, 3.0]) is None
     assert difference([2.0, 2.0, 2.0], [1.0, 1.0, 1.0]) == Estimate(1.0, 1.0, 1.0)
+    x, y = [1.0, 2.0, 3.0, 7.0, 8.0, 9.0], [5.0, 7.0, 9.5, 1.0, 3.0, 4.5]
+    names = ["a"] * 3 + ["b"] * 3
+    within = within_groups(x, y, names)
+    design = np.column_stack([x, [name == "a" for name in names], [name == "b" for name in names]]).astype(float)
+    solution, residual, *_ = np.linalg.lstsq(design, np.array(y), rcond=None)
+    error = (residual[0] / 3 * np.linalg.inv(design.T @ design)[0, 0]) ** 0.5
+    assert within and within.mean == pytest.approx(solution[0])
+    assert within.high - within.mean == pytest.approx(stats.t.ppf(0.975, 3) * error)
+    assert within_groups([1.0, 1.0], [1.0, 2.0], ["a", "a"]) is None
     one, two = [27.5, 21.0, 19.0, 23.6, 17.0, 17.9], [27.1, 22.0, 20.8, 23.4]
     welch = difference(one, two, 0.9)
     expected = stats.ttest_ind(one, two, equal_var=False).confidence_interval(0.9)
@@ -141,8 +147,10 @@ def test_without_runs_nothing_can_be_told_and_the_page_says_so(tmp_path: Path) -
     ("ends", "expected"), [((9, 8, 7), REPRODUCED), ((1, 2, 0), NOT_REPRODUCED), ((9, 1, 5), CANNOT_TELL)]
 )
 def test_the_published_sequence(ends: Sequence[float], expected: str) -> None:
-    found = [replace(run(seed), shifts=(Shift("price [money]", 5.0, end, "up"),)) for seed, end in enumerate(ends)]
-    assert answer(open_economy({"open": found}), "When firms learn, price goes up") == expected
+    found = [replace(run(seed), shifts=(Shift("price [money]", 5.0, 6.0, end, "up"),)) for seed, end in enumerate(ends)]
+    question = open_economy({"open": found})
+    assert answer(question, "When firms learn, price goes up, at its end") == expected
+    assert answer(question, "When firms learn, price goes up, in the first sixth") == REPRODUCED
 
 
 @pytest.mark.parametrize(
@@ -155,18 +163,28 @@ def test_table_3_is_of_the_worst_of_ten_seeds(seeds: int, worst: float, expected
         return replace(run(seed), tuned=tuned)
 
     question = open_economy({"open": [one(0, worst), *(one(seed, 1.0) for seed in range(1, seeds))]})
-    found = the(question, "Table 3: fine-tuned, the firm type")
+    (found, _) = [each for each in question.claims if each.text.startswith("Table 3: fine-tuned, the firm type")]
     assert found.answer == expected
     assert found.number and found.number.mean == pytest.approx(worst) and found.runs == seeds
-    assert seeds < 10 or answer(question, "Fig. 4: what the firm") == REPRODUCED
-    assert answer(question, "Fig. 4: what the consumer") == CANNOT_TELL
+    assert (
+        seeds < 10
+        or answer(question, "Fig. 4: what the firm type gains by fine-tuning shrinks from iteration 1,560")
+        == REPRODUCED
+    )
+    assert (
+        answer(question, "Fig. 4: what the consumer type gains by fine-tuning shrinks from iteration 1,560")
+        == CANNOT_TELL
+    )
 
 
 def test_unseen_seeds_are_judged_apart() -> None:
     unseen = [run(10 + seed, passed=seed >= 9) for seed in range(10)]
     question = open_economy({"open": runs(10), "unseen": unseen})
-    assert answer(question, "No single agent gains more than the published bars (types") == REPRODUCED
-    apart = the(question, "No single agent gains more than the published bars (seeds")
+    assert (
+        answer(question, "No agent alone, nor a type fine-tuned, gains more than the published bars (types")
+        == REPRODUCED
+    )
+    apart = the(question, "No agent alone, nor a type fine-tuned, gains more than the published bars (seeds")
     assert apart.answer == NOT_REPRODUCED and apart.number and apart.number.mean == 0.1
     assert apart.seeds == tuple(range(10, 20))
 
@@ -226,7 +244,7 @@ def test_distance_is_in_bars_and_bounded() -> None:
 
 @pytest.mark.parametrize(
     ("learned", "spread", "expected"),
-    [(3450.0, 0.002, REPRODUCED), (3000.0, 0.002, NOT_REPRODUCED), (3450.0, 0.2, CANNOT_TELL)],
+    [(3600.0, 0.002, REPRODUCED), (3000.0, 0.002, NOT_REPRODUCED), (3450.0, 0.2, CANNOT_TELL)],
 )
 def test_learned_against_fixed_taxes(learned: float, spread: float, expected: str) -> None:
     fixed = [
@@ -235,9 +253,9 @@ def test_learned_against_fixed_taxes(learned: float, spread: float, expected: st
         for seed in range(3)
     ]
     question = taxes({"open": runs(5, spread, welfare=learned), "fixed_taxes": fixed})
-    found = the(question, "Learned taxes bring 15 % more welfare than the best fixed of 20, 40")
+    found = the(question, "Learned taxes bring at least 15 % more welfare than the best fixed of 20, 40")
     assert found.answer == expected and found.note.endswith("20 % / 20 %")
-    everything = the(question, "Learned taxes bring 15 % more welfare than the best fixed ones, none")
+    everything = the(question, "Learned taxes bring at least 15 % more welfare than the best fixed, none")
     assert everything.note.endswith("0 % / 0 %") and everything.answer != REPRODUCED
 
 
@@ -247,24 +265,25 @@ def test_learned_against_fixed_taxes_while_others_stay() -> None:
         return {"income tax 0, corporate tax 0": 1.001, **both}
 
     question = taxes({"open": [replace(run(n), scan=scan(0.9 + n / 1000)) for n in range(4)]})
-    found = the(question, "Learned taxes bring 15 % more welfare than the best fixed of 20 to 80 %")
+    found = the(question, "Learned taxes bring at least 15 % more welfare than the best fixed of 20 to 80 %")
     assert found.answer == NOT_REPRODUCED and found.number
     assert found.number.mean == pytest.approx(100 * (1 / 0.8815 - 1), rel=1e-3)
-    assert (
-        answer(question, "Learned taxes bring 15 % more welfare than the best fixed ones of all 36") == NOT_REPRODUCED
-    )
+    everything = answer(question, "Learned taxes bring at least 15 % more welfare than the best fixed of all 36")
+    assert everything == NOT_REPRODUCED
 
 
 def test_relations_over_solutions() -> None:
-    abroad = {"world.importer_price": 500, "world.importer_quantity": 10}
     exports = [
-        run(n, price=1000.0 + 100 * n, sales=50.0 - n + 0.1 * noise, wage=10.0 + noise, hours=NOISE[n % 4], **abroad)
+        run(
+            n, price=1000.0 + 100 * n, sales=50.0 - n + 0.1 * noise, wage=10.0 + noise, hours=NOISE[n % 4],
+            **{"world.importer_price": 500, "world.importer_quantity": n // 3},
+        )
         for n, noise in enumerate(3 * NOISE)
-    ]
+    ]  # fmt: skip
     question = relations({"exports": exports})
     priced = the(question, "Where prices are higher")
     assert priced.answer == REPRODUCED and priced.number and priced.number.mean == pytest.approx(-0.01, abs=1e-4)
-    assert "r² 1.00" in priced.note
+    assert "r² 0.9997 [0.9992, 0.9999]" in priced.note and "within a quantity -0.01 [" in priced.note
     assert answer(question, "Where wages are higher") in (CANNOT_TELL, NOT_REPRODUCED)
     assert answer(question, "Taxes and welfare") == CANNOT_TELL  # all the same
 
@@ -291,12 +310,15 @@ def test_same_conclusions(number: int, spread: float, change: float, expected: s
         assert found.number and found.number.mean == pytest.approx(20.0) and found.note == "different: wage"
 
 
-def test_conclusions_differ_where_verdicts_do() -> None:
+def test_conclusions_differ_where_distances_do() -> None:
     base = [run(n) for n in range(10)]
-    failing = [run(n, passed=False, high=2.0) for n in range(5)]
-    found, (table) = same_conclusions("…", base, failing, ("open",))
-    assert found.answer == NOT_REPRODUCED and found.note == "different: verdict"
-    assert table[0].rows[-1][1:3] == ("10 of 10 pass", "0 of 5 pass")
+    failing = [run(n, passed=False, high=3.0) for n in range(5)]
+    found, (table,) = same_conclusions("…", base, failing, ("open",))
+    assert found.answer == NOT_REPRODUCED and found.note == "different: distance" and found.unit == "times, distance"
+    assert found.number and found.number.mean == pytest.approx(3.0 / 0.9)
+    assert table.rows[-1][1:3] == ("10 of 10", "0 of 5")
+    near = [run(n, passed=False, high=1.2) for n in range(5)]
+    assert same_conclusions("…", base, near, ("open",))[0].answer == REPRODUCED
     unknown = [run(n, passed=None) for n in range(5)]
     assert same_conclusions("…", base, unknown, ("open",))[0].answer == CANNOT_TELL
 

@@ -70,10 +70,11 @@ class Tuned:
 
 @dataclass(frozen=True)
 class Shift:
-    """Mean of a figure before firms begin to learn and at the end of their phase."""
+    """Mean of a figure before and just after firms begin to learn, and at the end of their phase."""
 
     figure: str
     before: float
+    after: float
     end: float
     expected: str  #: 'up' or 'down', as published.
 
@@ -190,7 +191,8 @@ def _scan(results: Results, last: int) -> dict[str, float]:
 def _shifts(run: RunDir, config: Config, last: int) -> list[Shift]:
     found = phases(config, last, [])
     sequence = published_sequence(run, config, found, []) if len(found) > 1 else None
-    return [Shift(each.figure, each.before, each.end, each.expected) for each in sequence.shifts] if sequence else []
+    shifts = sequence.shifts if sequence else []
+    return [Shift(each.figure, each.before, each.after, each.end, each.expected) for each in shifts]
 
 
 def _learned(run: RunDir) -> dict[str, float]:
