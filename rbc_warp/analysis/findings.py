@@ -396,9 +396,9 @@ def relations(runs: Runs) -> Question:
     found, parts = runs.get("exports", ()), ("exports",)
     claims = []
     for x, y, text, judge, rule, published in RELATIONS:
-        table = pd.DataFrame({name: [figure(run, name) for run in found] for name in (x, y)})
+        values = pd.DataFrame({name: [figure(run, name) for run in found] for name in (x, y)})
         quantities = [run.settings[EXPORTED] for run in found]
-        line = regress(table.groupby(quantities).mean(), x, y) if found else None
+        line = regress(values.groupby(quantities).mean(), x, y) if found else None
         claims.append(
             claim(
                 text,
@@ -408,7 +408,7 @@ def relations(runs: Runs) -> Question:
                 judge,
                 found,
                 parts,
-                _relation_text(table, quantities, published) if line else "",
+                _relation_text(values, quantities, published) if line else "",
             )
         )
     rates = [sum(figure(run, name) for name in TAXES) / 2 for run in found]
