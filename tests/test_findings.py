@@ -26,7 +26,6 @@ from rbc_warp.analysis.claims import (
     mean,
     much_more_often,
     share,
-    within_groups,
 )
 from rbc_warp.analysis.equivalence import distance, same_conclusions
 from rbc_warp.analysis.findings import (
@@ -41,6 +40,7 @@ from rbc_warp.analysis.findings import (
 )
 from rbc_warp.analysis.gaps import Gap, Point
 from rbc_warp.analysis.outcomes import FIGURES, KEYS, Outcome, Shift, Tuned
+from rbc_warp.analysis.relations import within_groups
 from rbc_warp.analysis.results_page import page_text, write_page
 from rbc_warp.equilibrium.game import Estimate
 from rbc_warp.runs.folder import RunDir
@@ -336,8 +336,8 @@ def test_sizes_are_compared_per_consumer() -> None:
 def test_seeds_are_told_by_their_stretches() -> None:
     found = sizes({"unseen": [run(n) for n in range(10, 20)], "consumers": [run(n) for n in (0, 1, 3)]})
     some = replace(found.claims[0], seeds=(0, 1, 3, *range(10, 20)), runs=13, number=Estimate(1.0, 0.0, 2.0))
-    text = page_text([replace(found, claims=[some])], {}, {}, {})
-    assert "| 0–1, 3, 10–19 (13 runs) |" in text
+    text = page_text([replace(found, claims=[some])], {}, {}, {}, notes={"consumers": "made elsewhere."})
+    assert "| 0–1, 3, 10–19 (13 runs) |" in text and "Runs of `consumers`: made elsewhere.\n" in text
 
 
 def test_what_did_not_reproduce_is_said_first(tmp_path: Path) -> None:

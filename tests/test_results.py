@@ -75,6 +75,14 @@ def test_a_part_is_trained_tested_and_told_and_made_only_once(
     assert make(small) == 0
     assert (small.parent / "results.md").read_text() == page
 
+    note = small / "open" / results.NOTE_NAME
+    note.write_text("made\nelsewhere.\n")
+    assert make(small, "--page") == 0
+    assert "Runs of `open`: made elsewhere.\n" in (small.parent / "results.md").read_text()
+    note.write_bytes(b"\xff")
+    assert make(small, "--page") != 0 and "note.txt: cannot be read as a note" in capsys.readouterr().err
+    note.unlink()
+
     sweep = results.CONFIGS / "results" / "open.yaml"
     sweep.write_text(sweep.read_text().replace("num_firms: 2", "num_firms: 3"))
     assert make(small, "--page") == 0  # runs of other settings do not count

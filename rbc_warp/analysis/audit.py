@@ -264,8 +264,13 @@ class Activity:
         return cls(float(hours), float(economy.work_choices.max()), sold * economy.num_consumers + abroad)
 
     @property
+    def worked(self) -> float:
+        """The share of the most hours that is worked."""
+        return self.hours / self.most_hours
+
+    @property
     def has_no_work(self) -> bool:
-        return self.hours < NO_WORK * self.most_hours
+        return self.worked < NO_WORK
 
     @property
     def has_no_trade(self) -> bool:

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from scipy import stats
 
 from rbc_warp.analysis.outcomes import Outcome
@@ -149,17 +148,3 @@ def correlation(x: Sequence[float], y: Sequence[float]) -> Estimate | None:
     found = stats.pearsonr(x, y)
     ends = found.confidence_interval(0.95)
     return Estimate(float(found.statistic), float(ends.low), float(ends.high))
-
-
-def within_groups(x: Sequence[float], y: Sequence[float], groups: Sequence[Any]) -> Estimate | None:
-    """Return the slope of y on x, both less the mean of their group, with Student's interval; None of too few runs."""
-    table = pd.DataFrame({"x": x, "y": y}, dtype=float)
-    table -= table.groupby(list(groups)).transform("mean")
-    freedom = len(table) - len(set(groups)) - 1
-    spread = float((table.x**2).sum())
-    if freedom < 1 or spread == 0.0:
-        return None
-    slope = float((table.x * table.y).sum()) / spread
-    error = float(((table.y - slope * table.x) ** 2).sum()) / freedom / spread
-    half = float(stats.t.ppf(0.975, freedom)) * error**0.5
-    return Estimate(slope, slope - half, slope + half)

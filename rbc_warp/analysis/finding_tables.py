@@ -72,7 +72,7 @@ def final_table(name: str, runs: Sequence[Outcome]) -> Table:
     rows = []
     for run in runs:
         activity, figures = run.activity, (number_text(figure(run, each)) for each in names)
-        worked = "–" if activity is None else f"{100.0 * activity.hours / activity.most_hours:.3g}"
+        worked = "–" if activity is None else f"{100.0 * activity.worked:.3g}"
         fell = "–" if activity is None else "yes" if activity.has_collapsed else "no"
         passed = "–" if run.verdict is None else "passes" if run.verdict.passed else "fails"
         rows.append((str(run.seed), *figures, worked, fell, passed))

@@ -33,13 +33,12 @@ from rbc_warp.analysis.claims import (
     mean,
     much_more_often,
     share,
-    within_groups,
 )
 from rbc_warp.analysis.equivalence import EQUIVALENCE, FARTHEST, NEAREST, log_distances, ratio, same_conclusions
 from rbc_warp.analysis.finding_tables import REWARDS, TAXES, final_table, gap_table, mean_of, mean_text, passed_text
 from rbc_warp.analysis.fiscal import LEARNED, premium
 from rbc_warp.analysis.outcomes import Outcome, figure, passes
-from rbc_warp.analysis.relations import regress
+from rbc_warp.analysis.relations import regress, within_groups
 from rbc_warp.equilibrium.game import Estimate
 from rbc_warp.equilibrium.results import PUBLISHED_BARS
 from rbc_warp.runs.console import number_text
@@ -208,7 +207,7 @@ def closed_economy(runs: Runs) -> Question:
     """Question 2: does the closed economy collapse?"""
     closed, opened, parts = runs.get("closed", ()), runs.get("open", ()), ("closed", "open")
     known = [run for run in closed if run.activity is not None]
-    worked = [100.0 * run.activity.hours / run.activity.most_hours for run in known if run.activity]
+    worked = ", ".join(f"{100.0 * run.activity.worked:.3g}" for run in known if run.activity)
     claims = [
         claim(
             "The closed economy mostly collapses",
@@ -218,9 +217,7 @@ def closed_economy(runs: Runs) -> Question:
             above(0.5),
             known,
             ("closed",),
-            f"hours of the last rollouts, in % of the most: {', '.join(f'{each:.3g}' for each in worked)}"
-            if known
-            else "",
+            f"hours of the last rollouts, in % of the most: {worked}" if worked else "",
         )
     ]
     for name, unit in (("wage", "money per hour"), ("hours", "per consumer"), ("production", "units per firm")):

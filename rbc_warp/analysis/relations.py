@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
+
+from rbc_warp.equilibrium.game import Estimate
 
 PAIRS = (
     ("price", "wage"),
@@ -56,6 +60,20 @@ def regress(table: pd.DataFrame, x: str, y: str) -> Line | None:
         x, y, float(fit.slope), float(fit.slope - half), float(fit.slope + half), float(fit.intercept),
         float(fit.rvalue**2), n, mean, float(((known[:, 0] - mean) ** 2).sum()), residual,
     )  # fmt: skip
+
+
+def within_groups(x: Sequence[float], y: Sequence[float], groups: Sequence[Any]) -> Estimate | None:
+    """Return the slope of y on x, both less the mean of their group, with Student's interval; None of too few runs."""
+    table = pd.DataFrame({"x": x, "y": y}, dtype=float)
+    table -= table.groupby(list(groups)).transform("mean")
+    freedom = len(table) - len(set(groups)) - 1
+    spread = float((table.x**2).sum())
+    if freedom < 1 or spread == 0.0:
+        return None
+    slope = float((table.x * table.y).sum()) / spread
+    error = float(((table.y - slope * table.x) ** 2).sum()) / freedom / spread
+    half = float(stats.t.ppf(0.975, freedom)) * error**0.5
+    return Estimate(slope, slope - half, slope + half)
 
 
 def relations(table: pd.DataFrame) -> list[Line]:

@@ -18,6 +18,7 @@ from rbc_warp.analysis.gaps import draw as draw_gaps
 from rbc_warp.analysis.outcomes import Outcome
 from rbc_warp.analysis.relations import regress
 from rbc_warp.equilibrium.game import Estimate
+from rbc_warp.runs.console import ranges
 from rbc_warp.runs.files import write_atomically, write_text
 from rbc_warp.runs.folder import jsonable
 
@@ -39,9 +40,6 @@ of an earlier version at seeds 0 to 9 of the open economy, so ten seeds were add
 known, none in favour of a claim: in 1 the first window after firms begin, and the later checkpoint, were added; in 4
 it is *at least* 15 %; in 5 slopes are over export quantities, not runs; in 6, 7 and 8 distances are compared in place
 of verdicts, and 6 has seeds 3 and 4, too.
-
-Runs of `closed`, `no_curriculum` and `fixed_taxes` are of earlier versions, whose sums were rounded otherwise: made
-again, runs part from them after 150 to 2,730 iterations, and end as other seeds do.
 """
 Finished = Mapping[str, tuple[int, int]]
 """Per part, how many runs are finished, and of how many."""
@@ -60,21 +58,24 @@ def write_page(
     wanted: Mapping[str, int],
     cross_play: Mapping[str, Any] | None = None,
     commands: Sequence[str] = (),
+    notes: Mapping[str, str] | None = None,
 ) -> list[Path]:
     """Write the page, its figures as JSON beside it, and its pictures in a folder of its name; return the files.
 
-    ``wanted``: how many runs each part has when all are finished; ``commands``: what makes it, step by step.
+    ``wanted``: how many runs each part has when all are finished; ``commands``: what makes it, step by step;
+    ``notes``: what is to be said of a part's runs.
     """
     pictures = draw_pictures(page.with_suffix(""), runs)
     raw = page.with_suffix(".json")
     shown = {name: path.relative_to(page.parent) for name, path in pictures.items()}
-    write_text(page, page_text(questions, runs, wanted, shown, commands))
+    write_text(page, page_text(questions, runs, wanted, shown, commands, notes))
     content = {
         "runs": {part: {"finished": len(runs.get(part, ())), "wanted": number} for part, number in wanted.items()},
         "questions": [
             {"number": each.number, "title": each.title, "claims": [claim.to_dict() for claim in each.claims]}
             for each in questions
         ],
+        "notes": dict(notes or {}),
         "outcomes": {part: [run.to_dict() for run in some] for part, some in runs.items()},
         "cross_play": cross_play and {name: cross_play[name] for name in ("sentence", "bars", "largest_gains")},
     }
@@ -88,6 +89,7 @@ def page_text(
     wanted: Mapping[str, int],
     pictures: Mapping[str, Path],
     commands: Sequence[str] = (),
+    notes: Mapping[str, str] | None = None,
 ) -> str:
     """Return the page as Markdown."""
     claims = [(question, claim) for question in questions for claim in question.claims]
@@ -97,6 +99,7 @@ def page_text(
     if done < sum(wanted.values()):
         each = ", ".join(f"{part} {there} of {number}" for part, (there, number) in finished.items())
         parts.append(_wrapped(f"**{done} of {sum(wanted.values())} runs are finished**: {each}.") + "\n")
+    parts += [_wrapped(f"Runs of `{part}`: {note}") + "\n" for part, note in (notes or {}).items()]
     counts = {answer: sum(claim.answer == answer for _, claim in claims) for answer in ANSWERS}
     parts.append(
         f"Of {len(claims)} claims {counts[NOT_REPRODUCED]} are not reproduced, {counts[REPRODUCED]} are reproduced, "
@@ -140,17 +143,8 @@ def _seeds(claim: Claim, finished: Finished) -> str:
     missing = ", ".join(f"{part} {there} of {wanted}" for part, (there, wanted) in parts.items() if there < wanted)
     if not claim.runs:
         return f"none; {missing}" if missing else "none"
-    seeds = ", ".join(f"{first}–{last}" if last > first else str(first) for first, last in _stretches(claim.seeds))
+    seeds = ", ".join(ranges(claim.seeds, range(claim.seeds[-1] + 1)))
     return f"{seeds} ({claim.runs} run{'s' if claim.runs > 1 else ''}{'; ' if missing else ''}{missing})"
-
-
-def _stretches(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """The stretches of ascending numbers that follow one another: the first and the last of each."""
-    found: list[tuple[int, int]] = []
-    for each in numbers:
-        follows = bool(found) and each == found[-1][1] + 1
-        found = [*found[:-1], (found[-1][0], each)] if follows else [*found, (each, each)]
-    return found
 
 
 def _anchor(question: Question) -> str:

@@ -1,7 +1,8 @@
 """``python -m rbc_warp results [PART …]``: train, test and play all that docs/results.md rests on, and write it.
 
 A part is a sweep of configs/results/ with its tests. What is there already is not made again: finished runs, tests,
-cross-play. The page is written anew after each part, from all runs that are finished by then.
+cross-play. The page is written anew after each part, from all runs that are finished by then; a ``note.txt`` in the
+folder of a part is told on it.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ from rbc_warp.runs.sweep import Display, Task, expand, last_record, matches
 CROSS_PLAYED = 5
 """Most runs whose policies are mixed, by seed: n³ mixtures."""
 LOG_NAME, LEDGER_NAME = "tests.txt", "seconds.json"
+NOTE_NAME = "note.txt"
+"""In the folder of a part, by hand: what the page is to say of its runs."""
 POLL_SECONDS = 0.2
 TRAINING = "training"
 
@@ -360,7 +363,13 @@ def write(page: Path, folder: Path) -> None:
     wanted = {name: len(work.configs) for name, work in works.items()}
     cross_play = read_cross_play(folder / "open")
     commands = [line for part in PARTS for line in part.commands(Path("experiment/results"))]
-    print(*write_page(page, questions(runs, cross_play), runs, wanted, cross_play, commands), sep="\n")
+    notes = {}
+    for name in works:
+        path = folder / name / NOTE_NAME
+        if path.exists():
+            with reading(path, "a note, text in UTF-8", "write it anew, or remove it"):
+                notes[name] = " ".join(path.read_text(encoding="utf-8").split())
+    print(*write_page(page, questions(runs, cross_play), runs, wanted, cross_play, commands, notes), sep="\n")
 
 
 def overview(works: Sequence[Work], folder: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 
 from rich import box
@@ -35,6 +35,18 @@ def number_text(value: float) -> str:
 def range_text(first: int, last: int) -> str:
     """Return "3–5", or "3" where that is all."""
     return f"{first}–{last}" if first < last else str(first)
+
+
+def ranges(numbers: Sequence[int], of: Iterable[int]) -> list[str]:
+    """Name ascending numbers, those that follow each other in ``of`` as a range: 3, 10–40."""
+    place = {number: index for index, number in enumerate(of)}
+    found: list[tuple[int, int]] = []
+    for number in numbers:
+        if found and place[number] == place[found[-1][1]] + 1:
+            found[-1] = found[-1][0], number
+        else:
+            found.append((number, number))
+    return [range_text(*each) for each in found]
 
 
 class ProgressBar:

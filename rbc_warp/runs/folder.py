@@ -30,6 +30,7 @@ from rbc_warp.config.manifest import GROWING, Files, is_listed, read_verified
 from rbc_warp.config.reading import MAX_TEXT_BYTES, open_regular, reading
 from rbc_warp.economy.agents import AGENT_TYPES
 from rbc_warp.errors import RunFileError
+from rbc_warp.runs.console import ranges
 from rbc_warp.runs.files import COPY_AGAIN, Ledger, check_no_link, folder_of, load_torch, torch_bytes, writing
 from rbc_warp.runs.state import REMEDY
 
@@ -332,7 +333,7 @@ class RunDir:
             faults = [f"does not exist or is empty, though the run has made {iteration} iterations"]
         elif listed is False:
             missing = [at for at in due if at not in kept]
-            faults += [f"missing: iteration {', '.join(_ranges(missing, due))}"] if missing else []
+            faults += [f"missing: iteration {', '.join(ranges(missing, due))}"] if missing else []
             faults = faults or ["its lines are not those that were written"]
         whole = b"".join(kept[at] + b"\n" for at in sorted(kept))
         if whole != content or listed is False:  # then the manifest is to list it as it is now
@@ -463,18 +464,6 @@ def _record(line: bytes) -> dict[str, Any]:
     if type(record["iteration"]) is not int:
         raise TypeError
     return record
-
-
-def _ranges(numbers: Sequence[int], of: Iterable[int]) -> list[str]:
-    """Name ascending numbers, those that follow each other in ``of`` as a range: 3, 10–40."""
-    place = {number: index for index, number in enumerate(of)}
-    found: list[list[int]] = []
-    for number in numbers:
-        if found and place[number] == place[found[-1][-1]] + 1:
-            found[-1].append(number)
-        else:
-            found.append([number])
-    return [str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in found]
 
 
 def _end_of_whole_lines(file: FileIO) -> int:
