@@ -80,7 +80,9 @@ def test_a_part_is_trained_tested_and_told_and_made_only_once(
     assert make(small, "--page") == 0
     assert "Runs of `open`: made elsewhere.\n" in (small.parent / "results.md").read_text()
     note.write_bytes(b"\xff")
-    assert make(small, "--page") != 0 and "note.txt: cannot be read as a note" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        make(small, "--page")
+    assert "note.txt: cannot be read as a note" in capsys.readouterr().err
     note.unlink()
 
     sweep = results.CONFIGS / "results" / "open.yaml"
